@@ -1,0 +1,38 @@
+"""The default hooks as plain functions, for those who write no class.
+
+``gunicorn -c python:obskit_gunicorn.hooks myapp:app`` needs no configuration file. In a file of
+module-level names, ``from obskit_gunicorn.hooks import *`` adds them; a hook of your own then calls
+the one it replaces::
+
+    from obskit_gunicorn import hooks
+    from obskit_gunicorn.hooks import *
+
+    def post_fork(server, worker):
+        hooks.post_fork(server, worker)
+        ...
+
+Each is the published function of a class that overrides nothing: it does what
+``ObskitGunicornConfig`` does, and is documented there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from obskit_gunicorn.adapter import PARAMETERS, hook_function
+from obskit_gunicorn.config import ObskitGunicornConfig
+
+
+class Config(ObskitGunicornConfig):
+    """The configuration behind the functions of this module."""
+
+
+__all__ = list(PARAMETERS)  # noqa: PLE0605 - every server hook, from the one table of them
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    # Made when they are asked for, so that Gunicorn finds in vars() only those that do something.
+    if name not in PARAMETERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return hook_function(Config, name)

@@ -1,0 +1,163 @@
+"""Open files that this process holds an flock on, and the rules for letting go of them.
+
+Everything that may have only one holder (a slot's lease, a metric file, the directory lock) is a
+:class:`LockedFile`: an open descriptor with an ``flock``. The kernel ends the lock when the last
+copy of the descriptor is gone, however the process ends, and every process that can open the file
+sees it, whatever its pid namespace.
+
+Works on threads and beside forks; nothing here is for signal context unless it says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import time
+
+__all__ = ["LockedFile", "give_to_owner", "owner", "pause", "set_owner"]
+
+_CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_POLL_SECONDS = 0.005
+
+
+def pause(seconds: float) -> None:
+    """Sleep without giving way to another greenlet.
+
+    A greenlet that slept cooperatively while it holds a native lock would hang its thread, so
+    under gevent the unpatched ``time.sleep`` is used.
+
+    Args:
+        seconds: How long to sleep.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    sleep = monkey.get_original("time", "sleep") if monkey is not None else time.sleep
+    sleep(seconds)
+
+
+class _Owner:
+    """Whom root gives the files it makes."""
+
+    ids: tuple[int, int] | None = None
+
+
+def set_owner(user: int, group: int) -> None:
+    """Say whose the files shall be that root makes from now on, in this process and its forks.
+
+    Args:
+        user: The uid of the workers.
+        group: Their gid.
+    """
+    _Owner.ids = (user, group)
+
+
+def owner() -> tuple[int, int] | None:
+    """Return the uid and gid of :func:`set_owner`, or ``None`` when it was not called."""
+    return _Owner.ids
+
+
+def give_to_owner(descriptor: int) -> None:
+    """Give a file that root has just made to the user that the workers run as.
+
+    Without it a root arbiter would leave files behind that the next holder of the slot, which has
+    dropped root, cannot open. Does nothing for anybody but root.
+
+    Args:
+        descriptor: An open descriptor of the file.
+
+    Raises:
+        OSError: The file system knows no owners.
+    """
+    if _Owner.ids is not None and os.geteuid() == 0:
+        os.fchown(descriptor, *_Owner.ids)
+
+
+class LockedFile:
+    """An open file that may be flocked, and that knows whether its descriptor is still its own.
+
+    ``close`` first compares the descriptor with the file it was opened for: an application that
+    closes descriptors wholesale (``os.closerange``) may have reused the number for a file of its
+    own, which must not be closed in its place.
+
+    Attributes:
+        path: Where the file was opened.
+        descriptor: The open descriptor, or -1 once closed.
+    """
+
+    __slots__ = ("_device", "_inode", "descriptor", "path")
+
+    def __init__(self, path: str, flags: int, mode: int = 0o664) -> None:
+        """Open the file, without locking it.
+
+        Args:
+            path: The file to open.
+            flags: Flags for :func:`os.open`; ``O_CLOEXEC`` is added.
+            mode: Permission bits for a file that is made here, subject to the umask.
+
+        Raises:
+            OSError: The file cannot be opened.
+        """
+        self.path = path
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+        status = os.fstat(self.descriptor)
+        self._device, self._inode = status.st_dev, status.st_ino
+
+    def lock(self, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
+        """Take the flock.
+
+        Args:
+            shared: Take a shared lock instead of an exclusive one.
+            wait_seconds: How long to wait for other holders; 0 asks once.
+
+        Returns:
+            Whether the lock was taken; ``False`` means that somebody else holds it.
+
+        Raises:
+            OSError: The file system knows no flock (ENOLCK, EOPNOTSUPP, ...).
+        """
+        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(self.descriptor, operation)
+            except OSError as error:
+                if error.errno not in _CONTENTION:
+                    raise
+            else:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            pause(_POLL_SECONDS)
+
+    def unlock(self) -> None:
+        """End the lock for every copy of the descriptor, inherited ones included."""
+        if self._is_ours():
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to this file, neither removed nor replaced."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self._device, self._inode)
+
+    def is_linked(self) -> bool:
+        """Return whether the file still has a name somewhere."""
+        return self._is_ours() and os.fstat(self.descriptor).st_nlink > 0
+
+    def close(self) -> None:
+        """Close the descriptor if it still is this file's; may be called twice, never raises."""
+        if self._is_ours():
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def _is_ours(self) -> bool:
+        if self.descriptor < 0:
+            return False
+        try:
+            status = os.fstat(self.descriptor)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self._device, self._inode)

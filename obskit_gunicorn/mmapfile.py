@@ -1,0 +1,381 @@
+"""The ``.db`` metric file: its format, writing it, and salvaging a damaged one.
+
+The format is prometheus_client's (checked against 0.20 to 0.26), so that any reader of its
+multiprocess directory reads our files too::
+
+    offset 0   int32    used: bytes of the file that hold data, this header included
+    offset 4   4 bytes  padding
+    offset 8   entries, one after the other, each
+               int32    length of the key in bytes
+               bytes    the key, UTF-8, then spaces up to a multiple of 8 (at least one)
+               double   value
+               double   timestamp, Unix seconds; 0 when it has none
+
+Integers and doubles have the byte order of the machine. Entries are only ever appended, and
+``used`` grows after the entry it covers is complete, so a reader at any moment, and a process
+killed at any moment, see whole entries. A key is the JSON list ``[metric name, sample name,
+labels, help]``.
+
+This module knows nothing of prometheus_client; it needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import re
+import struct
+from typing import NamedTuple
+
+from obskit_gunicorn.locks import LockedFile, give_to_owner
+
+__all__ = [
+    "HEADER_BYTES",
+    "Entries",
+    "MetricFile",
+    "MetricFileInUseError",
+    "MetricFileName",
+    "pack_entry",
+    "read_entries",
+    "read_file",
+    "read_pair",
+]
+
+HEADER_BYTES = 8
+_FIRST_SIZE_BYTES = 4096
+_LARGEST_STEP_BYTES = 1 << 20
+_CELL_BYTES = 8
+
+_read_int = struct.Struct("i").unpack_from
+_pack_int = struct.Struct("i").pack
+read_pair = struct.Struct("dd").unpack_from
+"""Return the value and the timestamp at an offset of a file's content."""
+_pack_pair = struct.Struct("dd").pack
+
+_NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_([^_]+)\.db")
+
+
+class MetricFileName(NamedTuple):
+    """The parts of a metric file's name, as in ``gauge_livesum_slot3.db``."""
+
+    prefix: str
+    """The metric type, for a gauge with its multiprocess mode: ``counter``, ``gauge_max``."""
+
+    holder: str
+    """Who writes the file: a slot's name, or a pid for writers that know no slots."""
+
+    @classmethod
+    def parse(cls, name: str) -> MetricFileName | None:
+        """Return the parts of a file name, or ``None`` when it is no metric file's."""
+        match = _NAME.fullmatch(name)
+        return cls(*match.groups()) if match else None
+
+    @property
+    def is_live_gauge(self) -> bool:
+        """Whether the file holds gauges that count only while their process lives."""
+        return self.prefix.startswith("gauge_live")
+
+    @property
+    def belongs_to_one_holder(self) -> bool:
+        """Whether the file's values mean nothing once its holder has ended.
+
+        True of the ``live*`` gauges and of mode ``all``, which shows one series per process.
+        """
+        return self.is_live_gauge or self.prefix == "gauge_all"
+
+
+class Entries(NamedTuple):
+    """What could be read of a metric file."""
+
+    offsets: dict[bytes, int]
+    """The offset of each key's value."""
+
+    end: int
+    """The offset behind the last whole entry."""
+
+    damage: str | None
+    """What is wrong with the file from ``end`` on, or ``None`` when nothing is."""
+
+
+def pack_entry(key: bytes, value: float, timestamp: float) -> bytes:
+    """Return an entry as it stands in the file."""
+    padded = key + b" " * (8 - (len(key) + 4) % 8)
+    return _pack_int(len(key)) + padded + _pack_pair(value, timestamp)
+
+
+def read_entries(data: bytes | mmap.mmap, size: int | None = None) -> Entries:
+    """Find the entries of a metric file, up to the first thing that is wrong.
+
+    Args:
+        data: The file's content.
+        size: How many of its bytes count; all of them by default.
+
+    Returns:
+        The entries. Never raises, whatever the bytes are: a file that is damaged gives its valid
+        prefix and says what is wrong behind it.
+    """
+    size = len(data) if size is None else size
+    if size < HEADER_BYTES:
+        return Entries({}, HEADER_BYTES, f"{size} bytes are too few for the header")
+    (used,) = _read_int(data, 0)
+    if used == 0:
+        return Entries({}, HEADER_BYTES, None)
+    damage = None
+    if used > size:
+        damage = f"the header says {used} bytes are used, the file has {size}"
+    elif used < HEADER_BYTES or used % 8:
+        damage = f"the header says {used} bytes are used, which cannot be"
+    # A header that cannot be trusted says nothing of where the entries end: look further, and
+    # take only what is beyond doubt an entry.
+    strict = damage is not None
+    limit = size if strict else used
+    offsets: dict[bytes, int] = {}
+    position = HEADER_BYTES
+    while position < limit:
+        if position + 4 > limit:
+            damage = damage or f"the entry at offset {position} is cut off"
+            break
+        (length,) = _read_int(data, position)
+        value_at = position + 4 + length + (8 - (length + 4) % 8)
+        if length <= 0 or value_at + 16 > limit:
+            damage = damage or f"the entry at offset {position} has a key of {length} bytes"
+            break
+        key = data[position + 4 : position + 4 + length]
+        if not _is_key(key, strict=strict):
+            damage = damage or f"the key at offset {position} is no UTF-8 text"
+            break
+        offsets[key] = value_at
+        position = value_at + 16
+    return Entries(offsets, position, damage)
+
+
+def read_file(path: str) -> tuple[bytes, Entries]:
+    """Read a whole metric file without mapping it.
+
+    Args:
+        path: The file; it may be written to at the same time.
+
+    Returns:
+        Its content and its entries.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        data = file.read()
+    return data, read_entries(data)
+
+
+def _is_key(key: bytes, *, strict: bool) -> bool:
+    try:
+        text = key.decode("utf-8")
+        if strict:
+            name, sample, labels, _help = json.loads(text)
+            return isinstance(name, str) and isinstance(sample, str) and isinstance(labels, dict)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+class MetricFileInUseError(OSError):
+    """Another process holds the lock of a metric file that this process meant to write."""
+
+    def __init__(self, path: str) -> None:
+        """Make the error for the file at ``path``."""
+        super().__init__(errno.EBUSY, "another process writes this metric file", path)
+
+
+class MetricFile:
+    """A metric file open for writing, mapped, and locked by this process alone.
+
+    The lock and the data are one inode: whoever has the file open for writing is its only writer,
+    also when files were removed or replaced behind our back.
+
+    A file appears under its name only when it is whole. Space is reserved before it is mapped, so
+    that a full volume is an ``OSError`` here and never a SIGBUS at a write.
+
+    Not thread-safe; the caller holds a lock. A forked child must call :meth:`release` on the files
+    of its parent, which leaves the parent's own mapping alone.
+
+    Attributes:
+        path: The file.
+        cells: The file as doubles; the value of an entry is the one at its index.
+        salvaged: What was wrong with the file that was found, or ``None``.
+    """
+
+    __slots__ = ("_file", "_indexes", "_map", "_size", "_used", "cells", "path", "salvaged")
+
+    def __init__(self, path: str) -> None:
+        """Open the file, or make it; replace a damaged one by what can be read of it.
+
+        Args:
+            path: The file. A damaged one is kept beside it as ``<path>.damaged``.
+
+        Raises:
+            MetricFileInUseError: Another process writes the file.
+            OSError: The file cannot be opened or made, or there is no room for it.
+        """
+        self.path = path
+        self.salvaged: str | None = None
+        self._indexes: dict[bytes, int] = {}
+        self._file = self._open()
+        try:
+            found = os.fstat(self._file.descriptor).st_size
+            size = _whole_pages(found)
+            # Also for a file that was found: it may be sparse, and a store into a hole of a full
+            # volume is a SIGBUS.
+            _reserve(self._file.descriptor, 0, size)
+            self._map_file(size)
+            entries = read_entries(self._map, found)
+            if entries.damage is not None:
+                self._salvage(entries)
+            self._indexes = {key: at // _CELL_BYTES for key, at in entries.offsets.items()}
+            self._used = entries.end
+            self._map[0:4] = _pack_int(self._used)
+        except BaseException:
+            self.release()
+            raise
+
+    def find(self, key: bytes) -> int | None:
+        """Return the index of a key's value in :attr:`cells`, or ``None`` when it has no entry."""
+        return self._indexes.get(key)
+
+    def add(self, key: bytes, value: float, timestamp: float) -> int:
+        """Append an entry.
+
+        Args:
+            key: A key that has no entry yet.
+            value: Its first value.
+            timestamp: Its first timestamp, Unix seconds or 0.
+
+        Returns:
+            The index of the value in :attr:`cells`.
+
+        Raises:
+            OSError: There is no room; the file is as it was.
+        """
+        entry = pack_entry(key, value, timestamp)
+        end = self._used + len(entry)
+        while end > self._size:
+            self._grow()
+        self._map[self._used : end] = entry
+        # Last, and in one store: from here on readers see the entry.
+        self._map[0:4] = _pack_int(end)
+        self._used = end
+        index = self._indexes[key] = (end - 16) // _CELL_BYTES
+        return index
+
+    def read(self, index: int) -> tuple[float, float]:
+        """Return the value and the timestamp at an index."""
+        value, timestamp = read_pair(self._map, index * _CELL_BYTES)
+        return value, timestamp
+
+    def write_pair(self, index: int, value: float, timestamp: float) -> None:
+        """Write value and timestamp in one store of 16 bytes."""
+        at = index * _CELL_BYTES
+        self._map[at : at + 16] = _pack_pair(value, timestamp)
+
+    def is_linked(self) -> bool:
+        """Return whether the file still has a name, so that readers can find it."""
+        return self._file.is_linked()
+
+    def release(self) -> None:
+        """Unmap and close the file, and so end the lock; may be called twice, never raises."""
+        cells = getattr(self, "cells", None)
+        if cells is not None:
+            cells.release()
+            self._map.close()
+        self._file.close()
+
+    def _open(self) -> LockedFile:
+        while True:
+            try:
+                file = LockedFile(self.path, os.O_RDWR)
+            except FileNotFoundError:
+                return self._make(b"")
+            try:
+                if not file.lock():
+                    raise MetricFileInUseError(self.path)
+                if file.is_in_place():
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _make(self, entries: bytes) -> LockedFile:
+        """Make the file under another name, locked and whole, and then give it its own."""
+        directory, name = os.path.split(self.path)
+        unfinished = os.path.join(directory, name.removesuffix(".db") + ".new")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            file.lock()
+            give_to_owner(file.descriptor)
+            end = HEADER_BYTES + len(entries)
+            _reserve(file.descriptor, 0, _whole_pages(end))
+            os.pwrite(file.descriptor, _pack_int(end) + bytes(4) + entries, 0)
+            os.rename(unfinished, self.path)
+            file.path = self.path
+            if not file.is_in_place():
+                raise MetricFileInUseError(self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            file.close()
+            raise
+        return file
+
+    def _salvage(self, entries: Entries) -> None:
+        """Put a new file with the valid entries in the place of a damaged one."""
+        damaged = self.path + ".damaged"
+        content = self._map[HEADER_BYTES : entries.end]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(damaged)
+        # A second name first, so that there is no moment at which a scrape finds no file at all.
+        try:
+            os.link(self.path, damaged)
+        except OSError:  # a file system without hard links
+            os.rename(self.path, damaged)
+        replacement = self._make(content)
+        self.cells.release()
+        self._map.close()
+        self._file.close()
+        self._file = replacement
+        self._map_file(os.fstat(replacement.descriptor).st_size)
+        self.salvaged = entries.damage
+
+    def _grow(self) -> None:
+        size = self._size + min(self._size, _LARGEST_STEP_BYTES)
+        _reserve(self._file.descriptor, self._size, size - self._size)
+        cells, mapping = self.cells, self._map
+        self._map_file(size)
+        cells.release()
+        mapping.close()
+
+    def _map_file(self, size: int) -> None:
+        try:
+            self._map = mmap.mmap(self._file.descriptor, size)
+        except ValueError as error:  # somebody has cut it since it was reserved
+            raise OSError(errno.EIO, str(error), self.path) from None
+        self._size = size
+        self.cells = memoryview(self._map).cast("d")
+
+
+def _whole_pages(size: int) -> int:
+    return max(_FIRST_SIZE_BYTES, -(-size // _FIRST_SIZE_BYTES) * _FIRST_SIZE_BYTES)
+
+
+def _reserve(descriptor: int, offset: int, length: int) -> None:
+    """Make sure that a stretch of a file has room on the volume; ENOSPC if it has not."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, offset, length)
+        return
+    # macOS: writing zeros behind the end is what reserves room; what is there is left alone.
+    size = os.fstat(descriptor).st_size
+    if offset + length > size:
+        os.pwrite(descriptor, bytes(offset + length - size), size)

@@ -1,0 +1,121 @@
+"""The options of the configuration class: where they come from, and whether they are right.
+
+For each option the environment wins over the class, and the class over the default. What is wrong
+is said with its source and stops the start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from obskit_gunicorn.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from obskit_gunicorn.config import ObskitGunicornConfig
+
+__all__ = [
+    "DIRECTORY_VARIABLE",
+    "EXPORTED_VARIABLE",
+    "Options",
+    "is_option",
+    "read_options",
+]
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that every user of prometheus_client knows."""
+
+EXPORTED_VARIABLE = "OBSKIT_MULTIPROC_DIR"
+"""Set beside it where an arbiter hands its directory to the one that SIGUSR2 starts.
+
+What it names was exported by us and is not the user's wish.
+"""
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+class Options(NamedTuple):
+    """The options of one configuration, checked."""
+
+    multiproc_dir: str | None
+    """The multiprocess directory, absolute; ``None`` for a private one."""
+
+    metrics_keep: bool
+    """Whether the totals of earlier runs are kept at a start."""
+
+
+def is_option(name: str) -> bool:
+    """Return whether a class attribute is one of our options."""
+    return name in Options._fields
+
+
+def read_options(
+    config: ObskitGunicornConfig,
+    environment: Mapping[str, str],
+    *,
+    where: str,
+    exported: str | None = None,
+) -> Options:
+    """Read the options of a configuration; runs while Gunicorn loads it.
+
+    A relative directory is made absolute here, before Gunicorn changes directory.
+
+    Args:
+        config: An instance of the user's class.
+        environment: The process's environment.
+        where: What to call the class in an error, such as ``"Config in gunicorn.conf.py"``.
+        exported: The directory that we have exported ourselves, which is not the user's wish.
+
+    Raises:
+        ConfigurationError: A value is not what it must be.
+    """
+    return Options(
+        _directory(config.multiproc_dir, environment, where, exported),
+        _flag(config.metrics_keep, environment, "metrics_keep", where),
+    )
+
+
+def _directory(
+    value: object, environment: Mapping[str, str], where: str, exported: str | None
+) -> str | None:
+    wished = environment.get(DIRECTORY_VARIABLE) or environment.get("prometheus_multiproc_dir")
+    if wished and wished != exported:
+        return os.path.abspath(wished)
+    if value is None:
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigurationError(
+            where=f"{where}: multiproc_dir",
+            value=value,
+            expected="the path of a directory as text, or None for a private one",
+            mend='Write for example multiproc_dir = "/metrics".',
+        )
+    return os.path.abspath(value)
+
+
+def _flag(value: object, environment: Mapping[str, str], name: str, where: str) -> bool:
+    variable = f"OBSKIT_{name.upper()}"
+    text = environment.get(variable)
+    if text:
+        if text.lower() in _TRUE:
+            return True
+        if text.lower() in _FALSE:
+            return False
+        raise ConfigurationError(
+            where=f"environment variable {variable}",
+            value=text,
+            expected=f"one of {', '.join(_TRUE + _FALSE)}",
+            mend=f"Set {variable}=true or {variable}=false, or unset it.",
+        )
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            where=f"{where}: {name}",
+            value=value,
+            expected="True or False",
+            mend=f"Write {name} = True or {name} = False.",
+        )
+    return value
