@@ -304,7 +304,8 @@ def _publish(
     publication = _load(config, source)
     known = _known_settings()
     published: dict[str, Any] = {}
-    for name in dir(config):
+    # Of the instance: a dataclass keeps a field with a factory out of its class.
+    for name in dir(publication.config):
         if name.startswith("_") or name in PARAMETERS or is_option(name) or name not in known:
             continue
         published[name] = _setting(publication, name, known[name])
@@ -399,7 +400,8 @@ def _setting(publication: _Publication, name: str, setting: Any) -> Any:
         raise ConfigurationError(
             where=f"{publication.where}: {name}",
             value=value,
-            expected=f"{kind or 'a value'} that Gunicorn accepts ({error})",
+            expected=f"{f'a value of type {kind}' if kind else 'a value'} that Gunicorn "
+            f"accepts ({error})",
             mend=f"Gunicorn's setting {name}: {setting.short}",
         ) from error
     return value
@@ -496,10 +498,14 @@ def _suggest(publication: _Publication, known: dict[str, Any]) -> None:
         for name in vars(base):
             if name.startswith("_") or name in names or name in ours:
                 continue
-            near = difflib.get_close_matches(name.lower(), sorted(names), n=1, cutoff=0.8)
+            near = difflib.get_close_matches(name.lower(), sorted(names), n=2, cutoff=0.8)
             if near:
-                _warn(publication, name, f"Gunicorn knows no such name and ignores it; did you "
-                      f"mean {near[0]}? A leading underscore says that it is your own")
+                _warn(
+                    publication,
+                    name,
+                    "Gunicorn knows no such name and ignores it; did you mean "
+                    f"{' or '.join(near)}? A leading underscore says that it is your own",
+                )
 
 
 def _warn(publication: _Publication, name: str, text: str) -> None:

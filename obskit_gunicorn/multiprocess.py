@@ -8,6 +8,7 @@ the configuration class has done it before the application is imported.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import gc
@@ -79,6 +80,10 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
             return
         line = "was removed or cleaned while in use and begins anew" if same else "is left for another"
         process.log.warning("obskit: metrics directory %s %s", process.directory.path, line)
+    # Not in on_exit: metrics may be written until the very end, and Gunicorn skips on_exit in some
+    # ends. Workers inherit it.
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     # In this process nothing may be bound while the directory is wiped.
     values.withdraw()
     try:
@@ -110,6 +115,13 @@ def take_lease(**facts: object) -> None:
         return
     values.share()
     process.note(**facts)
+
+
+def _leave() -> None:
+    """Leave the directory when this process ends, if it is the one to tidy up."""
+    if slots.process.is_in_charge():
+        values.withdraw()
+        slots.process.end()
 
 
 def _join() -> None:

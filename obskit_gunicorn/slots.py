@@ -28,7 +28,6 @@ threads and beside forks; a fork waits until no descriptor is half taken.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import itertools
@@ -491,10 +490,6 @@ class Process:
         with _guard:
             self.release()
             self.directory, self.role, self.is_configuring = None, "arbiter", False
-            if not self._arbiter_pid:
-                # Not in on_exit: metrics may be written until the very end, and Gunicorn skips
-                # on_exit in some ends.
-                atexit.register(self._at_exit)
             self._arbiter_pid = os.getpid()
             set_owner(user, group)
             if path is None:
@@ -561,12 +556,13 @@ class Process:
                 with contextlib.suppress(OSError):
                     directory.remove_if_unused()
 
-    def _at_exit(self) -> None:
-        # Inherited by workers, which end by themselves when their arbiter was killed: the last
-        # one then is the last holder.
-        orphaned = self.role == "worker" and self.is_private and os.getppid() != self._arbiter_pid
-        if self.role == "arbiter" or orphaned:
-            self.end()
+    def is_in_charge(self) -> bool:
+        """Return whether a private directory is this process's to remove when it ends.
+
+        It is the arbiter's, and after the arbiter was killed the last worker's.
+        """
+        orphaned = self.role == "worker" and os.getppid() != self._arbiter_pid
+        return self.role == "arbiter" or (orphaned and self.is_private)
 
     def describe(self) -> str:
         """Return one line for people: where metrics are kept and what this process holds."""
