@@ -1,7 +1,7 @@
 """What a metric call costs: ours against prometheus_client's multiprocess mode, in one run.
 
-Each figure is taken in a fresh interpreter, the two sides in turn, and the best of several rounds is
-kept: on a shared machine the smallest time is the least disturbed one. Ratios are ours / theirs.
+Each figure is taken in a fresh interpreter, the two sides in turn, and the best of several rounds
+is kept: on a shared machine the smallest time is the least disturbed one. Ratios are ours / theirs.
 
 Run it with ``make bench``, or ``python benchmarks/values.py``.
 """

@@ -65,7 +65,7 @@ _LAZY = {"as_options": "adapter", "expose": "adapter"}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - only when a lazy name is used
+    from importlib import import_module
 
     module = import_module(f"{__name__}.{_LAZY.get(name, 'multiprocess')}")
     return getattr(module, name)

@@ -1,7 +1,7 @@
 """The command ``obskit-gunicorn``: look into a multiprocess directory, and check one.
 
-Both read only; ``check`` makes one file of its own and removes it. Exit status 0: fine; 1: a problem
-was found; 2: wrong use.
+Both read only; ``check`` makes one file of its own and removes it. Exit status 0: fine; 1: a
+problem was found; 2: wrong use.
 """
 
 from __future__ import annotations
@@ -169,11 +169,15 @@ def _content_problems(path: str) -> list[str]:
     for file in _files(path):
         parsed = MetricFileName.parse(file.name)
         if file.damage:
-            problems.append(f"{os.path.join(path, file.name)}: {file.damage}; its next holder "
-                            "keeps what can be read of it")
+            problems.append(
+                f"{os.path.join(path, file.name)}: {file.damage}; its next holder "
+                "keeps what can be read of it"
+            )
         elif parsed is not None and not parsed.holder.startswith("slot"):
-            problems.append(f"{os.path.join(path, file.name)}: written by a process that knows no "
-                            "slots; import obskit_gunicorn.multiprocess in it")
+            problems.append(
+                f"{os.path.join(path, file.name)}: written by a process that knows no "
+                "slots; import obskit_gunicorn.multiprocess in it"
+            )
     for name in sorted(os.listdir(path)):
         if name.endswith(".db.damaged"):
             problems.append(f"{os.path.join(path, name)}: was found damaged; look at it, remove it")

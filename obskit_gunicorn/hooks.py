@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from obskit_gunicorn.adapter import PARAMETERS, hook_function
+from obskit_gunicorn.adapter import hook_function
+from obskit_gunicorn.checks import PARAMETERS
 from obskit_gunicorn.config import ObskitGunicornConfig
 
 
@@ -28,7 +29,7 @@ class Config(ObskitGunicornConfig):
     """The configuration behind the functions of this module."""
 
 
-__all__ = list(PARAMETERS)  # noqa: PLE0605 - every server hook, from the one table of them
+__all__ = list(PARAMETERS)
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

@@ -92,14 +92,15 @@ class LockedFile:
 
         Args:
             path: The file to open.
-            flags: Flags for :func:`os.open`; ``O_CLOEXEC`` is added.
+            flags: Flags for :func:`os.open`. ``O_CLOEXEC`` is added, and ``O_NOFOLLOW``: where root
+                opens files in a directory of another user, a link must not lead it elsewhere.
             mode: Permission bits for a file that is made here, subject to the umask.
 
         Raises:
             OSError: The file cannot be opened.
         """
         self.path = path
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         status = os.fstat(self.descriptor)
         self._device, self._inode = status.st_dev, status.st_ino
 

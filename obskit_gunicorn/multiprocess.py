@@ -56,12 +56,14 @@ def install() -> list[str]:
         The names of metrics that could not be taken over: they were made before the value class
         was installed, by code that keeps their values where we cannot find them.
     """
+    if values.is_installed():
+        return []
     values.install()
     return _take_over()
 
 
 def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
-    """Take the arbiter's place in a directory; runs in the arbiter, in ``nworkers_changed``.
+    """Take the arbiter's place in a directory; runs in the arbiter.
 
     Called again it does nothing, unless the directory is another one, was removed, or was cleaned
     by somebody. Never raises because of the directory: when it cannot be used, that is one line in
@@ -74,12 +76,18 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
         group: Their gid.
     """
     process = slots.process
-    if process.directory is not None:
-        same = process.is_private if path is None else process.directory.path == path
-        if same and process.lease is not None and process.lease.is_in_place():
+    before = process.directory
+    if before is not None and process.lease is not None:
+        if before.path != path:
+            process.log.warning("obskit: metrics directory %s is left for another", before.path)
+        elif process.lease.is_in_place():
             return
-        line = "was removed or cleaned while in use and begins anew" if same else "is left for another"
-        process.log.warning("obskit: metrics directory %s %s", process.directory.path, line)
+        else:
+            process.log.warning(
+                "obskit: metrics directory %s was removed or cleaned while in use; what was only "
+                "there is lost, counting goes on",
+                before.path,
+            )
     # Not in on_exit: metrics may be written until the very end, and Gunicorn skips on_exit in some
     # ends. Workers inherit it.
     atexit.unregister(_leave)
@@ -89,10 +97,14 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     try:
         process.begin(path, keep=keep, user=user, group=group)
     except OSError as error:
-        process.log.error(
-            "obskit: metrics stay in the memory of each process, none are shared: %s",
-            slots.explain(error, path or "private directory"),
-        )
+        problem = slots.explain(error, path or "private directory")
+        if [problem] != _last_problem:
+            _last_problem[:] = [problem]
+            process.log.error(
+                "obskit: metrics stay in the memory of each process, none are shared: %s", problem
+            )
+    else:
+        _last_problem.clear()
     values.share()
 
 
@@ -102,19 +114,12 @@ def take_lease(**facts: object) -> None:
     Args:
         **facts: What to change in the record beside the lease.
     """
-    process = slots.process
-    if process.directory is None:
-        return
-    try:
-        process.acquire()
-    except OSError as error:
-        process.log.error(
-            "obskit: metrics of this process stay in its memory for now: %s",
-            slots.explain(error, process.directory.path),
-        )
-        return
-    values.share()
-    process.note(**facts)
+    values.share(now=True)
+    slots.process.note(**facts)
+
+
+_last_problem: list[str] = []
+"""What begin() has said last, so that it says it once and not at every fork."""
 
 
 def _leave() -> None:
@@ -139,8 +144,9 @@ def _join() -> None:
     try:
         process.join(path)
     except OSError as error:
-        process.log.error("obskit: metrics of this process stay in its memory: %s",
-                          slots.explain(error, path))
+        process.log.error(
+            "obskit: metrics of this process stay in its memory: %s", slots.explain(error, path)
+        )
     values.share()
 
 
@@ -167,9 +173,8 @@ def _take_over() -> list[str]:
 
 def _is_their_value(found: object) -> bool:
     kind = type(found)
-    return (
-        kind is prometheus_values.MutexValue
-        or (kind.__name__ == "MmapedValue" and kind.__module__ == prometheus_values.__name__)
+    return kind is prometheus_values.MutexValue or (
+        kind.__name__ == "MmapedValue" and kind.__module__ == prometheus_values.__name__
     )
 
 
@@ -228,7 +233,10 @@ class MultiProcessCollector(_TheirCollector):
             The metric families.
         """
         metrics = _read_metrics(files)
-        return _TheirCollector._accumulate_metrics(metrics, accumulate)
+        merged: Iterable[Metric] = _TheirCollector._accumulate_metrics(  # type: ignore[no-untyped-call]
+            metrics, accumulate
+        )
+        return merged
 
     def collect(self) -> Iterable[Metric]:
         """Return the families of everything in the directory; may be called from any thread."""
@@ -297,7 +305,7 @@ def mark_process_dead(pid: int | str, path: str | None = None) -> None:
         path: The multiprocess directory; the environment's by default.
     """
     if not str(pid).startswith("slot"):
-        _their_mark_process_dead(pid, path)  # type: ignore[arg-type]
+        _their_mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
     directory = path or os.environ.get(DIRECTORY_VARIABLE)
     if directory:
         with contextlib.suppress(OSError):
@@ -325,7 +333,7 @@ class _SharedMetrics:
         path = self._path or _current_path()
         records: dict[str, dict[str, Any] | None] = {}
         if path is not None and os.path.isdir(path):
-            yield from MultiProcessCollector(None, path).collect()
+            yield from MultiProcessCollector(None, path).collect()  # type: ignore[no-untyped-call]
             with contextlib.suppress(OSError):
                 records = slots.SlotDirectory(path).records()
         held = [record for record in records.values() if record is not None]

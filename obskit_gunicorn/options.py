@@ -7,7 +7,7 @@ is said with its source and stops the start.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from obskit_gunicorn.errors import ConfigurationError
@@ -20,6 +20,7 @@ __all__ = [
     "EXPORTED_VARIABLE",
     "Options",
     "is_option",
+    "normalize_environment",
     "read_options",
 ]
 
@@ -46,6 +47,20 @@ class Options(NamedTuple):
     """Whether the totals of earlier runs are kept at a start."""
 
 
+def normalize_environment(environment: MutableMapping[str, str]) -> None:
+    """Make the directory that the user has put into the environment absolute, once.
+
+    Gunicorn changes directory later, and every process and library that reads the variable shall
+    find the same directory. The old lower-case spelling is read as prometheus_client reads it.
+
+    Args:
+        environment: ``os.environ`` of the process that loads the configuration.
+    """
+    wished = environment.get(DIRECTORY_VARIABLE) or environment.get("prometheus_multiproc_dir")
+    if wished:
+        environment[DIRECTORY_VARIABLE] = os.path.abspath(wished)
+
+
 def is_option(name: str) -> bool:
     """Return whether a class attribute is one of our options."""
     return name in Options._fields
@@ -55,7 +70,7 @@ def read_options(
     config: ObskitGunicornConfig,
     environment: Mapping[str, str],
     *,
-    where: str,
+    source: str,
     exported: str | None = None,
 ) -> Options:
     """Read the options of a configuration; runs while Gunicorn loads it.
@@ -65,31 +80,32 @@ def read_options(
     Args:
         config: An instance of the user's class.
         environment: The process's environment.
-        where: What to call the class in an error, such as ``"Config in gunicorn.conf.py"``.
+        source: The file of the class, for errors.
         exported: The directory that we have exported ourselves, which is not the user's wish.
 
     Raises:
         ConfigurationError: A value is not what it must be.
     """
     return Options(
-        _directory(config.multiproc_dir, environment, where, exported),
-        _flag(config.metrics_keep, environment, "metrics_keep", where),
+        _directory(config, environment, source, exported),
+        _flag(config, environment, "metrics_keep", source),
     )
 
 
 def _directory(
-    value: object, environment: Mapping[str, str], where: str, exported: str | None
+    config: ObskitGunicornConfig, environment: Mapping[str, str], source: str, exported: str | None
 ) -> str | None:
-    wished = environment.get(DIRECTORY_VARIABLE) or environment.get("prometheus_multiproc_dir")
+    wished = environment.get(DIRECTORY_VARIABLE)
     if wished and wished != exported:
         return os.path.abspath(wished)
+    value: object = config.multiproc_dir
     if value is None:
         return None
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigurationError(
-            where=f"{where}: multiproc_dir",
+            where=_where(config, "multiproc_dir", source),
             value=value,
             expected="the path of a directory as text, or None for a private one",
             mend='Write for example multiproc_dir = "/metrics".',
@@ -97,7 +113,9 @@ def _directory(
     return os.path.abspath(value)
 
 
-def _flag(value: object, environment: Mapping[str, str], name: str, where: str) -> bool:
+def _flag(
+    config: ObskitGunicornConfig, environment: Mapping[str, str], name: str, source: str
+) -> bool:
     variable = f"OBSKIT_{name.upper()}"
     text = environment.get(variable)
     if text:
@@ -111,11 +129,16 @@ def _flag(value: object, environment: Mapping[str, str], name: str, where: str) 
             expected=f"one of {', '.join(_TRUE + _FALSE)}",
             mend=f"Set {variable}=true or {variable}=false, or unset it.",
         )
+    value = getattr(config, name)
     if not isinstance(value, bool):
         raise ConfigurationError(
-            where=f"{where}: {name}",
+            where=_where(config, name, source),
             value=value,
             expected="True or False",
             mend=f"Write {name} = True or {name} = False.",
         )
     return value
+
+
+def _where(config: ObskitGunicornConfig, name: str, source: str) -> str:
+    return f"{type(config).__name__}.{name} in {source}"

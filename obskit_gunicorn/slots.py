@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import logging
 import os
@@ -69,6 +68,8 @@ LOCK_WAIT_SECONDS = 2.0
 _PRIVATE_PREFIX = "obskit-gunicorn-"
 _STALE_SECONDS = 60.0
 _MOST_SLOTS = 65536
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
+"""What may keep one process from a lease for a while, but says nothing about the directory."""
 
 
 def fork_guard() -> threading.RLock:
@@ -359,9 +360,7 @@ class SlotDirectory:
 
     def _is_free(self, name: str, *, writable: bool = False) -> bool:
         try:
-            file = LockedFile(
-                os.path.join(self.path, name), os.O_RDWR if writable else os.O_RDONLY
-            )
+            file = LockedFile(os.path.join(self.path, name), os.O_RDWR if writable else os.O_RDONLY)
         except FileNotFoundError:
             return True
         except PermissionError:
@@ -469,14 +468,17 @@ class Process:
         self.is_configuring = False
         self.role: Role = "process"
         self.lease: Lease | None = None
-        self.log: logging.Logger = logging.getLogger("obskit_gunicorn")
+        self.log: Any = logging.getLogger("obskit_gunicorn")
         self._arbiter_pid = 0
+        self._begun: set[str] = set()
 
     def begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
         """Take the arbiter's place in a directory; runs in the arbiter, may be called again.
 
+        Called again for a directory it never wipes: an arbiter begins one generation.
+
         Args:
-            path: The directory, made if it is missing; ``None`` for a private one.
+            path: The directory, made if it is missing; ``None`` for a new private one.
             keep: Go on from the totals of earlier runs.
             user: The uid that workers will run as.
             group: Their gid.
@@ -485,24 +487,40 @@ class Process:
             Whether a new generation was started.
 
         Raises:
-            OSError: The directory cannot be used. This process then has none.
+            OSError: The directory cannot be used, or no lease is to be had in it.
         """
         with _guard:
             self.release()
-            self.directory, self.role, self.is_configuring = None, "arbiter", False
+            self.role, self.is_configuring = "arbiter", False
             self._arbiter_pid = os.getpid()
             set_owner(user, group)
             if path is None:
+                self.directory = None
                 _remove_leftovers(user)
                 self.directory, self.lease = _make_private(user, group)
                 self.is_private = True
+                self._begun.add(self.directory.path)
                 return True
             directory = SlotDirectory(path)
-            os.makedirs(directory.path, mode=0o755, exist_ok=True)
+            again = directory.path in self._begun
+            self._begun.add(directory.path)
+            was_here = self.directory is not None and self.directory.path == directory.path
+            private = directory.generation().get("private") is True or (
+                was_here and self.is_private
+            )
+            if not was_here:
+                self.directory = None
+            os.makedirs(directory.path, mode=0o700 if private else 0o755, exist_ok=True)
             _let_in(directory.path, user, group)
-            self.lease, wiped = directory.begin(keep=keep)
-            self.directory = directory
-            self.is_private = directory.generation().get("private") is True
+            try:
+                self.lease, wiped = directory.begin(keep=keep or again, private=private)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                # Workers may have better luck, and this process when it tries again.
+                self.directory, self.is_private = directory, private
+                raise
+            self.directory, self.is_private = directory, private
             return wiped
 
     def join(self, path: str) -> None:

@@ -372,12 +372,19 @@ def is_installed() -> bool:
     return prometheus_values.ValueClass is Value
 
 
-def share() -> None:
-    """Move what is in memory into the directory that this process now has."""
+def share(*, now: bool = False) -> None:
+    """Move what is in memory into the directory that this process now has.
+
+    Args:
+        now: Take the lease even if there is nothing to share yet.
+    """
     global _retry_at  # noqa: PLW0603
     with _lock:
         _retry_at = 0.0
-        _move_in()
+        with slots.fork_guard():
+            if now:
+                _open_store()
+            _move_in()
     _say()
 
 
@@ -416,7 +423,11 @@ def _bind(place: _Place) -> _Cell:
                 cell = _add(place)
                 if cell is not None:
                     return cell
-        return _memory.setdefault(place, _CELLS.get(place[0], _Cell)())
+        cell = _memory.get(place)
+        if cell is None:
+            cell = _memory[place] = _CELLS.get(place[0], _Cell)()
+            slots.process.note(values_not_shared=len(_memory))
+        return cell
 
 
 def _add(place: _Place) -> _Cell | None:
@@ -430,39 +441,41 @@ def _add(place: _Place) -> _Cell | None:
         except MetricFileInUseError as error:
             # Also this file's values are with us no more: what nobody can read any longer goes
             # on from memory in the next slot.
-            _note(error, f"obskit: {error.filename} was removed, replaced or taken by another "
-                  f"process; {store.lease.slot} is given up for another slot")
+            _note(
+                error,
+                f"obskit: {error.filename} was removed, replaced or taken by another "
+                f"process; {store.lease.slot} is given up for another slot",
+            )
             _leave()
             slots.process.release()
             continue
         except OSError as error:
             _fail(error)
             return None
-        if _memory.pop(place, None) is not None or _memory:
-            _move_in()
+        _memory.pop(place, None)
+        _move_in()
         return cell
     return None
 
 
 def _move_in() -> None:
     """Move every value that is in memory into the files, as far as there is room."""
-    waiting = len(_memory)
-    with slots.fork_guard():
-        for place in list(_memory):
-            store = _open_store()
-            if store is None:
-                return
-            carried = _memory[place]
-            try:
-                if place not in store.cells:
-                    store.add(place, carried)
-            except OSError as error:
-                _fail(error)
-                return
-            del _memory[place]
-    if waiting and _said:
+    if not _memory:
+        return
+    for place in list(_memory):
+        store = _open_store()
+        if store is None:
+            return
+        try:
+            if place not in store.cells:
+                store.add(place, _memory[place])
+        except OSError as error:
+            _fail(error)
+            return
+        del _memory[place]
+    slots.process.note(values_not_shared=0)
+    if _said:
         _said.clear()
-        slots.process.note(values_not_shared=0)
         _notices.append("obskit: metrics of this process are shared again")
 
 
@@ -479,7 +492,7 @@ def _open_store() -> _Store | None:
 
 
 def _leave() -> None:
-    global _store  # noqa: PLW0603
+    global _store
     store, _store = _store, None
     if store is not None:
         _memory.update(store.lost())
@@ -493,9 +506,10 @@ def _fail(error: OSError) -> None:
     _retry_at = time.monotonic() + _RETRY_SECONDS
     directory = slots.process.directory
     path = directory.path if directory is not None else ""
-    _note(error, "obskit: metrics of this process stay in its memory for now: "
-          + slots.explain(error, path))
-    slots.process.note(values_not_shared=len(_memory))
+    _note(
+        error,
+        "obskit: metrics of this process stay in its memory for now: " + slots.explain(error, path),
+    )
 
 
 def _note(error: OSError, line: str) -> None:
@@ -512,7 +526,7 @@ def _say() -> None:
 
 def _forked() -> None:
     """Start over in a forked child. Nothing here walks the values."""
-    global _lock, _store, _memory, _retry_at  # noqa: PLW0603
+    global _lock, _store, _memory, _retry_at
     store, _store = _store, None
     _lock, _memory, _retry_at = Lock(), {}, 0.0
     _here[0] = 1

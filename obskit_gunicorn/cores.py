@@ -1,0 +1,159 @@
+"""The cores: what each hook does for the promises of this package, whatever the user overrides.
+
+Each runs where Gunicorn calls the hook, before the user's method. None depends on a hook that may
+not run. An error in one is caught by its caller.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn import slots
+from obskit_gunicorn.checks import Publication
+from obskit_gunicorn.options import DIRECTORY_VARIABLE, EXPORTED_VARIABLE
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+__all__ = ["CORES", "failures", "flush_failures", "process_state", "sharing"]
+
+
+class _ProcessState:
+    """What an arbiter remembers from one loading of its configuration to the next."""
+
+    def __init__(self) -> None:
+        self.published: dict[str, Any] | None = None
+        """What was last handed to Gunicorn, for a SIGHUP whose configuration is wrong."""
+
+        self.exported: str | None = None
+        """The directory that we have put into the environment ourselves."""
+
+
+process_state = _ProcessState()
+"""The one of this process; forks inherit a copy."""
+
+failures: list[tuple[str, str, bool]] = []
+"""What could not be logged or counted in signal context: hook, text, whether to count it."""
+
+
+def sharing() -> Any:
+    """Return :mod:`obskit_gunicorn.multiprocess`, or ``None`` without prometheus_client."""
+    try:
+        return importlib.import_module("obskit_gunicorn.multiprocess")
+    except ImportError:
+        return None
+
+
+def flush_failures() -> None:
+    """Log and count what went wrong in signal context, now that this is none."""
+    while failures:
+        name, message, counts = failures.pop(0)
+        slots.process.log.error("%s", message)
+        if counts and sharing() is not None:
+            from obskit_gunicorn import telemetry
+
+            telemetry.count_hook_failure(name)
+
+
+def _core_nworkers_changed(
+    publication: Publication, server: Arbiter, new_value: int, old_value: int | None
+) -> None:
+    # The first thing an arbiter calls: after daemonizing, before a preloaded application is
+    # imported and before any fork. Called again at each SIGHUP, TTIN and TTOU, perhaps on the
+    # control thread.
+    slots.process.role, slots.process.log = "arbiter", server.log
+    flush_failures()
+    shared = sharing()
+    if shared is None:
+        if old_value is None:
+            slots.process.log.warning(
+                "obskit: prometheus-client is not installed, there are no metrics; "
+                "pip install prometheus-client"
+            )
+        return
+    shared.install()
+    _begin(publication, server, shared)
+
+
+def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
+    path = publication.options.multiproc_dir
+    # raw_env is the environment too; Gunicorn applies it a little later.
+    from_raw_env = server.cfg.env.get(DIRECTORY_VARIABLE)
+    if from_raw_env:
+        path = os.path.abspath(from_raw_env)
+    if path is None:
+        path = _private_path()
+    keep = publication.options.metrics_keep
+    shared.begin(path, keep=keep, user=server.cfg.uid, group=server.cfg.gid)
+    directory = slots.process.directory
+    if directory is not None:
+        if os.environ.get(DIRECTORY_VARIABLE) != directory.path:
+            os.environ[DIRECTORY_VARIABLE] = process_state.exported = directory.path
+    elif os.environ.get(DIRECTORY_VARIABLE) == process_state.exported:
+        os.environ.pop(DIRECTORY_VARIABLE, None)
+
+
+def _private_path() -> str | None:
+    """Return the private directory to go on with, or ``None`` to make one."""
+    process = slots.process
+    if process.directory is not None and process.is_private:
+        return process.directory.path
+    # Handed on by the arbiter whose SIGUSR2 has started this one.
+    handed = process_state.exported
+    if handed and slots.SlotDirectory(handed).generation().get("private") is True:
+        return handed
+    return None
+
+
+def _core_pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    flush_failures()
+    shared = sharing()
+    if shared is not None:
+        # The arbiter is the one to notice that its directory was removed or cleaned.
+        _begin(publication, server, shared)
+        shared.child_exit(server, worker)
+
+
+def _core_post_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    slots.process.role = "worker"
+
+
+def _core_post_worker_init(publication: Publication, worker: Worker) -> None:
+    shared = sharing()
+    if shared is not None:
+        shared.take_lease(state="booted")
+
+
+def _core_worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    # Gunicorn may call this in the arbiter, for a worker it could not find any more.
+    if os.getpid() == worker.pid:  # type: ignore[comparison-overlap]
+        slots.process.note(state="leaving")
+
+
+def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
+    # In the child that becomes the new arbiter. It gets env_orig, a copy of the environment from
+    # before the configuration file ran.
+    directory = slots.process.directory
+    environment = server.cfg.env_orig
+    if directory is None or process_state.exported != directory.path:
+        return
+    environment[DIRECTORY_VARIABLE] = environment[EXPORTED_VARIABLE] = directory.path
+
+
+def _core_on_exit(publication: Publication, server: Arbiter) -> None:
+    flush_failures()
+
+
+CORES: dict[str, Callable[..., None]] = {
+    "nworkers_changed": _core_nworkers_changed,
+    "pre_fork": _core_pre_fork,
+    "post_fork": _core_post_fork,
+    "post_worker_init": _core_post_worker_init,
+    "worker_exit": _core_worker_exit,
+    "pre_exec": _core_pre_exec,
+    "on_exit": _core_on_exit,
+}

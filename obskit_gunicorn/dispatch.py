@@ -1,0 +1,155 @@
+"""The function that Gunicorn calls for a hook: the core, then the user's method.
+
+An error in a core is logged and never reaches Gunicorn. One in a user's override keeps Gunicorn's
+meaning, except for the hooks in :data:`CONTAINED` once the server runs: it is logged with its
+traceback and counted, and the server goes on. In signal context nothing is logged or counted; that
+is done by the next core that runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn import slots
+from obskit_gunicorn.checks import PARAMETERS, Publication, accepted_arguments, overrides
+from obskit_gunicorn.cores import CORES, failures, flush_failures
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+
+__all__ = ["CONTAINED", "hook_function", "needs_publishing"]
+
+CONTAINED = frozenset(
+    {"child_exit", "worker_exit", "nworkers_changed", "on_reload", "pre_exec", "on_exit"}
+)
+"""Hooks in which an exception is logged and counted, and the server goes on, once it runs."""
+
+_GATES = frozenset({"on_starting", "when_ready"})
+_REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
+_BASE_METHODS_THAT_ACT = frozenset({"on_starting", "child_exit"})
+
+
+def needs_publishing(publication: Publication, name: str) -> bool:
+    """Return whether Gunicorn must call a hook at all; one that does nothing costs nothing."""
+    config = type(publication.config)
+    return (
+        name in CORES
+        or name in _BASE_METHODS_THAT_ACT
+        or overrides(config, name)
+        or (name not in _REQUEST_HOOKS and overrides(config, "hook_event"))
+    )
+
+
+def hook_function(
+    publication: Publication, name: str, method: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return the function that Gunicorn calls for a hook: the core, then the method."""
+    core = CORES.get(name)
+    accepted = accepted_arguments(name, method)
+    takes_fewer = accepted is not None and accepted < len(PARAMETERS[name])
+    watches_events = name not in _REQUEST_HOOKS and overrides(
+        type(publication.config), "hook_event"
+    )
+
+    def run(*args: Any) -> Any:
+        if core is not None:
+            _run_core(name, core, publication, args)
+        started, clock = time.time(), time.monotonic()
+        error: Exception | None = None
+        result = None
+        try:
+            result = method(*(args[:accepted] if takes_fewer else args))
+        except Exception as raised:
+            error = raised
+        if watches_events:
+            _tell(publication, name, started, time.monotonic() - clock, error)
+        if error is not None:
+            if not _is_contained(name, args):
+                raise error
+            _contain(publication, name, error)
+        if name in _GATES and result is False:
+            _abort(publication, name, args[0])
+        return result
+
+    # Gunicorn counts the parameters that the signature shows.
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in PARAMETERS[name]]
+    )
+    run.__name__ = name
+    run.__qualname__ = f"{publication.class_name}.{name}"
+    run.__doc__ = method.__doc__
+    return run
+
+
+def _run_core(
+    name: str, core: Callable[..., None], publication: Publication, args: tuple[Any, ...]
+) -> None:
+    try:
+        core(publication, *args)
+    except Exception:
+        # Whatever is wrong with us, it is not the service's fault.
+        slots.process.log.exception("obskit: the core of %s failed; the server goes on", name)
+
+
+def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
+    if name == "nworkers_changed" and args[2] is None:
+        return False  # the server is starting
+    return name in CONTAINED
+
+
+def _is_signal_context(name: str) -> bool:
+    if name == "child_exit":
+        return importlib.import_module("gunicorn").version_info < (24,)  # type: ignore[no-any-return]
+    return name in ("worker_int", "worker_abort")
+
+
+def _contain(publication: Publication, name: str, error: Exception) -> None:
+    text = "".join(traceback.format_exception(error)).rstrip()
+    message = f"obskit: {publication.class_name}.{name} raised; the server goes on\n{text}"
+    failures.append((name, message, True))
+    if not _is_signal_context(name):
+        flush_failures()
+
+
+def _tell(
+    publication: Publication,
+    name: str,
+    started: float,
+    duration: float,
+    error: Exception | None,
+) -> None:
+    from obskit_gunicorn.config import HookEvent
+
+    event = HookEvent(
+        name="hook_success" if error is None else "hook_failure",
+        hook=name,
+        time=started,
+        duration_seconds=duration,
+        pid=os.getpid(),
+        error=error,
+    )
+    try:
+        publication.config.hook_event(event)
+    except Exception as raised:
+        text = "".join(traceback.format_exception(raised)).rstrip()
+        message = f"obskit: {publication.class_name}.hook_event raised in {name}\n{text}"
+        failures.append((name, message, False))
+        if not _is_signal_context(name):
+            flush_failures()
+
+
+def _abort(publication: Publication, name: str, server: Arbiter) -> None:
+    """End a start that a gate has refused, with what Gunicorn has opened so far closed again."""
+    slots.process.log.error(
+        "obskit: %s.%s returned False: not starting", publication.class_name, name
+    )
+    server.stop()
+    if server.pidfile is not None:
+        server.pidfile.unlink()
+    raise SystemExit(1)

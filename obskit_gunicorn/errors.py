@@ -1,0 +1,59 @@
+"""Errors and warnings of this package.
+
+Errors are raised while Gunicorn loads its configuration, never while the server runs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ConfigurationError", "ObskitGunicornError", "ObskitGunicornWarning"]
+
+
+class ObskitGunicornError(Exception):
+    """Base of every error that this package raises."""
+
+
+class ConfigurationError(ObskitGunicornError, ValueError):
+    """Something in a configuration is wrong; raised when it is loaded, which stops the start.
+
+    Its text says what is wrong, with which value, what was expected and how to mend it.
+
+    Args:
+        where: What is wrong, such as ``"Config.workers in gunicorn.conf.py"`` or
+            ``"environment variable OBSKIT_METRICS_KEEP"``.
+        value: The value found there.
+        expected: What it must be, as the end of a sentence.
+        mend: What to do about it, as a sentence.
+    """
+
+    where: str
+    """What is wrong: a class attribute with its file, or an environment variable."""
+
+    value: object
+    """The value found there."""
+
+    expected: str
+    """What it must be."""
+
+    mend: str
+    """What to do about it."""
+
+    def __init__(self, *, where: str, value: object, expected: str, mend: str) -> None:
+        super().__init__(f"{where} is {value!r}; expected {expected}. {mend}")
+        self.where = where
+        self.value = value
+        self.expected = expected
+        self.mend = mend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the fields: an exception would otherwise be made anew from its text."""
+        return _rebuild, (type(self), self.where, self.value, self.expected, self.mend)
+
+
+class ObskitGunicornWarning(UserWarning):
+    """Something in a configuration is probably not what was meant; the server starts."""
+
+
+def _rebuild(
+    cls: type[ConfigurationError], where: str, value: object, expected: str, mend: str
+) -> ConfigurationError:
+    return cls(where=where, value=value, expected=expected, mend=mend)
