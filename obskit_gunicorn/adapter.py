@@ -28,7 +28,7 @@ from obskit_gunicorn.checks import (
     suggest_names,
     warn,
 )
-from obskit_gunicorn.cores import process_state, sharing
+from obskit_gunicorn.cores import sharing
 from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 from obskit_gunicorn.options import (
     EXPORTED_VARIABLE,
@@ -157,14 +157,14 @@ def _with_published(namespace: dict[str, Any]) -> dict[str, Any]:
     except ConfigurationError as error:
         # At the start a wrong configuration stops the start. At a SIGHUP it must not stop a
         # service that runs.
-        if slots.process.role != "arbiter" or process_state.published is None:
+        if slots.process.role != "arbiter" or slots.process.published is None:
             raise
         slots.process.log.error(
             "obskit: the configuration is wrong, the one before stays in force: %s", error
         )
-        return dict(process_state.published)
-    process_state.published = {**namespace, **published}
-    return dict(process_state.published)
+        return dict(slots.process.published)
+    slots.process.published = {**namespace, **published}
+    return dict(slots.process.published)
 
 
 def _choose(namespace: dict[str, Any], source: str) -> type[ObskitGunicornConfig] | None:
@@ -212,7 +212,7 @@ def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
     """Make an instance and read its options; touches nothing but this process's memory."""
     handed = os.environ.pop(EXPORTED_VARIABLE, None)
     if handed:
-        process_state.exported = handed
+        slots.process.exported = handed
     normalize_environment(os.environ)
     try:
         instance = config()
@@ -223,7 +223,7 @@ def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
             expected=f"a class that can be made without arguments ({error})",
             mend="Give the parameters of __init__ defaults.",
         ) from error
-    options = read_options(instance, os.environ, source=source, exported=process_state.exported)
+    options = read_options(instance, os.environ, source=source, exported=slots.process.exported)
     return Publication(instance, source, options)
 
 

@@ -1,8 +1,9 @@
 """The configuration class: every server hook as a method, our options as attributes.
 
-The facts in the docstrings of the hooks were measured on Gunicorn 20.1 to 27.0. ``docs/hooks.md`` is
-generated from this file. The lines that begin with a dash are the same for every hook, and the first
-sentence of each goes into the table of that page.
+The facts in the docstrings of the hooks were measured on Gunicorn 20.1 to 27.0.
+
+``docs/hooks.md`` is generated from this file. The lines that begin with a dash answer the same
+questions for every hook; the first sentence of each goes into the table of that page.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class ObskitGunicornConfig:
     are methods::
 
         from obskit_gunicorn import ObskitGunicornConfig
+
 
         class Config(ObskitGunicornConfig):
             bind = "0.0.0.0:8000"

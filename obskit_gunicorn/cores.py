@@ -12,29 +12,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn import slots
-from obskit_gunicorn.checks import Publication
 from obskit_gunicorn.options import DIRECTORY_VARIABLE, EXPORTED_VARIABLE
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-__all__ = ["CORES", "failures", "flush_failures", "process_state", "sharing"]
+    from obskit_gunicorn.checks import Publication
 
+__all__ = ["CORES", "failures", "flush_failures", "sharing"]
 
-class _ProcessState:
-    """What an arbiter remembers from one loading of its configuration to the next."""
-
-    def __init__(self) -> None:
-        self.published: dict[str, Any] | None = None
-        """What was last handed to Gunicorn, for a SIGHUP whose configuration is wrong."""
-
-        self.exported: str | None = None
-        """The directory that we have put into the environment ourselves."""
-
-
-process_state = _ProcessState()
-"""The one of this process; forks inherit a copy."""
 
 failures: list[tuple[str, str, bool]] = []
 """What could not be logged or counted in signal context: hook, text, whether to count it."""
@@ -92,8 +79,8 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
     directory = slots.process.directory
     if directory is not None:
         if os.environ.get(DIRECTORY_VARIABLE) != directory.path:
-            os.environ[DIRECTORY_VARIABLE] = process_state.exported = directory.path
-    elif os.environ.get(DIRECTORY_VARIABLE) == process_state.exported:
+            os.environ[DIRECTORY_VARIABLE] = slots.process.exported = directory.path
+    elif os.environ.get(DIRECTORY_VARIABLE) == slots.process.exported:
         os.environ.pop(DIRECTORY_VARIABLE, None)
 
 
@@ -103,7 +90,7 @@ def _private_path() -> str | None:
     if process.directory is not None and process.is_private:
         return process.directory.path
     # Handed on by the arbiter whose SIGUSR2 has started this one.
-    handed = process_state.exported
+    handed = slots.process.exported
     if handed and slots.SlotDirectory(handed).generation().get("private") is True:
         return handed
     return None
@@ -139,7 +126,7 @@ def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
     # before the configuration file ran.
     directory = slots.process.directory
     environment = server.cfg.env_orig
-    if directory is None or process_state.exported != directory.path:
+    if directory is None or slots.process.exported != directory.path:
         return
     environment[DIRECTORY_VARIABLE] = environment[EXPORTED_VARIABLE] = directory.path
 

@@ -52,19 +52,20 @@ def hook_function(
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
     core = CORES.get(name)
     accepted = accepted_arguments(name, method)
-    takes_fewer = accepted is not None and accepted < len(PARAMETERS[name])
     watches_events = name not in _REQUEST_HOOKS and overrides(
         type(publication.config), "hook_event"
     )
 
     def run(*args: Any) -> Any:
+        if name in _REQUEST_HOOKS:
+            return method(*args[:accepted])
         if core is not None:
             _run_core(name, core, publication, args)
         started, clock = time.time(), time.monotonic()
         error: Exception | None = None
         result = None
         try:
-            result = method(*(args[:accepted] if takes_fewer else args))
+            result = method(*args)
         except Exception as raised:
             error = raised
         if watches_events:

@@ -459,6 +459,9 @@ class Process:
         role: What the process is.
         lease: The lease, or ``None`` before the first metric.
         log: Where lines about this process go; Gunicorn's error log under Gunicorn.
+        exported: The directory that we have put into the environment ourselves, which is not the
+            user's wish when the configuration is loaded again.
+        published: What Gunicorn was last given, for a SIGHUP whose configuration is wrong.
     """
 
     def __init__(self) -> None:
@@ -469,6 +472,8 @@ class Process:
         self.role: Role = "process"
         self.lease: Lease | None = None
         self.log: Any = logging.getLogger("obskit_gunicorn")
+        self.exported: str | None = None
+        self.published: dict[str, Any] | None = None
         self._arbiter_pid = 0
         self._begun: set[str] = set()
 
