@@ -28,6 +28,7 @@ beside threads and forks. Not for signal context: the lock is not re-entrant.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import mmap
 import os
@@ -160,10 +161,11 @@ class _Store:
             file = MetricFile(self.lease.metric_file_path(prefix))
             self.files[prefix] = file
             if file.salvaged:
-                _notices.append(
+                line = (
                     f"obskit: {file.path} was damaged ({file.salvaged}); kept as "
                     f"{os.path.basename(file.path)}.damaged, what could be read of it counts on"
                 )
+                _notices.append((logging.ERROR, line))
         if not (file.is_linked() and self.lease.is_in_place()):
             raise MetricFileInUseError(file.path)
         cell = _CELLS.get(prefix, _Cell)()
@@ -200,10 +202,22 @@ class _Store:
 
 _lock = Lock()
 _store: _Store | None = None
+"""The files of this process, once it has a lease."""
+
+_settled: _Store | None = None
+"""The same, while nothing of this process is left in memory.
+
+The one thing that the fast path of a value compares with: while there is something to move into the
+files, every call takes the slow path, which tries.
+"""
+
 _memory: dict[_Place, _Cell] = {}
+"""The cells that have no file."""
+
 _retry_at = 0.0
-_notices: list[str] = []
 _said: set[int | None] = set()
+_notices: list[tuple[int, str]] = []
+"""What is to be logged when the lock is released."""
 
 
 def _page() -> memoryview:
@@ -275,7 +289,7 @@ class Value:
             _forked_unseen()
         with _lock:
             cell = self._cell
-            if cell.store is _store:
+            if cell.store is _settled:
                 cell.own = own = cell.own + amount
                 cell.file.cells[cell.index] = cell.base + own  # type: ignore[operator]
                 return
@@ -295,7 +309,7 @@ class Value:
             _forked_unseen()
         with _lock:
             cell = self._cell
-            if cell.store is _store:
+            if cell.store is _settled:
                 cell.own = value
                 cell.file.cells[cell.index] = cell.base + value  # type: ignore[operator]
                 return
@@ -310,7 +324,7 @@ class Value:
             _forked_unseen()
         with _lock:
             cell = self._cell
-            if cell.store is not _store:
+            if cell.store is not _settled:
                 found = _find(self._place)
                 return 0.0 if found is None else found.own
             return cell.own
@@ -350,7 +364,7 @@ class _CombinedValue(Value):
         if not _here[0]:
             _forked_unseen()
         with _lock:
-            if self._cell.store is not _store:
+            if self._cell.store is not _settled:
                 self._cell = _bind(self._place)
             yield self._cell
         _say()
@@ -379,12 +393,12 @@ def share(*, now: bool = False) -> None:
         now: Take the lease even if there is nothing to share yet.
     """
     global _retry_at  # noqa: PLW0603
-    with _lock:
+    with _lock, slots.fork_guard():
         _retry_at = 0.0
-        with slots.fork_guard():
-            if now:
-                _open_store()
-            _move_in()
+        if now:
+            _open_store()
+        _move_in()
+        _settle()
     _say()
 
 
@@ -414,86 +428,80 @@ def _find(place: _Place) -> _Cell | None:
 def _bind(place: _Place) -> _Cell:
     """Return the key's cell in this process, in the slot's file if at all possible."""
     with slots.fork_guard():
-        store = _open_store()
-        if store is not None:
-            cell = store.cells.get(place)
-            if cell is not None:
-                return cell
-            if time.monotonic() >= _retry_at:
-                cell = _add(place)
-                if cell is not None:
-                    return cell
-        cell = _memory.get(place)
+        if time.monotonic() >= _retry_at:
+            _move_in()
+            if _find(place) is None:
+                _add(place)
+        cell = _find(place)
         if cell is None:
             cell = _memory[place] = _CELLS.get(place[0], _Cell)()
-            slots.process.note(values_not_shared=len(_memory))
+        _settle()
         return cell
 
 
-def _add(place: _Place) -> _Cell | None:
+def _move_in() -> None:
+    """Move what is in memory into the files, as far as there is room."""
+    if not _memory or slots.process.directory is None:
+        return
+    for place in list(_memory):
+        if not _add(place):
+            return
+    if _said:
+        _said.clear()
+        _notices.append((logging.WARNING, "obskit: metrics of this process are shared again"))
+
+
+def _add(place: _Place) -> bool:
     """Give a key its cell in the file, moving to another slot if this one is lost."""
     for _attempt in range(2):
         store = _open_store()
         if store is None:
-            return None
+            return False
         try:
-            cell = store.add(place, _memory.get(place))
+            store.add(place, _memory.get(place))
         except MetricFileInUseError as error:
-            # Also this file's values are with us no more: what nobody can read any longer goes
+            # Also the rest of this slot is with us no more: what nobody can read any longer goes
             # on from memory in the next slot.
             _note(
                 error,
-                f"obskit: {error.filename} was removed, replaced or taken by another "
-                f"process; {store.lease.slot} is given up for another slot",
+                f"obskit: {error.filename} was removed, replaced or taken by another process; "
+                f"{store.lease.slot} is given up for another slot",
             )
             _leave()
             slots.process.release()
-            continue
         except OSError as error:
             _fail(error)
-            return None
-        _memory.pop(place, None)
-        _move_in()
-        return cell
-    return None
-
-
-def _move_in() -> None:
-    """Move every value that is in memory into the files, as far as there is room."""
-    if not _memory:
-        return
-    for place in list(_memory):
-        store = _open_store()
-        if store is None:
-            return
-        try:
-            if place not in store.cells:
-                store.add(place, _memory[place])
-        except OSError as error:
-            _fail(error)
-            return
-        del _memory[place]
-    slots.process.note(values_not_shared=0)
-    if _said:
-        _said.clear()
-        _notices.append("obskit: metrics of this process are shared again")
+            return False
+        else:
+            _memory.pop(place, None)
+            return True
+    return False
 
 
 def _open_store() -> _Store | None:
     global _store  # noqa: PLW0603
-    if _store is None and slots.process.directory is not None and time.monotonic() >= _retry_at:
+    if _store is None and slots.process.directory is not None:
         try:
             _store = _Store(slots.process.acquire())
         except slots.NotYetError:
-            return None
+            pass
         except OSError as error:
             _fail(error)
     return _store
 
 
+def _settle() -> None:
+    """Open the fast path, or close it while something is in memory."""
+    global _settled  # noqa: PLW0603
+    _settled = None if _memory else _store
+    lease = slots.process.lease
+    if lease is not None and lease.record["values_not_shared"] != len(_memory):
+        lease.note(values_not_shared=len(_memory))
+
+
 def _leave() -> None:
-    global _store
-    store, _store = _store, None
+    global _store, _settled
+    store, _store, _settled = _store, None, None
     if store is not None:
         _memory.update(store.lost())
         for cell in store.cells.values():
@@ -515,19 +523,23 @@ def _fail(error: OSError) -> None:
 def _note(error: OSError, line: str) -> None:
     if error.errno not in _said:
         _said.add(error.errno)
-        _notices.append(line)
+        _notices.append((logging.ERROR, line))
 
 
 def _say() -> None:
     """Log what the slow path had to say. The caller holds no lock."""
     while _notices:
-        slots.process.log.error(_notices.pop(0))
+        try:
+            level, line = _notices.pop(0)
+        except IndexError:  # another thread was faster
+            return
+        slots.process.log.log(level, line)
 
 
 def _forked() -> None:
     """Start over in a forked child. Nothing here walks the values."""
-    global _lock, _store, _memory, _retry_at
-    store, _store = _store, None
+    global _lock, _store, _settled, _memory, _retry_at
+    store, _store, _settled = _store, None, None
     _lock, _memory, _retry_at = Lock(), {}, 0.0
     _here[0] = 1
     if store is not None:
