@@ -52,23 +52,24 @@ _INTRODUCTION = """\
 
 ## All hooks
 
-In the order in which Gunicorn comes to them. The first four columns are about Gunicorn itself: another
-package's hooks run in the same processes and under the same rules.
+In the order in which Gunicorn comes to them. All columns but the last hold for any Gunicorn server,
+whoever wrote the hook.
 
 {table}
 
-*In signal context* a hook interrupts its process on any line. It must not update metrics, take locks or
-log: whatever it needs may be held by the line that it has interrupted, which does not go on before the hook
-returns.
+*In signal context* a hook interrupts its process on any line. It must not update metrics, take
+locks or log: what it needs may be held by the very line that waits for it to return.
 
-*super()* goes first in what builds up and last in what tears down.
+`super()` goes first in what builds up and last in what tears down.
+"""
 
+_EDITOR = """\
 ## In the editor
 
-Every parameter has Gunicorn's own type. Pyright and Pylance know these types without any help; for mypy install
-`types-gunicorn`. To those types `server.log` is optional, though in a hook it is always set: a strict checker wants
-`assert server.log is not None` before it is used. An override must be callable as the base method is, so one of
-`post_request` keeps the two defaults.
+Every parameter has Gunicorn's own type. Pyright and Pylance know these types without any help; for
+mypy install `types-gunicorn`. To those types `server.log` is optional, though every hook finds it
+set: a strict checker wants `assert server.log is not None` before it is used. To a checker an
+override must be callable as the base method is, so one of `post_request` keeps the two defaults.
 """
 
 
@@ -77,7 +78,7 @@ class Docstring(NamedTuple):
 
     summary: str
     blocks: list[str]
-    """Paragraphs and literal blocks between the summary and the facts."""
+    """The paragraphs after the summary; one that ends in two colons has its literal block."""
 
     facts: dict[str, str]
     sections: dict[str, list[str]]
@@ -174,6 +175,7 @@ def render(source: str) -> str:
         for name, annotation, _, text in _attributes(event)
     ]
     parts.append("\n".join(("| field | type | |", "| --- | --- | --- |", *rows)))
+    parts.append(_EDITOR.rstrip())
     return "\n\n".join(parts) + "\n"
 
 
@@ -201,7 +203,7 @@ def _parse(text: str | None) -> Docstring:
     """Take a docstring apart; one that says nothing is an error."""
     if not text:
         raise ValueError("a public name has no docstring")
-    summary, *blocks = text.split("\n\n")
+    summary, *blocks = re.split(r"\n\n(?=\S)", text)
     prose: list[str] = []
     facts: dict[str, str] = {}
     sections: dict[str, list[str]] = {}
@@ -247,6 +249,7 @@ def _method(method: Method) -> Iterator[str]:
     arguments = method.doc.sections.get("Args", [])
     if arguments:
         lines = [argument.partition(": ") for argument in arguments]
+        yield "Parameters:"
         yield "\n".join(f"- `{name}`: {_inline(text)}" for name, _, text in lines)
     returned = method.doc.sections.get("Returns")
     if returned:
@@ -254,24 +257,11 @@ def _method(method: Method) -> Iterator[str]:
 
 
 def _markdown(blocks: Sequence[str]) -> Iterator[str]:
-    """Turn paragraphs and literal blocks into Markdown; one literal block may have empty lines."""
-    code: list[str] = []
     for block in blocks:
-        if block.startswith("    "):
-            code.append(textwrap.dedent(block) if not code else block[4:].replace("\n    ", "\n"))
-            continue
-        if code:
-            yield _fenced(code)
-            code = []
-        text = _inline(" ".join(block.split()))
-        yield text[:-1] if text.endswith("::") else text
-    if code:
-        yield _fenced(code)
-
-
-def _fenced(code: list[str]) -> str:
-    body = "\n\n".join(code)
-    return f"```python\n{body}\n```"
+        text, colons, code = block.partition("::\n\n")
+        yield _inline(text) + (":" if colons else "")
+        if colons:
+            yield f"```python\n{textwrap.dedent(code)}\n```"
 
 
 def _inline(text: str) -> str:

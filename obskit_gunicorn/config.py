@@ -413,8 +413,8 @@ class ObskitGunicornConfig:
 
         ``when_ready`` does not run again: what a reload must renew is renewed here.
 
-        - Process: arbiter. Once per SIGHUP, just after ``nworkers_changed``. With a configuration
-          file it runs on a new instance of the class, with ``-c python:module`` on the old one.
+        - Process: arbiter. Once per SIGHUP, just after ``nworkers_changed``, on a new instance of
+          the class; the class is new as well, except with ``-c python:module``.
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
         - Base: nothing.
