@@ -4,7 +4,8 @@ The format is prometheus_client's (checked against 0.20 to 0.26), so that any re
 multiprocess directory reads our files too::
 
     offset 0   int32    used: bytes of the file that hold data, this header included
-    offset 4   4 bytes  padding
+    offset 4   4 bytes  padding; ours holds a number drawn when the file was made, so that a reader
+                        tells a file from its successor, also where inodes are reused at once
     offset 8   entries, one after the other, each
                int32    length of the key in bytes
                bytes    the key, UTF-8, then spaces up to a multiple of 8 (at least one)
@@ -318,7 +319,7 @@ class MetricFile:
             give_to_owner(file.descriptor)
             end = HEADER_BYTES + len(entries)
             _reserve(file.descriptor, 0, _whole_pages(end))
-            os.pwrite(file.descriptor, _pack_int(end) + bytes(4) + entries, 0)
+            os.pwrite(file.descriptor, _pack_int(end) + os.urandom(4) + entries, 0)
             os.rename(unfinished, self.path)
             file.path = self.path
             if not file.is_in_place():
