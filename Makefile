@@ -1,0 +1,74 @@
+# Everything a contributor needs; each target makes for itself what it needs. `make` lists them.
+#
+# PYTHON=python3.13 chooses the interpreter, ARGS="-k hup" is passed on to pytest,
+# JOBS=4 says how many tests run at once.
+
+PYTHON ?= python3
+JOBS ?= 4
+ARGS ?=
+
+# The environment with the newest Gunicorn; everything but the servers of live tests runs here.
+VENV := .venv
+# One more for each older Gunicorn that live tests run against.
+OLDER := 22 23 25
+ENVIRONMENTS := $(OLDER:%=.venvs/gunicorn-%/.ready)
+
+REQUIRES_22 := "gunicorn==22.0.*" "prometheus-client==0.20.*"
+REQUIRES_23 := "gunicorn==23.0.*"
+REQUIRES_25 := "gunicorn==25.3.*"
+
+empty :=
+space := $(empty) $(empty)
+INTERPRETERS := $(OLDER:%=$(CURDIR)/.venvs/gunicorn-%/bin/python) $(CURDIR)/$(VENV)/bin/python
+export OBSKIT_TEST_PYTHONS = $(subst $(space),:,$(INTERPRETERS))
+
+PIP := -m pip --disable-pip-version-check --quiet install
+
+.PHONY: help run test check format bench soak clean
+.DELETE_ON_ERROR:
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops it
+	@echo "Open http://127.0.0.1:8000/ for the demo, http://127.0.0.1:9464/metrics for its metrics."
+	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
+
+test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests, against Gunicorn 22, 23, 25.3 and the newest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
+
+check: $(VENV)/.ready  ## Check style, format and types; changes nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.ready  ## Run the benchmarks
+	@for benchmark in benchmarks/*.py; do $(VENV)/bin/python "$$benchmark" || exit 1; done
+
+soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests: thousands of recycles, random kills
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
+
+clean:  ## Remove everything that the other targets have made
+	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is made anew when its requirements may have changed, and left alone otherwise.
+# pip is renewed first: that of an older Python does not know dependency groups.
+
+$(VENV)/.ready: pyproject.toml Makefile
+	@echo "Making $(VENV), once"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python $(PIP) --upgrade "pip>=25.1"
+	@$(VENV)/bin/python $(PIP) --editable . --group dev
+	@touch $@
+
+.venvs/gunicorn-%/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(PIP) --editable . --group servers $(REQUIRES_$*)
+	@touch $@
