@@ -6,9 +6,9 @@ that a scrape reads each file's values by one call, lines them up by another, ad
 once. One file that is damaged, empty, foreign or gone costs what is unreadable in it, never the
 scrape.
 
-The result is prometheus_client's. Sums are exact for integers, and correctly rounded else, so that a
-total depends on no order and never drops by rounding. What is rare takes prometheus_client's own way
-through the numbers: gauges that do not add up, and metrics of one name and several types.
+The result is prometheus_client's. Sums are exact for integers, and correctly rounded else, so that
+a total depends on no order and never drops by rounding. What is rare takes prometheus_client's own
+way through the numbers: gauges that do not add up, and metrics of one name and several types.
 
 Safe beside threads and forks: collections run one at a time, and scrapes that overlap share one.
 """
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from prometheus_client import generate_latest as their_generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
@@ -96,9 +97,7 @@ class _Group:
         except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
             return [_sum(row) for row in zip(*columns, strict=True)]
 
-    def _pick(
-        self, layout: Layout
-    ) -> Callable[[tuple[float, ...]], tuple[float, ...]] | None:
+    def _pick(self, layout: Layout) -> Callable[[tuple[float, ...]], tuple[float, ...]] | None:
         """Return what lines up a file's values, with a 0 behind them, with the group's keys."""
         if list(layout.keys) == self.keys:
             return None
@@ -180,7 +179,8 @@ class _Family:
             if by_bound:
                 self._steps.append((len(by_bound), True))
                 for value, keys in sorted(by_bound.items()):
-                    with_bound = {**dict(labels), "le": floatToGoString(value)}
+                    bound_text = floatToGoString(value)  # type: ignore[no-untyped-call]
+                    with_bound = {**dict(labels), "le": bound_text}
                     self.metric.samples.append(Sample(f"{name}_bucket", with_bound, 0.0))
                     rows.append(keys)
                 self.metric.samples.append(Sample(f"{name}_count", dict(labels), 0.0))
@@ -222,7 +222,7 @@ class _Snapshot:
             written = list(map(repr, values))
             for at, value in enumerate(values):
                 if not -math.inf < value < _LARGEST_PLAIN:  # also what is no number
-                    written[at] = floatToGoString(value)
+                    written[at] = floatToGoString(value)  # type: ignore[no-untyped-call]
             text = "".join(chain.from_iterable(zip(self._prefixes, written, strict=True)))
             end = "\n" if text else ""
             self._text = (text + end).encode() + _their_text(self._others)
@@ -375,22 +375,9 @@ class DirectoryCollector:
             return []
         metrics: dict[str, Metric] = {}
         for prefix, group in self._groups.items():
-            kind, _, mode = prefix.partition("_")
-            step = 1 if prefix in _ADDING else 2
             for holder, reader in group.files:
-                for at, series in self._others_of(prefix, reader.layout):
-                    metric = metrics.get(series.metric)
-                    if metric is None:
-                        metric = Metric(series.metric, series.help, kind)
-                        metrics[series.metric] = metric
-                    value = reader.numbers[at * step]
-                    if kind == "gauge":
-                        metric._multiprocess_mode = mode  # type: ignore[attr-defined]
-                        labels = (*series.labels, ("pid", holder))
-                        timestamp = reader.numbers[at * step + 1] if step > 1 else 0.0
-                        metric.add_sample(series.name, labels, value, timestamp)  # type: ignore[arg-type]
-                    else:
-                        metric.add_sample(series.name, series.labels, value)  # type: ignore[arg-type]
+                series = self._others_of(prefix, reader.layout)
+                _add_samples(metrics, MetricFileName(prefix, holder), reader, series)
         merged: list[Metric] = []
         for name, metric in metrics.items():
             try:
@@ -411,7 +398,7 @@ class DirectoryCollector:
         return found
 
 
-class MultiProcessCollector:
+class MultiProcessCollector(Collector):
     """Collects what all processes share; a drop-in for prometheus_client's.
 
     Its result is prometheus_client's, except that live gauges count only while their slot is
@@ -449,7 +436,19 @@ class MultiProcessCollector:
             The metric families.
         """
         metrics: dict[str, Metric] = {}
-        return metrics.values()
+        buffer = bytearray()
+        for path in files:
+            file = MetricFileName.parse(os.path.basename(path))
+            if file is None:
+                continue
+            reader = MetricFileReader(path, paired=file.prefix not in _ADDING)
+            try:
+                reader.refresh(buffer)
+            except FileNotFoundError:
+                continue
+            parsed = ((at, _parse(key, file.prefix)) for at, key in enumerate(reader.layout.keys))
+            _add_samples(metrics, file, reader, [(at, found) for at, found in parsed if found])
+        return _their_merge(metrics, accumulate=accumulate)
 
 
 _collectors: dict[str, DirectoryCollector] = {}
@@ -485,6 +484,29 @@ def _parse(key: bytes, prefix: str) -> _Series | None:
     return _Series(metric, name, pairs, help_text)
 
 
+def _add_samples(
+    metrics: dict[str, Metric],
+    file: MetricFileName,
+    reader: MetricFileReader,
+    series: Iterable[tuple[int, _Series]],
+) -> None:
+    """Add what a file holds to families, in the form that prometheus_client merges."""
+    kind, _, mode = file.prefix.partition("_")
+    step = 1 if file.prefix in _ADDING else 2
+    for at, (name, sample, labels, help_text) in series:
+        metric = metrics.get(name)
+        if metric is None:
+            metric = metrics[name] = Metric(name, help_text, kind)
+        value = reader.numbers[at * step]
+        if kind == "gauge":
+            metric._multiprocess_mode = mode  # type: ignore[attr-defined]
+            timestamp = reader.numbers[at * step + 1] if step > 1 else 0.0
+            with_holder = (*labels, ("pid", file.holder))
+            metric.add_sample(sample, with_holder, value, timestamp)  # type: ignore[arg-type]
+        else:
+            metric.add_sample(sample, labels, value)  # type: ignore[arg-type]
+
+
 def _getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
     """Return what picks several items at once; itemgetter returns no tuple for one."""
     if len(numbers) == 1:
@@ -500,8 +522,8 @@ def _sum(row: Iterable[float]) -> float:
         return sum(row)
 
 
-class _Collected:
-    """Families, in the form of a registry that prometheus_client's encoders take."""
+class _Collected(Collector):
+    """Families, in the form that prometheus_client's encoders take."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -514,8 +536,11 @@ def _their_text(metrics: list[Metric]) -> bytes:
     return their_generate_latest(_Collected(metrics))
 
 
-def _their_merge(metrics: dict[str, Metric]) -> Iterable[Metric]:
-    return TheirCollector._accumulate_metrics(metrics, True)  # type: ignore[no-untyped-call, no-any-return]
+def _their_merge(metrics: dict[str, Metric], *, accumulate: bool = True) -> Iterable[Metric]:
+    merged: Iterable[Metric] = TheirCollector._accumulate_metrics(  # type: ignore[no-untyped-call]
+        metrics, accumulate
+    )
+    return merged
 
 
 def _line_prefixes(metric: Metric) -> list[str]:
@@ -527,7 +552,9 @@ def _line_prefixes(metric: Metric) -> list[str]:
         ValueError: The text is not one line a sample.
     """
     head, type_line, *lines = _their_text([metric]).decode().split("\n")
-    if len(lines) != len(metric.samples) + 1 or not all(line.endswith(" 0.0") for line in lines[:-1]):
+    if len(lines) != len(metric.samples) + 1 or not all(
+        line.endswith(" 0.0") for line in lines[:-1]
+    ):
         raise ValueError(f"{metric.name} is not rendered one line a sample")
     prefixes = ["\n" + line[:-3] for line in lines[:-1]]
     prefixes[0] = f"\n{head}\n{type_line}" + prefixes[0]

@@ -36,6 +36,7 @@ from typing import NamedTuple
 from obskit_gunicorn.locks import LockedFile, give_to_owner
 
 __all__ = [
+    "DAMAGE_REASONS",
     "HEADER_BYTES",
     "Damage",
     "Entries",
@@ -186,11 +187,14 @@ def _is_key(key: bytes, *, strict: bool) -> bool:
     return True
 
 
+DAMAGE_REASONS = ("corrupted", "empty", "foreign", "truncated", "unreadable")
+
+
 class Damage(NamedTuple):
     """What is wrong with a metric file."""
 
     reason: str
-    """One of ``empty``, ``truncated``, ``corrupted``, ``foreign`` and ``unreadable``."""
+    """One of :data:`DAMAGE_REASONS`."""
 
     text: str
     """The same in words."""
@@ -336,9 +340,7 @@ class MetricFileReader:
         finally:
             os.close(descriptor)
 
-    def _read(
-        self, descriptor: int, buffer: bytearray, layouts: Iterable[Layout]
-    ) -> Damage | None:
+    def _read(self, descriptor: int, buffer: bytearray, layouts: Iterable[Layout]) -> Damage | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             return Damage("foreign", "it is no regular file")
