@@ -60,25 +60,27 @@ class _Group:
     def __init__(self) -> None:
         self.files: list[tuple[str, MetricFileReader]] = []
         self.keys: list[bytes] = []
-        self._numbers: dict[bytes, int] = {}
         self._picks: dict[Layout, Callable[[tuple[float, ...]], tuple[float, ...]] | None] = {}
 
     def arrange(self, files: list[tuple[str, MetricFileReader]]) -> bool:
         """Take the files of this scrape, with their holders; return whether the keys changed."""
-        layouts = {file.layout for _holder, file in files}
+        layouts = dict.fromkeys(file.layout for _holder, file in files)
         self.files = files
-        if layouts == set(self._picks):
+        if layouts.keys() == self._picks.keys():
             return False
         before = self.keys
-        if set(self._picks) - layouts:
-            # A file is gone or was replaced: what only it had goes with it.
-            self._numbers = {}
-        for _holder, file in files:
-            for key in file.layout.keys:
-                self._numbers.setdefault(key, len(self._numbers))
-        self.keys = list(self._numbers)
+        keys = dict.fromkeys(chain.from_iterable(layout.keys for layout in layouts))
+        # What only a file had that is gone goes with it; what stays keeps its order, and with it
+        # the families that have nothing new.
+        self.keys = list(dict.fromkeys(chain((key for key in before if key in keys), keys)))
+        if self.keys == before:
+            self._picks = {
+                layout: self._picks[layout] if layout in self._picks else self._pick(layout)
+                for layout in layouts
+            }
+            return False
         self._picks = {layout: self._pick(layout) for layout in layouts}
-        return self.keys != before
+        return True
 
     def layouts(self) -> list[Layout]:
         """Return the layouts of the last scrape, the shortest first."""
@@ -248,6 +250,7 @@ class DirectoryCollector:
         self._groups: dict[str, _Group] = {}
         self._series: dict[bytes, _Series | None] = {}
         self._families: list[_Family] = []
+        self._members: dict[str, tuple[str, list[tuple[int, _Series]]]] = {}
         self._prefixes: list[str] = []
         self._other_names: set[str] = set()
         self._others_at: dict[tuple[str, Layout], list[tuple[int, _Series]]] = {}
@@ -351,21 +354,23 @@ class DirectoryCollector:
                 if series is not None:
                     by_prefix = metrics.setdefault(series.metric, {})
                     by_prefix.setdefault(prefix, []).append((number, series))
-        self._families, self._other_names, self._others_at = [], set(), {}
-        self._prefixes = []
+        families = {family.metric.name: family for family in self._families}
+        members = {name: next(iter(by_prefix.items())) for name, by_prefix in metrics.items()}
+        self._families, self._prefixes = [], []
+        self._other_names, self._others_at = set(), {}
         for name, by_prefix in metrics.items():
-            ((prefix, members), *more) = by_prefix.items()
             family = None
-            if not more and prefix in _ADDING:
-                try:
-                    family = _Family(prefix, members)
-                except ValueError:
-                    pass
+            if len(by_prefix) == 1 and members[name][0] in _ADDING:
+                if name in families and members[name] == self._members[name]:
+                    family = families[name]
+                else:
+                    family = _family(*members[name])
             if family is None:
                 self._other_names.add(name)
             else:
                 self._families.append(family)
                 self._prefixes.extend(family.prefixes)
+        self._members = members
         if self._prefixes:
             self._prefixes[0] = self._prefixes[0].removeprefix("\n")
 
@@ -482,6 +487,13 @@ def _parse(key: bytes, prefix: str) -> _Series | None:
     except (ValueError, TypeError, AttributeError):
         return None
     return _Series(metric, name, pairs, help_text)
+
+
+def _family(prefix: str, members: list[tuple[int, _Series]]) -> _Family | None:
+    try:
+        return _Family(prefix, members)
+    except ValueError:
+        return None
 
 
 def _add_samples(

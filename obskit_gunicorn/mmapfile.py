@@ -252,23 +252,23 @@ class Layout:
         Returns:
             The layout with all whole entries up to ``used``, and what is wrong behind it.
         """
-        found, seen = list(self.keys), set(self.keys)
+        content = bytes(memoryview(data)[:used])
+        found = dict.fromkeys(self.keys)
         position, problem = self.end, ""
         while position < used:
             if position + 4 > used:
                 problem = "is cut off"
                 break
-            (length,) = _read_int(data, position)
+            (length,) = _read_int(content, position)
             value_at = position + 4 + length + (8 - (length + 4) % 8)
             if length <= 0 or value_at + 16 > used:
                 problem = f"has a key of {length} bytes"
                 break
-            key = bytes(data[position:value_at])
-            if key in seen:
+            key = content[position:value_at]
+            if key in found:
                 problem = "has the key of an earlier one"
                 break
-            found.append(key)
-            seen.add(key)
+            found[key] = None
             position = value_at + 16
         layout = Layout(tuple(found)) if len(found) > len(self.keys) else self
         if problem:
