@@ -28,17 +28,23 @@ import json
 import mmap
 import os
 import re
+import stat
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from obskit_gunicorn.locks import LockedFile, give_to_owner
 
 __all__ = [
+    "DAMAGE_REASONS",
     "HEADER_BYTES",
+    "Damage",
     "Entries",
+    "Layout",
     "MetricFile",
     "MetricFileInUseError",
     "MetricFileName",
+    "MetricFileReader",
     "pack_entry",
     "read_entries",
     "read_file",
@@ -179,6 +185,197 @@ def _is_key(key: bytes, *, strict: bool) -> bool:
     except (ValueError, TypeError):
         return False
     return True
+
+
+DAMAGE_REASONS = ("corrupted", "empty", "foreign", "truncated", "unreadable")
+
+
+class Damage(NamedTuple):
+    """What is wrong with a metric file."""
+
+    reason: str
+    """One of :data:`DAMAGE_REASONS`."""
+
+    text: str
+    """The same in words."""
+
+
+class Layout:
+    """The keys of a metric file and where their values stand; immutable.
+
+    Files of processes that run the same application mostly have the same keys in the same order, so
+    one layout serves many files, and a new file is compared with it instead of being parsed.
+
+    Attributes:
+        keys: The keys as they stand in the file, with length and padding.
+        end: The offset behind the last entry.
+    """
+
+    __slots__ = ("__weakref__", "_keys", "_pairs", "_values", "end", "keys")
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        """Make the layout of a file with these keys."""
+        self.keys = keys
+        sizes = [len(key) for key in keys]
+        self.end = HEADER_BYTES + sum(sizes) + 16 * len(sizes)
+        header = f"={HEADER_BYTES}x"
+        self._keys = struct.Struct(header + "".join([f"{size}s16x" for size in sizes]))
+        self._values = struct.Struct(header + "".join([f"{size}xd8x" for size in sizes]))
+        self._pairs = struct.Struct(header + "".join([f"{size}xdd" for size in sizes]))
+
+    def fits(self, data: bytearray) -> bool:
+        """Return whether a file begins with just these keys; ``data`` holds ``end`` bytes of it."""
+        return self._keys.unpack_from(data) == self.keys
+
+    def goes_on(self, shorter: Layout, data: bytearray) -> bool:
+        """Return whether a file that begins with ``shorter`` goes on with the rest of this one."""
+        following = self.keys[len(shorter.keys)]
+        # The next key first: it mostly tells, and costs less than to look at all of them.
+        found = data[shorter.end : shorter.end + len(following)]
+        return found == following and self.fits(data)
+
+    def values(self, data: bytearray) -> tuple[float, ...]:
+        """Return the values of all keys, read by one call."""
+        return self._values.unpack_from(data)
+
+    def pairs(self, data: bytearray) -> tuple[float, ...]:
+        """Return value, timestamp, value, timestamp, ... of all keys."""
+        return self._pairs.unpack_from(data)
+
+    def extended(self, data: bytearray, used: int) -> tuple[Layout, Damage | None]:
+        """Parse what follows this layout.
+
+        Args:
+            data: The file's content, ``used`` bytes of it or more.
+            used: Where the entries end.
+
+        Returns:
+            The layout with all whole entries up to ``used``, and what is wrong behind it.
+        """
+        content = bytes(memoryview(data)[:used])
+        found = dict.fromkeys(self.keys)
+        position, problem = self.end, ""
+        while position < used:
+            if position + 4 > used:
+                problem = "is cut off"
+                break
+            (length,) = _read_int(content, position)
+            value_at = position + 4 + length + (8 - (length + 4) % 8)
+            if length <= 0 or value_at + 16 > used:
+                problem = f"has a key of {length} bytes"
+                break
+            key = content[position:value_at]
+            if key in found:
+                problem = "has the key of an earlier one"
+                break
+            found[key] = None
+            position = value_at + 16
+        layout = Layout(tuple(found)) if len(found) > len(self.keys) else self
+        if problem:
+            return layout, Damage("corrupted", f"the entry at offset {position} {problem}")
+        return layout, None
+
+
+_EMPTY = Layout(())
+
+
+class MetricFileReader:
+    """A metric file as scrapes read it: again and again, parsing only what was appended.
+
+    Nothing in the file can crash, hang or balloon the reader: it reads without mapping, so that a
+    file that is cut short is no SIGBUS, and never more than the file's size. It keeps no
+    descriptor. A file that was replaced is noticed by its inode and, where inodes are reused at
+    once, by the number in its header; one without a number by its keys.
+
+    Not thread-safe.
+
+    Attributes:
+        path: The file.
+        layout: Its keys, as far as they could be read.
+        numbers: Its values when they were last read, for a ``paired`` reader each with its
+            timestamp behind it. What cannot be read leaves them as they are, so that no counter
+            goes backwards.
+        damage: What was wrong with the file when it was last read.
+        size: Its size in bytes.
+    """
+
+    __slots__ = ("_identity", "_paired", "damage", "layout", "numbers", "path", "size")
+
+    def __init__(self, path: str, *, paired: bool = False) -> None:
+        """Name the file; nothing is read.
+
+        Args:
+            path: The file.
+            paired: Read timestamps as well.
+        """
+        self.path = path
+        self.layout = _EMPTY
+        self.numbers: tuple[float, ...] = ()
+        self.damage: Damage | None = None
+        self.size = 0
+        self._paired = paired
+        self._identity: tuple[int, int, bytes] | None = None
+
+    def refresh(self, buffer: bytearray, layouts: Iterable[Layout] = ()) -> None:
+        """Read the file; what is wrong with it is in :attr:`damage` then.
+
+        Args:
+            buffer: Scratch space that readers share; made larger as needed.
+            layouts: Layouts of like files, to be tried before parsing.
+
+        Raises:
+            FileNotFoundError: The file is gone.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.damage = Damage("unreadable", str(error))
+            return
+        try:
+            self.damage = self._read(descriptor, buffer, layouts)
+        except OSError as error:
+            self.damage = Damage("unreadable", str(error))
+        finally:
+            os.close(descriptor)
+
+    def _read(self, descriptor: int, buffer: bytearray, layouts: Iterable[Layout]) -> Damage | None:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return Damage("foreign", "it is no regular file")
+        self.size = status.st_size
+        header = os.pread(descriptor, HEADER_BYTES, 0)
+        if len(header) < HEADER_BYTES:
+            reason = "truncated" if header else "empty"
+            return Damage(reason, f"{len(header)} bytes are too few for the header")
+        used = _read_int(header, 0)[0] or HEADER_BYTES
+        if used < HEADER_BYTES or used % 8:
+            return Damage("corrupted", f"the header says {used} bytes are used, which cannot be")
+        if used > self.size:
+            return Damage(
+                "truncated", f"the header says {used} bytes are used, the file has {self.size}"
+            )
+        if len(buffer) < used:
+            buffer.extend(bytes(used - len(buffer)))
+        got = os.preadv(descriptor, [memoryview(buffer)[:used]], 0)
+        if got < used:
+            return Damage("truncated", f"the file was cut to {got} bytes while it was read")
+        identity = (status.st_dev, status.st_ino, header[4:])
+        layout = self.layout
+        if identity != self._identity or used < layout.end:
+            layout = _EMPTY
+        elif not any(header[4:]) and not layout.fits(buffer):
+            layout = _EMPTY  # a file without a number was replaced
+        for other in layouts:
+            if layout.end < other.end <= used and other.goes_on(layout, buffer):
+                layout = other
+        damage = None
+        if layout.end < used:
+            layout, damage = layout.extended(buffer, used)
+        self.numbers = layout.pairs(buffer) if self._paired else layout.values(buffer)
+        self.layout, self._identity = layout, identity
+        return damage
 
 
 class MetricFileInUseError(OSError):

@@ -1,4 +1,4 @@
-"""Sharing a process's metrics, and reading what all processes share.
+"""Set-up and clean-up: sharing a process's metrics; and the names of a drop-in.
 
 The names that code written for ``prometheus_client.multiprocess`` looks for are here under the
 same names. Importing this module installs the value class in any process whose environment names a
@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import gc
 import glob
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import prometheus_client
 from prometheus_client import values as prometheus_values
-from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.multiprocess import MultiProcessCollector as _TheirCollector
 from prometheus_client.multiprocess import mark_process_dead as _their_mark_process_dead
 
 from obskit_gunicorn import slots, values
-from obskit_gunicorn.mmapfile import MetricFileName, read_file, read_pair
+from obskit_gunicorn.collector import MultiProcessCollector
+from obskit_gunicorn.exposition import (
+    generate_latest,
+    is_multiprocess_mode,
+    make_asgi_app,
+    make_multiprocess_app,
+    make_wsgi_app,
+    setup_multiprocess_registry,
+)
 from obskit_gunicorn.options import DIRECTORY_VARIABLE
 
 if TYPE_CHECKING:
@@ -44,9 +46,6 @@ __all__ = [
     "mark_process_dead",
     "setup_multiprocess_registry",
 ]
-
-# ------------------------------------------------------------------------------------------------
-# Sharing
 
 
 def install() -> list[str]:
@@ -209,91 +208,6 @@ def _holds_their_values(value: object) -> bool:
     return _is_their_value(value)
 
 
-# ------------------------------------------------------------------------------------------------
-# Reading
-
-
-class MultiProcessCollector(_TheirCollector):
-    """Collects what all processes share; a drop-in for prometheus_client's.
-
-    Its result is prometheus_client's, with these differences: live gauges count only while their
-    slot is leased, and a file that is damaged, empty, foreign or gone costs its unreadable part
-    and one line in the log, never the scrape.
-    """
-
-    @staticmethod
-    def merge(files: Iterable[str], accumulate: bool = True) -> Iterable[Metric]:
-        """Merge metric files.
-
-        Args:
-            files: Their paths.
-            accumulate: Add up histogram buckets, as the exposition wants it.
-
-        Returns:
-            The metric families.
-        """
-        metrics = _read_metrics(files)
-        merged: Iterable[Metric] = _TheirCollector._accumulate_metrics(  # type: ignore[no-untyped-call]
-            metrics, accumulate
-        )
-        return merged
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the families of everything in the directory; may be called from any thread."""
-        return self.merge(_files_that_count(self._path), accumulate=True)
-
-
-def setup_multiprocess_registry(path: str | None = None) -> CollectorRegistry:
-    """Return a new registry of what all processes share, and of how sharing it goes.
-
-    Args:
-        path: The multiprocess directory; by default the one this process uses at each scrape.
-    """
-    registry = CollectorRegistry(support_collectors_without_names=True)
-    registry.register(_SharedMetrics(path))
-    return registry
-
-
-def is_multiprocess_mode() -> bool:
-    """Return whether metrics of this process are meant to be shared with other processes."""
-    return values.is_installed() or bool(os.environ.get(DIRECTORY_VARIABLE))
-
-
-def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
-    """Return the exposition of all processes in the text format.
-
-    Args:
-        registry: Another registry to expose instead.
-    """
-    return prometheus_client.generate_latest(registry or _default_registry())
-
-
-def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Any]:
-    """Return a WSGI application that serves the exposition.
-
-    It serves all processes' metrics in multiprocess mode, and prometheus_client's own registry
-    otherwise, so that one line works in development and under Gunicorn.
-
-    Args:
-        registry: Another registry to serve instead.
-    """
-    return prometheus_client.make_wsgi_app(registry or _CurrentRegistry())
-
-
-def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Any]:
-    """Return an ASGI application that serves the exposition; see :func:`make_wsgi_app`."""
-    return prometheus_client.make_asgi_app(registry or _CurrentRegistry())
-
-
-def make_multiprocess_app(path: str | None = None) -> Callable[..., Any]:
-    """Return a WSGI application that serves one multiprocess directory, whatever the mode.
-
-    Args:
-        path: The directory; by default the one this process uses at each scrape.
-    """
-    return prometheus_client.make_wsgi_app(setup_multiprocess_registry(path))
-
-
 def mark_process_dead(pid: int | str, path: str | None = None) -> None:
     """Remove the live-gauge files of a process that has ended.
 
@@ -321,133 +235,6 @@ def child_exit(server: Arbiter, worker: Worker) -> None:
     if directory is not None:
         with contextlib.suppress(OSError):
             directory.remove_live_gauges(wait_seconds=0)
-
-
-class _SharedMetrics:
-    """What a directory holds, and facts about it; finds the directory at each scrape."""
-
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-
-    def collect(self) -> Iterator[Metric]:
-        path = self._path or _current_path()
-        records: dict[str, dict[str, Any] | None] = {}
-        if path is not None and os.path.isdir(path):
-            yield from MultiProcessCollector(None, path).collect()  # type: ignore[no-untyped-call]
-            with contextlib.suppress(OSError):
-                records = slots.SlotDirectory(path).records()
-        held = [record for record in records.values() if record is not None]
-        unshared = sum(int(record.get("values_not_shared", 0)) for record in held)
-        if slots.process.lease is None:
-            unshared += values.not_shared()
-        for name, text, value in (
-            ("slots", "Slots that the multiprocess directory has.", len(records)),
-            ("slots_leased", "Slots that a process holds.", len(held)),
-            (
-                "values_not_shared",
-                "Values that live in a process's memory, where no scrape sees them.",
-                unshared,
-            ),
-        ):
-            yield GaugeMetricFamily(f"obskit_gunicorn_{name}", text, value)
-
-
-class _CurrentRegistry(CollectorRegistry):
-    """Stands for the registry that is right when it is scraped."""
-
-    def collect(self) -> Iterable[Metric]:
-        return _default_registry().collect()
-
-    def restricted_registry(self, names: Iterable[str]) -> Any:
-        return _default_registry().restricted_registry(names)
-
-
-def _default_registry() -> CollectorRegistry:
-    if is_multiprocess_mode():
-        return setup_multiprocess_registry()
-    return prometheus_client.REGISTRY
-
-
-def _current_path() -> str | None:
-    directory = slots.process.directory
-    if directory is not None:
-        return directory.path
-    return os.environ.get(DIRECTORY_VARIABLE)
-
-
-def _files_that_count(path: str) -> list[str]:
-    """Return the metric files of a directory, without the live gauges of slots nobody holds."""
-    found = []
-    has_live_gauges = False
-    for name in os.listdir(path):
-        parsed = MetricFileName.parse(name)
-        if parsed is not None:
-            found.append((name, parsed))
-            has_live_gauges = has_live_gauges or parsed.is_live_gauge
-    free: set[str] = set()
-    if has_live_gauges:
-        records = slots.SlotDirectory(path).records()
-        free = {slot for slot, record in records.items() if record is None}
-    # In a fixed order: rounding of a sum depends on it, and a total must not drop by rounding.
-    return [
-        os.path.join(path, name)
-        for name, parsed in sorted(found)
-        if not (parsed.is_live_gauge and parsed.holder in free)
-    ]
-
-
-_reported: set[tuple[str, str]] = set()
-
-
-def _read_metrics(files: Iterable[str]) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    keys: dict[bytes, tuple[str, str, tuple[tuple[str, str], ...], str] | None] = {}
-    for path in files:
-        parsed = MetricFileName.parse(os.path.basename(path))
-        if parsed is None:
-            continue
-        try:
-            data, entries = read_file(path)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                _report(path, str(error))
-            continue
-        if entries.damage is not None:
-            _report(path, entries.damage)
-        kind, _, mode = parsed.prefix.partition("_")
-        for key, offset in entries.offsets.items():
-            if key not in keys:
-                keys[key] = _parse_key(key)
-            parts = keys[key]
-            if parts is None:
-                _report(path, f"the key {key!r} is no metric's")
-                continue
-            metric_name, name, labels, help_text = parts
-            metric = metrics.get(metric_name)
-            if metric is None:
-                metric = metrics[metric_name] = Metric(metric_name, help_text, kind)
-            value, timestamp = read_pair(data, offset)
-            if kind == "gauge":
-                metric._multiprocess_mode = mode  # type: ignore[attr-defined]
-                labels = (*labels, ("pid", parsed.holder))
-                metric.add_sample(name, labels, value, timestamp)  # type: ignore[arg-type]
-            else:
-                metric.add_sample(name, labels, value)  # type: ignore[arg-type]
-    return metrics
-
-
-def _parse_key(key: bytes) -> tuple[str, str, tuple[tuple[str, str], ...], str] | None:
-    try:
-        metric_name, name, labels, help_text = json.loads(key)
-        return metric_name, name, tuple(sorted(labels.items())), help_text
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
-def _report(path: str, reason: str) -> None:
-    if (path, reason) not in _reported:
-        _reported.add((path, reason))
-        slots.process.log.warning("obskit: %s is left out of scrapes: %s", path, reason)
 
 
 _join()

@@ -1,0 +1,573 @@
+"""What all processes share, read from the multiprocess directory: aggregation and exposition.
+
+Scraping costs what has changed. The keys of a file are parsed when they are appended, once; after
+that a scrape reads each file's values by one call, lines them up by another, adds them with
+``math.fsum``, and joins them to line prefixes that prometheus_client's own encoder has rendered
+once. One file that is damaged, empty, foreign or gone costs what is unreadable in it, never the
+scrape.
+
+The result is prometheus_client's. Sums are exact for integers, and correctly rounded else, so that
+a total depends on no order and never drops by rounding. What is rare takes prometheus_client's own
+way through the numbers: gauges that do not add up, and metrics of one name and several types.
+
+Safe beside threads and forks: collections run one at a time, and scrapes that overlap share one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from prometheus_client import generate_latest as their_generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
+
+from obskit_gunicorn import slots
+from obskit_gunicorn.mmapfile import Damage, Layout, MetricFileName, MetricFileReader
+
+__all__ = ["DirectoryCollector", "MultiProcessCollector"]
+
+_ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
+"""The file prefixes whose values add up; everything else goes prometheus_client's way."""
+
+_LARGEST_PLAIN = 1e6
+"""From here on prometheus_client writes a number in another way than Python."""
+
+
+class _Series(NamedTuple):
+    """One key of a metric file, parsed."""
+
+    metric: str
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    help: str
+
+
+class _Group:
+    """The files of one prefix, and the sum of their values key by key."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, MetricFileReader]] = []
+        self.keys: list[bytes] = []
+        self._picks: dict[Layout, Callable[[tuple[float, ...]], tuple[float, ...]] | None] = {}
+
+    def arrange(self, files: list[tuple[str, MetricFileReader]]) -> bool:
+        """Take the files of this scrape, with their holders; return whether the keys changed."""
+        layouts = dict.fromkeys(file.layout for _holder, file in files)
+        self.files = files
+        if layouts.keys() == self._picks.keys():
+            return False
+        before = self.keys
+        keys = dict.fromkeys(chain.from_iterable(layout.keys for layout in layouts))
+        # What only a file had that is gone goes with it; what stays keeps its order, and with it
+        # the families that have nothing new.
+        self.keys = list(dict.fromkeys(chain((key for key in before if key in keys), keys)))
+        if self.keys == before:
+            self._picks = {
+                layout: self._picks[layout] if layout in self._picks else self._pick(layout)
+                for layout in layouts
+            }
+            return False
+        self._picks = {layout: self._pick(layout) for layout in layouts}
+        return True
+
+    def layouts(self) -> list[Layout]:
+        """Return the layouts of the last scrape, the shortest first."""
+        return sorted(self._picks, key=lambda layout: layout.end)
+
+    def totals(self) -> Sequence[float]:
+        """Return the sum of every key over all files, in the order of :attr:`keys`."""
+        columns = []
+        for _holder, file in self.files:
+            pick = self._picks[file.layout]
+            columns.append(file.numbers if pick is None else pick((*file.numbers, 0.0)))
+        if len(columns) == 1:
+            return columns[0]
+        try:
+            return list(map(math.fsum, zip(*columns, strict=True)))
+        except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
+            return [_sum(row) for row in zip(*columns, strict=True)]
+
+    def _pick(self, layout: Layout) -> Callable[[tuple[float, ...]], tuple[float, ...]] | None:
+        """Return what lines up a file's values, with a 0 behind them, with the group's keys."""
+        if list(layout.keys) == self.keys:
+            return None
+        at = {key: number for number, key in enumerate(layout.keys)}
+        missing = len(layout.keys)
+        return _getter([at.get(key, missing) for key in self.keys])
+
+
+class _Family:
+    """A metric of one type whose values add up, with everything about it that stays the same."""
+
+    def __init__(self, prefix: str, members: list[tuple[int, _Series]]) -> None:
+        first = members[0][1]
+        self.prefix = prefix
+        self.metric = Metric(first.metric, first.help, prefix.partition("_")[0])
+        self._steps: list[tuple[int, bool]] = []
+        rows = self._rows(members)
+        self._pick = _getter([keys[0] for keys in rows])
+        # One sample may have several keys: their help text differs, or the spelling of a bucket.
+        self._several = [(at, keys) for at, keys in enumerate(rows) if len(keys) > 1]
+        self.prefixes = _line_prefixes(self.metric)
+
+    def values(self, totals: Sequence[float]) -> Sequence[float]:
+        """Return the value of every sample, in the order of ``metric.samples``."""
+        picked: Sequence[float] = self._pick(totals)
+        if self._several:
+            picked = list(picked)
+            for at, keys in self._several:
+                picked[at] = _sum([totals[key] for key in keys])
+        if not self._steps:
+            return picked
+        values: list[float] = []
+        at = 0
+        for count, is_buckets in self._steps:
+            part = picked[at : at + count]
+            at += count
+            if is_buckets:
+                values.extend(accumulate(part))
+                values.append(values[-1])
+            else:
+                values.extend(part)
+        return values
+
+    def _rows(self, members: list[tuple[int, _Series]]) -> list[list[int]]:
+        """Lay out the samples as prometheus_client does; return the keys of each picked value."""
+        if self.prefix == "histogram":
+            return self._histogram_rows(members)
+        samples: dict[tuple[tuple[str, str], ...], dict[str, list[int]]] = {}
+        for key, series in members:
+            samples.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
+        rows = []
+        for labels, by_name in samples.items():
+            for name, keys in by_name.items():
+                self.metric.samples.append(Sample(name, dict(labels), 0.0))
+                rows.append(keys)
+        return rows
+
+    def _histogram_rows(self, members: list[tuple[int, _Series]]) -> list[list[int]]:
+        plain: dict[tuple[tuple[str, str], ...], dict[str, list[int]]] = {}
+        buckets: dict[tuple[tuple[str, str], ...], dict[float, list[int]]] = {}
+        for key, series in members:
+            bound = next((value for label, value in series.labels if label == "le"), None)
+            if bound is None:
+                plain.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
+                continue
+            labels = tuple(pair for pair in series.labels if pair[0] != "le")
+            buckets.setdefault(labels, {}).setdefault(float(bound), []).append(key)
+            plain.setdefault(labels, {})
+        rows = []
+        name = self.metric.name
+        for labels, by_name in plain.items():
+            by_bound = buckets.get(labels, {})
+            if by_bound:
+                by_name.pop(f"{name}_count", None)
+            self._steps.append((len(by_name), False))
+            for sample_name, keys in by_name.items():
+                self.metric.samples.append(Sample(sample_name, dict(labels), 0.0))
+                rows.append(keys)
+            if by_bound:
+                self._steps.append((len(by_bound), True))
+                for value, keys in sorted(by_bound.items()):
+                    bound_text = floatToGoString(value)  # type: ignore[no-untyped-call]
+                    with_bound = {**dict(labels), "le": bound_text}
+                    self.metric.samples.append(Sample(f"{name}_bucket", with_bound, 0.0))
+                    rows.append(keys)
+                self.metric.samples.append(Sample(f"{name}_count", dict(labels), 0.0))
+        return rows
+
+
+class _Snapshot:
+    """One collection; immutable, so that any number of threads may use it."""
+
+    def __init__(
+        self,
+        families: list[_Family],
+        prefixes: list[str],
+        totals: dict[str, Sequence[float]],
+        others: list[Metric],
+    ) -> None:
+        self._families = families
+        self._prefixes = prefixes
+        self._values = [family.values(totals[family.prefix]) for family in families]
+        self._others = others
+        self._text: bytes | None = None
+
+    def metrics(self) -> Iterator[Metric]:
+        """Return fresh metric families."""
+        for family, values in zip(self._families, self._values, strict=True):
+            theirs = family.metric
+            metric = Metric(theirs.name, theirs.documentation, theirs.type)
+            metric.samples = [
+                Sample(sample.name, dict(sample.labels), value)
+                for sample, value in zip(theirs.samples, values, strict=True)
+            ]
+            yield metric
+        yield from self._others
+
+    def text(self) -> bytes:
+        """Return the exposition in the text format 0.0.4."""
+        if self._text is None:
+            values = list(chain.from_iterable(self._values))
+            written = list(map(repr, values))
+            for at, value in enumerate(values):
+                if not -math.inf < value < _LARGEST_PLAIN:  # also what is no number
+                    written[at] = floatToGoString(value)  # type: ignore[no-untyped-call]
+            text = "".join(chain.from_iterable(zip(self._prefixes, written, strict=True)))
+            end = "\n" if text else ""
+            self._text = (text + end).encode() + _their_text(self._others)
+        return self._text
+
+
+class DirectoryCollector:
+    """Reads one multiprocess directory, again and again, and remembers what stays the same.
+
+    Attributes:
+        path: The directory.
+        skipped: How many files the last collection left out, in whole or in part, by reason.
+        file_count: How many metric files it found.
+        byte_count: Their size together.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Name the directory; nothing is read."""
+        self.path = path
+        self.skipped: Counter[str] = Counter()
+        self.file_count = self.byte_count = 0
+        self._readers: dict[str, MetricFileReader] = {}
+        self._groups: dict[str, _Group] = {}
+        self._series: dict[bytes, _Series | None] = {}
+        self._families: list[_Family] = []
+        self._members: dict[str, tuple[str, list[tuple[int, _Series]]]] = {}
+        self._prefixes: list[str] = []
+        self._other_names: set[str] = set()
+        self._others_at: dict[tuple[str, Layout], list[tuple[int, _Series]]] = {}
+        self._buffer = bytearray()
+        self._reported: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+        self._begun = self._number = 0
+        self._snapshot: _Snapshot | None = None
+
+    def collect(self) -> _Snapshot:
+        """Read the directory.
+
+        Collections run one at a time. Who has waited for one takes the next one's result together
+        with all others that have waited.
+
+        Raises:
+            OSError: The directory cannot be listed.
+        """
+        arrived = self._begun
+        with self._lock:
+            if self._snapshot is not None and self._number > arrived:
+                return self._snapshot
+            self._begun += 1
+            number = self._begun
+            self._snapshot = self._read(os.listdir(self.path))
+            self._number = number
+            return self._snapshot
+
+    def _read(self, names: Iterable[str]) -> _Snapshot:
+        parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
+        found = {name: file for name, file in parsed if file is not None}
+        self.skipped = Counter()
+        self._refresh(found)
+        free = self._free_slots(found.values())
+        members: dict[str, list[tuple[str, MetricFileReader]]] = {}
+        for name, reader in self._readers.items():
+            file = found[name]
+            if not (file.is_live_gauge and file.holder in free):
+                members.setdefault(file.prefix, []).append((file.holder, reader))
+        changed = set(members) != set(self._groups)
+        self._groups = {prefix: self._groups.get(prefix) or _Group() for prefix in members}
+        for prefix, files in members.items():
+            changed = self._groups[prefix].arrange(files) or changed
+        if changed:
+            self._plan()
+        adding = {family.prefix for family in self._families}
+        totals = {prefix: self._groups[prefix].totals() for prefix in adding}
+        return _Snapshot(self._families, self._prefixes, totals, self._other_metrics())
+
+    def _refresh(self, found: dict[str, MetricFileName]) -> None:
+        """Read every file; remember only those that are there."""
+        readers: dict[str, MetricFileReader] = {}
+        layouts = {prefix: group.layouts() for prefix, group in self._groups.items()}
+        for name, file in found.items():
+            reader = self._readers.get(name)
+            if reader is None:
+                path = os.path.join(self.path, name)
+                reader = MetricFileReader(path, paired=file.prefix not in _ADDING)
+            known = layouts.setdefault(file.prefix, [])
+            try:
+                reader.refresh(self._buffer, known)
+            except FileNotFoundError:
+                continue
+            readers[name] = reader
+            if reader.layout not in known and reader.layout.keys:
+                known.append(reader.layout)
+            if reader.damage is not None:
+                self._skip(name, reader.damage)
+        self._readers = readers
+        self.file_count = len(readers)
+        self.byte_count = sum(reader.size for reader in readers.values())
+
+    def _free_slots(self, files: Iterable[MetricFileName]) -> set[str]:
+        """Return the slots that nobody holds, if there are live gauges at all."""
+        if not any(file.is_live_gauge for file in files):
+            return set()
+        try:
+            records = slots.SlotDirectory(self.path).records()
+        except OSError:
+            return set()
+        return {slot for slot, record in records.items() if record is None}
+
+    def _skip(self, name: str, damage: Damage) -> None:
+        self.skipped[damage.reason] += 1
+        if (name, damage.reason) not in self._reported:
+            self._reported.add((name, damage.reason))
+            slots.process.log.warning(
+                "obskit: %s is left out of scrapes as far as it cannot be read: %s",
+                os.path.join(self.path, name),
+                damage.text,
+            )
+
+    def _plan(self) -> None:
+        """Lay out families and line prefixes anew, because there are new keys or fewer."""
+        before, self._series = self._series, {}
+        metrics: dict[str, dict[str, list[tuple[int, _Series]]]] = {}
+        for prefix, group in self._groups.items():
+            for number, key in enumerate(group.keys):
+                series = before[key] if key in before else _parse(key, prefix)
+                self._series[key] = series
+                if series is not None:
+                    by_prefix = metrics.setdefault(series.metric, {})
+                    by_prefix.setdefault(prefix, []).append((number, series))
+        families = {family.metric.name: family for family in self._families}
+        members = {name: next(iter(by_prefix.items())) for name, by_prefix in metrics.items()}
+        self._families, self._prefixes = [], []
+        self._other_names, self._others_at = set(), {}
+        for name, by_prefix in metrics.items():
+            family = None
+            if len(by_prefix) == 1 and members[name][0] in _ADDING:
+                if name in families and members[name] == self._members[name]:
+                    family = families[name]
+                else:
+                    family = _family(*members[name])
+            if family is None:
+                self._other_names.add(name)
+            else:
+                self._families.append(family)
+                self._prefixes.extend(family.prefixes)
+        self._members = members
+        if self._prefixes:
+            self._prefixes[0] = self._prefixes[0].removeprefix("\n")
+
+    def _other_metrics(self) -> list[Metric]:
+        """Return what does not simply add up, merged by prometheus_client."""
+        if not self._other_names:
+            return []
+        metrics: dict[str, Metric] = {}
+        for prefix, group in self._groups.items():
+            for holder, reader in group.files:
+                series = self._others_of(prefix, reader.layout)
+                _add_samples(metrics, MetricFileName(prefix, holder), reader, series)
+        merged: list[Metric] = []
+        for name, metric in metrics.items():
+            try:
+                merged.extend(_their_merge({name: metric}))
+            except Exception as error:
+                self._skip(name, Damage("foreign", f"its samples cannot be merged: {error}"))
+        return merged
+
+    def _others_of(self, prefix: str, layout: Layout) -> list[tuple[int, _Series]]:
+        found = self._others_at.get((prefix, layout))
+        if found is None:
+            found = []
+            for at, key in enumerate(layout.keys):
+                series = self._series.get(key)
+                if series is not None and series.metric in self._other_names:
+                    found.append((at, series))
+            self._others_at[prefix, layout] = found
+        return found
+
+
+class MultiProcessCollector(Collector):
+    """Collects what all processes share; a drop-in for prometheus_client's.
+
+    Its result is prometheus_client's, except that live gauges count only while their slot is
+    leased. What it has parsed is remembered for the process and the directory, so that making a
+    new one for each scrape, as the usual recipe does, costs nothing.
+    """
+
+    def __init__(self, registry: Any, path: str | None = None) -> None:
+        """Make a collector, and register it.
+
+        Args:
+            registry: A registry to register with, or ``None``.
+            path: The multiprocess directory; ``PROMETHEUS_MULTIPROC_DIR`` by default.
+
+        Raises:
+            ValueError: There is no such directory.
+        """
+        self._path = TheirCollector(None, path)._path  # type: ignore[no-untyped-call]
+        if registry:
+            registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families of everything in the directory; may be called from any thread."""
+        return directory_collector(self._path).collect().metrics()
+
+    @staticmethod
+    def merge(files: Iterable[str], accumulate: bool = True) -> Iterable[Metric]:
+        """Merge metric files.
+
+        Args:
+            files: Their paths.
+            accumulate: Add up histogram buckets, as the exposition wants it.
+
+        Returns:
+            The metric families.
+        """
+        metrics: dict[str, Metric] = {}
+        buffer = bytearray()
+        for path in files:
+            file = MetricFileName.parse(os.path.basename(path))
+            if file is None:
+                continue
+            reader = MetricFileReader(path, paired=file.prefix not in _ADDING)
+            try:
+                reader.refresh(buffer)
+            except FileNotFoundError:
+                continue
+            parsed = ((at, _parse(key, file.prefix)) for at, key in enumerate(reader.layout.keys))
+            _add_samples(metrics, file, reader, [(at, found) for at, found in parsed if found])
+        return _their_merge(metrics, accumulate=accumulate)
+
+
+_collectors: dict[str, DirectoryCollector] = {}
+_MOST_COLLECTORS = 16
+
+
+def directory_collector(path: str) -> DirectoryCollector:
+    """Return this process's collector of a directory."""
+    collector = _collectors.get(path)
+    if collector is None:
+        while len(_collectors) >= _MOST_COLLECTORS:
+            _collectors.pop(next(iter(_collectors)), None)
+        collector = _collectors.setdefault(path, DirectoryCollector(path))
+    return collector
+
+
+# A fork may come while another thread collects: the child starts over.
+os.register_at_fork(after_in_child=_collectors.clear)
+
+
+def _parse(key: bytes, prefix: str) -> _Series | None:
+    """Parse a key as it stands in a file; ``None`` if it is no metric's."""
+    length = int.from_bytes(key[:4], sys.byteorder)
+    try:
+        metric, name, labels, help_text = json.loads(key[4 : 4 + length])
+        pairs = tuple(sorted(labels.items()))
+        if prefix == "histogram" and "le" in labels:
+            float(labels["le"])
+        if not all(type(text) is str for text in chain((metric, name, help_text), *pairs)):
+            return None
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return _Series(metric, name, pairs, help_text)
+
+
+def _family(prefix: str, members: list[tuple[int, _Series]]) -> _Family | None:
+    try:
+        return _Family(prefix, members)
+    except ValueError:
+        return None
+
+
+def _add_samples(
+    metrics: dict[str, Metric],
+    file: MetricFileName,
+    reader: MetricFileReader,
+    series: Iterable[tuple[int, _Series]],
+) -> None:
+    """Add what a file holds to families, in the form that prometheus_client merges."""
+    kind, _, mode = file.prefix.partition("_")
+    step = 1 if file.prefix in _ADDING else 2
+    for at, (name, sample, labels, help_text) in series:
+        metric = metrics.get(name)
+        if metric is None:
+            metric = metrics[name] = Metric(name, help_text, kind)
+        value = reader.numbers[at * step]
+        if kind == "gauge":
+            metric._multiprocess_mode = mode  # type: ignore[attr-defined]
+            timestamp = reader.numbers[at * step + 1] if step > 1 else 0.0
+            with_holder = (*labels, ("pid", file.holder))
+            metric.add_sample(sample, with_holder, value, timestamp)  # type: ignore[arg-type]
+        else:
+            metric.add_sample(sample, labels, value)  # type: ignore[arg-type]
+
+
+def _getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    """Return what picks several items at once; itemgetter returns no tuple for one."""
+    if len(numbers) == 1:
+        only = numbers[0]
+        return lambda values: (values[only],)
+    return itemgetter(*numbers)
+
+
+def _sum(row: Iterable[float]) -> float:
+    try:
+        return math.fsum(row)
+    except (ValueError, OverflowError):
+        return sum(row)
+
+
+class _Collected(Collector):
+    """Families, in the form that prometheus_client's encoders take."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _their_text(metrics: list[Metric]) -> bytes:
+    return their_generate_latest(_Collected(metrics))
+
+
+def _their_merge(metrics: dict[str, Metric], *, accumulate: bool = True) -> Iterable[Metric]:
+    merged: Iterable[Metric] = TheirCollector._accumulate_metrics(  # type: ignore[no-untyped-call]
+        metrics, accumulate
+    )
+    return merged
+
+
+def _line_prefixes(metric: Metric) -> list[str]:
+    """Return what stands before each value, the line break before it included.
+
+    Rendered by prometheus_client with a 0 in the place of every value.
+
+    Raises:
+        ValueError: The text is not one line a sample.
+    """
+    head, type_line, *lines = _their_text([metric]).decode().split("\n")
+    if len(lines) != len(metric.samples) + 1 or not all(
+        line.endswith(" 0.0") for line in lines[:-1]
+    ):
+        raise ValueError(f"{metric.name} is not rendered one line a sample")
+    prefixes = ["\n" + line[:-3] for line in lines[:-1]]
+    prefixes[0] = f"\n{head}\n{type_line}" + prefixes[0]
+    return prefixes
