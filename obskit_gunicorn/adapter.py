@@ -15,7 +15,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from obskit_gunicorn import dispatch, slots
 from obskit_gunicorn.checks import (
@@ -28,17 +28,16 @@ from obskit_gunicorn.checks import (
     suggest_names,
     warn,
 )
+from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.cores import sharing
 from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 from obskit_gunicorn.options import (
     EXPORTED_VARIABLE,
+    LEASE_VARIABLE,
     is_option,
     normalize_environment,
     read_options,
 )
-
-if TYPE_CHECKING:
-    from obskit_gunicorn.config import ObskitGunicornConfig
 
 __all__ = ["as_options", "expose", "hook_function", "watch"]
 
@@ -56,13 +55,8 @@ def watch(cls: type[ObskitGunicornConfig]) -> None:
     """
     # The file that is being executed is watched too: a class that it merely imports is an error
     # that only we can report.
-    for name in {cls.__module__, "__config__"} - {"__main__"}:
-        module = sys.modules.get(name)
-        if module is None or getattr(type(module), "_obskit_watched", False):
-            continue
-        try:
-            module.__class__ = _watched(type(module))
-        except TypeError:
+    for name in (cls.__module__, "__config__"):
+        if not _watch_module(name):
             warnings.warn(
                 f"module {name} cannot be watched for configuration classes; end it with "
                 f"obskit_gunicorn.expose({cls.__name__}, globals())",
@@ -126,21 +120,43 @@ def hook_function(config: type[ObskitGunicornConfig], name: str) -> Callable[...
     return dispatch.hook_function(publication, name, checked_method(publication, name))
 
 
-def _watched(base: type[types.ModuleType]) -> type[types.ModuleType]:
-    real = vars(types.ModuleType)["__dict__"]
+def _is_configuration(value: object) -> bool:
+    return (
+        isinstance(value, type)
+        and issubclass(value, ObskitGunicornConfig)
+        and value is not ObskitGunicornConfig
+    )
 
+
+def _watch_module(name: str) -> bool:
+    module = sys.modules.get(name)
+    if module is None or name == "__main__" or getattr(type(module), "_obskit_watched", False):
+        return True
+    try:
+        module.__class__ = _watched(type(module))
+    except TypeError:
+        return False
+    return True
+
+
+def _watched(base: type[types.ModuleType]) -> type[types.ModuleType]:
     class Watched(base):  # type: ignore[valid-type, misc]
         """A module that gives Gunicorn the names of its configuration class as well."""
 
         _obskit_watched = True
 
-        @property
-        def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
-            namespace: dict[str, Any] = real.__get__(self)
-            asking = sys._getframe(1).f_globals.get("__name__", "")
-            if asking.split(".")[0] != "gunicorn" or _EXPOSED in namespace:
-                return namespace
-            return _with_published(namespace)
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "__dict__":
+                asking = str(sys._getframe(1).f_globals.get("__name__"))
+                if asking.partition(".")[0] == "gunicorn" and _EXPOSED not in value:
+                    return _with_published(value)
+            elif _is_configuration(value):
+                # A module that imports a class from here, perhaps long after it was made.
+                frame = sys._getframe(1)
+                if frame.f_code.co_name == "<module>":
+                    _watch_module(str(frame.f_globals.get("__name__")))
+            return value
 
     Watched.__name__ = Watched.__qualname__ = base.__name__
     return Watched
@@ -169,12 +185,9 @@ def _with_published(namespace: dict[str, Any]) -> dict[str, Any]:
 
 def _choose(namespace: dict[str, Any], source: str) -> type[ObskitGunicornConfig] | None:
     """Return the class of a module that is meant, or ``None`` if the module has none."""
-    from obskit_gunicorn.config import ObskitGunicornConfig
-
     classes: list[type[ObskitGunicornConfig]] = []
     for value in namespace.values():
-        is_ours = isinstance(value, type) and issubclass(value, ObskitGunicornConfig)
-        if is_ours and value is not ObskitGunicornConfig and value not in classes:
+        if _is_configuration(value) and value not in classes:
             classes.append(value)
     own = [found for found in classes if found.__module__ == namespace["__name__"]]
     if not own:
@@ -210,9 +223,15 @@ def _choose(namespace: dict[str, Any], source: str) -> type[ObskitGunicornConfig
 
 def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
     """Make an instance and read its options; touches nothing but this process's memory."""
+    process = slots.process
+    # Until an arbiter has begun nothing is touched, so that --check-config leaves no trace.
+    process.is_configuring = process.role == "process" and not process.has_ever_begun
     handed = os.environ.pop(EXPORTED_VARIABLE, None)
     if handed:
-        slots.process.exported = handed
+        process.exported.add(handed)
+    lease = os.environ.pop(LEASE_VARIABLE, "")
+    if lease.isdigit():
+        process.handed_lease = int(lease)
     normalize_environment(os.environ)
     try:
         instance = config()
@@ -223,7 +242,7 @@ def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
             expected=f"a class that can be made without arguments ({error})",
             mend="Give the parameters of __init__ defaults.",
         ) from error
-    options = read_options(instance, os.environ, source=source, exported=slots.process.exported)
+    options = read_options(instance, os.environ, source=source, exported=process.exported)
     return Publication(instance, source, options)
 
 
@@ -244,7 +263,7 @@ def _publish(
         if name in known:
             if dispatch.needs_publishing(publication, name):
                 published[name] = dispatch.hook_function(publication, name, method)
-        elif overrides(config, name):
+        elif overrides(publication.config, name):
             warn(publication, name, "this release of Gunicorn has no such hook, it is not called")
     for name in published:
         if name in namespace:
@@ -262,7 +281,6 @@ def _publish(
 
 def _install_values(publication: Publication) -> None:
     """Install the value class before the application is imported; touches no file."""
-    slots.process.is_configuring = slots.process.directory is None
     shared = sharing()
     stray = shared.install() if shared is not None else []
     if stray:

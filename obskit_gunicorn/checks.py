@@ -86,8 +86,8 @@ def _gunicorn_version() -> str:
     return str(importlib.import_module("gunicorn").__version__)
 
 
-def overrides(config: type[ObskitGunicornConfig], name: str) -> bool:
-    """Return whether a class, or a mixin of it, replaces a method of the base."""
+def overrides(config: ObskitGunicornConfig, name: str) -> bool:
+    """Return whether a configuration, by its class or by itself, replaces a method of the base."""
     from obskit_gunicorn.config import ObskitGunicornConfig
 
     base = vars(ObskitGunicornConfig)[name]

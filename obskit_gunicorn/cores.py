@@ -6,13 +6,14 @@ not run. An error in one is caught by its caller.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn import slots
-from obskit_gunicorn.options import DIRECTORY_VARIABLE, EXPORTED_VARIABLE
+from obskit_gunicorn.options import DIRECTORY_VARIABLE, EXPORTED_VARIABLE, LEASE_VARIABLE
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -43,7 +44,8 @@ def flush_failures() -> None:
         if counts and sharing() is not None:
             from obskit_gunicorn import telemetry
 
-            telemetry.count_hook_failure(name)
+            with contextlib.suppress(Exception):  # counting it must not add a failure to it
+                telemetry.count_hook_failure(name)
 
 
 def _core_nworkers_changed(
@@ -75,12 +77,17 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
     if path is None:
         path = _private_path()
     keep = publication.options.metrics_keep
+    # Set in an arbiter that SIGUSR2 has started: its directory is the old one's, whatever has
+    # become of that in the meantime.
+    keep = keep or "GUNICORN_PID" in os.environ
     shared.begin(path, keep=keep, user=server.cfg.uid, group=server.cfg.gid)
-    directory = slots.process.directory
-    if directory is not None:
-        if os.environ.get(DIRECTORY_VARIABLE) != directory.path:
-            os.environ[DIRECTORY_VARIABLE] = slots.process.exported = directory.path
-    elif os.environ.get(DIRECTORY_VARIABLE) == slots.process.exported:
+    process = slots.process
+    exported = os.environ.get(DIRECTORY_VARIABLE)
+    if process.directory is not None:
+        if exported != process.directory.path:
+            os.environ[DIRECTORY_VARIABLE] = process.directory.path
+            process.exported.add(process.directory.path)
+    elif exported in process.exported:
         os.environ.pop(DIRECTORY_VARIABLE, None)
 
 
@@ -90,9 +97,9 @@ def _private_path() -> str | None:
     if process.directory is not None and process.is_private:
         return process.directory.path
     # Handed on by the arbiter whose SIGUSR2 has started this one.
-    handed = slots.process.exported
-    if handed and slots.SlotDirectory(handed).generation().get("private") is True:
-        return handed
+    for handed in process.exported:
+        if slots.SlotDirectory(handed).is_private():
+            return handed
     return None
 
 
@@ -124,11 +131,19 @@ def _core_worker_exit(publication: Publication, server: Arbiter, worker: Worker)
 def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
     # In the child that becomes the new arbiter. It gets env_orig, a copy of the environment from
     # before the configuration file ran.
-    directory = slots.process.directory
+    process = slots.process
     environment = server.cfg.env_orig
-    if directory is None or slots.process.exported != directory.path:
+    environment.pop(LEASE_VARIABLE, None)
+    if process.directory is None:
         return
-    environment[DIRECTORY_VARIABLE] = environment[EXPORTED_VARIABLE] = directory.path
+    if process.directory.path in process.exported:
+        environment[DIRECTORY_VARIABLE] = process.directory.path
+        environment[EXPORTED_VARIABLE] = process.directory.path
+    # Until the new arbiter has begun, this lease says that the directory is in use: the old one may
+    # be gone before the new one has read its configuration.
+    process.role = "arbiter"
+    with contextlib.suppress(OSError):
+        environment[LEASE_VARIABLE] = str(process.acquire().hand_on())
 
 
 def _core_on_exit(publication: Publication, server: Arbiter) -> None:

@@ -23,7 +23,7 @@ from obskit_gunicorn.cores import CORES, failures, flush_failures
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
 
-__all__ = ["CONTAINED", "hook_function", "needs_publishing"]
+__all__ = ["ACTING", "CONTAINED", "hook_function", "needs_publishing"]
 
 CONTAINED = frozenset(
     {"child_exit", "worker_exit", "nworkers_changed", "on_reload", "pre_exec", "on_exit"}
@@ -32,15 +32,16 @@ CONTAINED = frozenset(
 
 _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
-_BASE_METHODS_THAT_ACT = frozenset({"on_starting", "child_exit"})
+
+ACTING = frozenset({*CORES, "on_starting", "child_exit"})
+"""Hooks that do something even if nobody overrides them: they have a core, or a base that acts."""
 
 
 def needs_publishing(publication: Publication, name: str) -> bool:
     """Return whether Gunicorn must call a hook at all; one that does nothing costs nothing."""
-    config = type(publication.config)
+    config = publication.config
     return (
-        name in CORES
-        or name in _BASE_METHODS_THAT_ACT
+        name in ACTING
         or overrides(config, name)
         or (name not in _REQUEST_HOOKS and overrides(config, "hook_event"))
     )
@@ -52,9 +53,7 @@ def hook_function(
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
     core = CORES.get(name)
     accepted = accepted_arguments(name, method)
-    watches_events = name not in _REQUEST_HOOKS and overrides(
-        type(publication.config), "hook_event"
-    )
+    watches_events = name not in _REQUEST_HOOKS and overrides(publication.config, "hook_event")
 
     def run(*args: Any) -> Any:
         if name in _REQUEST_HOOKS:

@@ -53,7 +53,7 @@ class SharedRegistry(CollectorRegistry):
         Args:
             path: The multiprocess directory; by default the one this process uses at each scrape.
         """
-        super().__init__(support_collectors_without_names=True)
+        super().__init__()
         self._path = path
         self._others: list[Collector] = []
         super().register(_Families(self._shared_families))
@@ -67,6 +67,15 @@ class SharedRegistry(CollectorRegistry):
         """Take a collector back."""
         super().unregister(collector)
         self._others.remove(collector)
+
+    def restricted_registry(self, names: Iterable[str]) -> Any:
+        """Return what shows only the samples of these names, for ``name[]``.
+
+        Looks at every family: prometheus_client before 0.25 leaves out collectors that, as ours, do
+        not know their names beforehand.
+        """
+        wanted = set(names)
+        return _Families(lambda: _restricted(self.collect(), wanted))
 
     def text(self) -> bytes:
         """Return the exposition in the text format 0.0.4."""
@@ -194,6 +203,15 @@ class _Families(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families()
+
+
+def _restricted(metrics: Iterable[Metric], names: set[str]) -> Iterator[Metric]:
+    for metric in metrics:
+        samples = [sample for sample in metric.samples if sample.name in names]
+        if samples:
+            kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            kept.samples = samples
+            yield kept
 
 
 def _respond(

@@ -1,8 +1,8 @@
 """The default hooks as plain functions, for those who write no class.
 
 ``gunicorn -c python:obskit_gunicorn.hooks myapp:app`` needs no configuration file. In a file of
-module-level names, ``from obskit_gunicorn.hooks import *`` adds them; a hook of your own then calls
-the one it replaces::
+module-level names, ``from obskit_gunicorn.hooks import *`` adds those that do something; a hook of
+your own then calls the one it replaces::
 
     from obskit_gunicorn import hooks
     from obskit_gunicorn.hooks import *
@@ -17,23 +17,31 @@ Each is the published function of a class that overrides nothing: it does what
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from obskit_gunicorn.adapter import hook_function
 from obskit_gunicorn.checks import PARAMETERS
 from obskit_gunicorn.config import ObskitGunicornConfig
+from obskit_gunicorn.dispatch import ACTING
 
 
 class Config(ObskitGunicornConfig):
     """The configuration behind the functions of this module."""
 
 
-__all__ = list(PARAMETERS)
+# Those that do something; the others cost nothing as long as Gunicorn does not find them.
+__all__ = [name for name in PARAMETERS if name in ACTING]
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
     # Made when they are asked for, so that Gunicorn finds in vars() only those that do something.
     if name not in PARAMETERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _hook(name)
+
+
+@functools.cache
+def _hook(name: str) -> Callable[..., Any]:
     return hook_function(Config, name)

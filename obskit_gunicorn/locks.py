@@ -13,10 +13,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import sys
 import time
 
-__all__ = ["LockedFile", "give_to_owner", "owner", "pause", "set_owner"]
+__all__ = [
+    "LockedFile",
+    "NotAFileError",
+    "open_file",
+    "give_to_owner",
+    "owner",
+    "pause",
+    "set_owner",
+]
 
 _CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _POLL_SECONDS = 0.005
@@ -73,6 +82,46 @@ def give_to_owner(descriptor: int) -> None:
         os.fchown(descriptor, *_Owner.ids)
 
 
+class NotAFileError(OSError):
+    """What stands under a name is no regular file: a directory, a pipe, a link."""
+
+
+def open_file(path: str, flags: int, mode: int = 0o664) -> int:
+    """Open a regular file, and nothing else.
+
+    A pipe would block, a link would lead elsewhere, and a hard link in a directory that another
+    user may write would have root change a file of its own.
+
+    Args:
+        path: The file.
+        flags: Flags for :func:`os.open`; ``O_CLOEXEC``, ``O_NOFOLLOW`` and ``O_NONBLOCK`` are
+            added.
+        mode: Permission bits for a file that is made here, subject to the umask.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        NotAFileError: Something else stands there.
+        OSError: The file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise NotAFileError(error.errno, "this is no regular file", path) from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise NotAFileError(errno.EINVAL, "this is no regular file", path)
+    is_to_be_written = flags & (os.O_RDWR | os.O_WRONLY)
+    if is_to_be_written and os.geteuid() == 0 and status.st_nlink > 1:
+        os.close(descriptor)
+        raise NotAFileError(errno.EPERM, "root does not write a file with several names", path)
+    return descriptor
+
+
 class LockedFile:
     """An open file that may be flocked, and that knows whether its descriptor is still its own.
 
@@ -92,17 +141,22 @@ class LockedFile:
 
         Args:
             path: The file to open.
-            flags: Flags for :func:`os.open`. ``O_CLOEXEC`` is added, and ``O_NOFOLLOW``: where root
-                opens files in a directory of another user, a link must not lead it elsewhere.
+            flags: Flags for :func:`open_file`.
             mode: Permission bits for a file that is made here, subject to the umask.
 
         Raises:
+            NotAFileError: It is no regular file.
             OSError: The file cannot be opened.
         """
+        self.descriptor = -1
         self.path = path
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        self.descriptor = open_file(path, flags, mode)
         status = os.fstat(self.descriptor)
         self._device, self._inode = status.st_dev, status.st_ino
+
+    def __del__(self) -> None:
+        # Forgotten by an exception that came from elsewhere, a time-out in a signal handler say.
+        self.close()
 
     def lock(self, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
         """Take the flock.

@@ -28,12 +28,11 @@ import json
 import mmap
 import os
 import re
-import stat
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from obskit_gunicorn.locks import LockedFile, give_to_owner
+from obskit_gunicorn.locks import LockedFile, NotAFileError, give_to_owner, open_file
 
 __all__ = [
     "DAMAGE_REASONS",
@@ -55,6 +54,7 @@ HEADER_BYTES = 8
 _FIRST_SIZE_BYTES = 4096
 _LARGEST_STEP_BYTES = 1 << 20
 _CELL_BYTES = 8
+_ASKING_SECONDS = 0.1
 
 _read_int = struct.Struct("i").unpack_from
 _pack_int = struct.Struct("i").pack
@@ -171,7 +171,7 @@ def read_file(path: str) -> tuple[bytes, Entries]:
     Raises:
         OSError: The file cannot be opened or read.
     """
-    with open(path, "rb", buffering=0) as file:
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb", buffering=0) as file:
         data = file.read()
     return data, read_entries(data)
 
@@ -327,9 +327,12 @@ class MetricFileReader:
             FileNotFoundError: The file is gone.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = open_file(self.path, os.O_RDONLY)
         except FileNotFoundError:
             raise
+        except NotAFileError as error:
+            self.damage = Damage("foreign", str(error))
+            return
         except OSError as error:
             self.damage = Damage("unreadable", str(error))
             return
@@ -342,8 +345,6 @@ class MetricFileReader:
 
     def _read(self, descriptor: int, buffer: bytearray, layouts: Iterable[Layout]) -> Damage | None:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return Damage("foreign", "it is no regular file")
         self.size = status.st_size
         header = os.pread(descriptor, HEADER_BYTES, 0)
         if len(header) < HEADER_BYTES:
@@ -495,7 +496,8 @@ class MetricFile:
             except FileNotFoundError:
                 return self._make(b"")
             try:
-                if not file.lock():
+                # Somebody who only asks whether the slot is free holds it for an instant.
+                if not file.lock(wait_seconds=_ASKING_SECONDS):
                     raise MetricFileInUseError(self.path)
                 if file.is_in_place():
                     return file

@@ -76,12 +76,12 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     """
     process = slots.process
     before = process.directory
+    if process.has_begun() and before is not None and before.path == path:
+        return
     if before is not None and process.lease is not None:
         if before.path != path:
             process.log.warning("obskit: metrics directory %s is left for another", before.path)
-        elif process.lease.is_in_place():
-            return
-        else:
+        elif not process.lease.is_in_place():
             process.log.warning(
                 "obskit: metrics directory %s was removed or cleaned while in use; what was only "
                 "there is lost, counting goes on",
@@ -92,7 +92,7 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     atexit.unregister(_leave)
     atexit.register(_leave)
     # In this process nothing may be bound while the directory is wiped.
-    values.withdraw()
+    values.withdraw(take_along=not process.has_ever_begun)
     try:
         process.begin(path, keep=keep, user=user, group=group)
     except OSError as error:
@@ -132,7 +132,7 @@ def _join() -> None:
     """Share this process's metrics if the environment says where; runs at import."""
     path = os.environ.get(DIRECTORY_VARIABLE)
     process = slots.process
-    if not path or process.directory is not None or process.is_configuring:
+    if not path or process.directory is not None:
         return
     stray = install()
     if stray:
@@ -140,6 +140,11 @@ def _join() -> None:
             "obskit: %s made before obskit_gunicorn.multiprocess was imported, not shared by slot",
             ", ".join(stray),
         )
+    if process.is_configuring or slots.is_loading_configuration():
+        # An arbiter will begin, or, if no class is published, this process and its forks join
+        # when they use a metric.
+        process.pending = path
+        return
     try:
         process.join(path)
     except OSError as error:

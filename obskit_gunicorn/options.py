@@ -7,7 +7,7 @@ is said with its source and stops the start.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from obskit_gunicorn.errors import ConfigurationError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DIRECTORY_VARIABLE",
     "EXPORTED_VARIABLE",
+    "LEASE_VARIABLE",
     "Options",
     "is_option",
     "normalize_environment",
@@ -32,6 +33,9 @@ EXPORTED_VARIABLE = "OBSKIT_MULTIPROC_DIR"
 
 What it names was exported by us and is not the user's wish.
 """
+
+LEASE_VARIABLE = "OBSKIT_LEASE_FD"
+"""The descriptor of the lease that is handed on with it."""
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -71,7 +75,7 @@ def read_options(
     environment: Mapping[str, str],
     *,
     source: str,
-    exported: str | None = None,
+    exported: Collection[str] = (),
 ) -> Options:
     """Read the options of a configuration; runs while Gunicorn loads it.
 
@@ -81,7 +85,7 @@ def read_options(
         config: An instance of the user's class.
         environment: The process's environment.
         source: The file of the class, for errors.
-        exported: The directory that we have exported ourselves, which is not the user's wish.
+        exported: The directories that we have exported ourselves, which are not the user's wish.
 
     Raises:
         ConfigurationError: A value is not what it must be.
@@ -93,10 +97,13 @@ def read_options(
 
 
 def _directory(
-    config: ObskitGunicornConfig, environment: Mapping[str, str], source: str, exported: str | None
+    config: ObskitGunicornConfig,
+    environment: Mapping[str, str],
+    source: str,
+    exported: Collection[str],
 ) -> str | None:
     wished = environment.get(DIRECTORY_VARIABLE)
-    if wished and wished != exported:
+    if wished and wished not in exported:
         return os.path.abspath(wished)
     value: object = config.multiproc_dir
     if value is None:

@@ -35,13 +35,23 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from obskit_gunicorn.locks import LockedFile, give_to_owner, owner, set_owner
+from obskit_gunicorn.locks import (
+    LockedFile,
+    NotAFileError,
+    give_to_owner,
+    open_file,
+    owner,
+    pause,
+    set_owner,
+)
 from obskit_gunicorn.mmapfile import MetricFileName
 
 __all__ = [
@@ -65,8 +75,13 @@ LOCK_NAME = "slots.lock"
 LOCK_WAIT_SECONDS = 2.0
 """How long to wait for the directory lock before metrics go on in memory."""
 
+ASK_WAIT_SECONDS = 0.1
+"""How long to wait for it only to ask who is there, as each scrape does."""
+
 _PRIVATE_PREFIX = "obskit-gunicorn-"
 _STALE_SECONDS = 60.0
+_DYING_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 _MOST_SLOTS = 65536
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 """What may keep one process from a lease for a while, but says nothing about the directory."""
@@ -127,6 +142,15 @@ class Lease:
     def is_in_place(self) -> bool:
         """Return whether others still see this lease: its file was not removed or replaced."""
         return self._file.is_in_place()
+
+    def hand_on(self) -> int:
+        """Let the program that this process is about to execute hold the lease as well.
+
+        Returns:
+            The descriptor, which stays open through ``exec``.
+        """
+        os.set_inheritable(self._file.descriptor, True)
+        return self._file.descriptor
 
     def metric_file_path(self, prefix: str) -> str:
         """Return the path of the slot's file for a metric type, as in ``gauge_max``."""
@@ -256,7 +280,9 @@ class SlotDirectory:
             self._check_protocol(lock_file)
             return self._acquire(role)
 
-    def records(self) -> dict[str, dict[str, Any] | None]:
+    def records(
+        self, *, wait_seconds: float = ASK_WAIT_SECONDS
+    ) -> dict[str, dict[str, Any] | None]:
         """Return every slot's record if the slot is leased, or ``None`` if it is free.
 
         Asking never makes a slot look leased. When the directory lock is not to be had, a slot
@@ -266,7 +292,7 @@ class SlotDirectory:
             OSError: The directory cannot be read.
         """
         try:
-            with self.locked(shared=True):
+            with self.locked(shared=True, wait_seconds=wait_seconds):
                 return self._records(sure=True)
         except OSError:
             return self._records(sure=False)
@@ -284,6 +310,11 @@ class SlotDirectory:
             return _read_json(file.descriptor)
         finally:
             file.close()
+
+    def is_private(self) -> bool:
+        """Return whether we have made the directory for ourselves, and may remove it."""
+        is_named_so = os.path.basename(self.path).startswith(_PRIVATE_PREFIX)
+        return is_named_so and self.generation().get("private") is True
 
     def remove_live_gauges(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Remove the live-gauge files of slots that nobody holds.
@@ -323,10 +354,15 @@ class SlotDirectory:
             files.setdefault(parsed.holder, []).append(name)
         for number in range(_MOST_SLOTS):
             slot = f"slot{number}"
+            path = os.path.join(self.path, f"{slot}.lease")
             try:
-                file = LockedFile(self._lease_path(slot), os.O_RDWR | os.O_CREAT)
+                file = LockedFile(path, os.O_RDWR | os.O_CREAT)
+            except NotAFileError:
+                continue
             except PermissionError:
-                continue  # another user's slot
+                if os.path.lexists(path):
+                    continue  # another user's slot
+                raise
             try:
                 if (
                     file.lock()
@@ -363,6 +399,8 @@ class SlotDirectory:
             file = LockedFile(os.path.join(self.path, name), os.O_RDWR if writable else os.O_RDONLY)
         except FileNotFoundError:
             return True
+        except NotAFileError:
+            return not writable  # nobody's lease and nobody's metrics, but it stands in the way
         except PermissionError:
             return False  # not ours to judge
         try:
@@ -397,10 +435,7 @@ class SlotDirectory:
         for name in names:
             # Files of writers that know no slots go too, as prometheus_client's own advice says:
             # what is left of an earlier run would be added to this one's totals.
-            if MetricFileName.parse(name.removesuffix(".damaged")) or (
-                _is_slot(name.rpartition("_")[2].partition(".")[0])
-                and name.endswith((".lease", ".new"))
-            ):
+            if _is_ours(name) and name != LOCK_NAME:
                 self._unlink(name)
 
     def _check_protocol(self, lock_file: LockedFile) -> None:
@@ -422,11 +457,8 @@ class SlotDirectory:
                 yield name, parsed
 
     def _unlink(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(os.path.join(self.path, name))
-
-    def _lease_path(self, slot: str) -> str:
-        return os.path.join(self.path, f"{slot}.lease")
 
     def _open_lock(self, flags: int) -> LockedFile:
         path = os.path.join(self.path, LOCK_NAME)
@@ -459,8 +491,11 @@ class Process:
         role: What the process is.
         lease: The lease, or ``None`` before the first metric.
         log: Where lines about this process go; Gunicorn's error log under Gunicorn.
-        exported: The directory that we have put into the environment ourselves, which is not the
-            user's wish when the configuration is loaded again.
+        exported: The directories that we have put into the environment ourselves, which are not
+            the user's wish when the configuration is loaded again.
+        pending: A directory to join once it is clear that no arbiter will begin there.
+        handed_lease: The descriptor of a lease that the arbiter which has started this one by
+            SIGUSR2 has handed on, so that its directory is in use until this one has begun.
         published: What Gunicorn was last given, for a SIGHUP whose configuration is wrong.
     """
 
@@ -472,7 +507,9 @@ class Process:
         self.role: Role = "process"
         self.lease: Lease | None = None
         self.log: Any = logging.getLogger("obskit_gunicorn")
-        self.exported: str | None = None
+        self.exported: set[str] = set()
+        self.pending: str | None = None
+        self.handed_lease: int | None = None
         self.published: dict[str, Any] | None = None
         self._arbiter_pid = 0
         self._begun: set[str] = set()
@@ -495,38 +532,49 @@ class Process:
             OSError: The directory cannot be used, or no lease is to be had in it.
         """
         with _guard:
-            self.release()
-            self.role, self.is_configuring = "arbiter", False
-            self._arbiter_pid = os.getpid()
-            set_owner(user, group)
-            if path is None:
-                self.directory = None
-                _remove_leftovers(user)
-                self.directory, self.lease = _make_private(user, group)
-                self.is_private = True
-                self._begun.add(self.directory.path)
-                return True
-            directory = SlotDirectory(path)
-            again = directory.path in self._begun
-            self._begun.add(directory.path)
-            was_here = self.directory is not None and self.directory.path == directory.path
-            private = directory.generation().get("private") is True or (
-                was_here and self.is_private
-            )
-            if not was_here:
-                self.directory = None
-            os.makedirs(directory.path, mode=0o700 if private else 0o755, exist_ok=True)
-            _let_in(directory.path, user, group)
             try:
-                self.lease, wiped = directory.begin(keep=keep or again, private=private)
-            except OSError as error:
-                if error.errno not in _PASSING:
-                    raise
-                # Workers may have better luck, and this process when it tries again.
-                self.directory, self.is_private = directory, private
+                return self._begin(path, keep=keep, user=user, group=group)
+            finally:
+                self._drop_handed_lease()
+
+    def _begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
+        self.release()
+        self.role, self.is_configuring, self.pending = "arbiter", False, None
+        self._arbiter_pid = os.getpid()
+        set_owner(user, group)
+        if path is None:
+            self.directory = None
+            _remove_leftovers(user)
+            self.directory, self.lease = _make_private(user, group)
+            self.is_private = True
+            self._begun.add(self.directory.path)
+            return True
+        directory = SlotDirectory(path)
+        again = directory.path in self._begun
+        self._begun.add(directory.path)
+        was_here = self.directory is not None and self.directory.path == directory.path
+        private = directory.is_private() or (was_here and self.is_private)
+        if not was_here:
+            self.directory = None
+        os.makedirs(directory.path, mode=0o700 if private else 0o755, exist_ok=True)
+        _let_in(directory.path, user, group)
+        try:
+            self.lease, wiped = directory.begin(keep=keep or again, private=private)
+        except OSError as error:
+            if error.errno not in _PASSING:
                 raise
+            # Workers may have better luck, and this process when it tries again.
             self.directory, self.is_private = directory, private
-            return wiped
+            raise
+        self.directory, self.is_private = directory, private
+        return wiped
+
+    def _drop_handed_lease(self) -> None:
+        descriptor, self.handed_lease = self.handed_lease, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    os.close(descriptor)
 
     def join(self, path: str) -> None:
         """Use a directory from a process that Gunicorn did not start; takes no lease yet.
@@ -540,6 +588,32 @@ class Process:
         directory = SlotDirectory(path)
         os.makedirs(directory.path, mode=0o755, exist_ok=True)
         self.directory = directory
+
+    def join_pending(self) -> None:
+        """Join the directory that was named while a configuration was loaded.
+
+        Does nothing until it is clear that no configuration class will have an arbiter begin there.
+        """
+        path = self.pending
+        if path is None or self.is_configuring or is_loading_configuration():
+            return
+        self.pending = None
+        with contextlib.suppress(OSError):
+            self.join(path)
+
+    @property
+    def has_ever_begun(self) -> bool:
+        """Whether this process, or one that it was forked from, has begun a generation."""
+        return bool(self._begun)
+
+    def has_begun(self) -> bool:
+        """Return whether this arbiter's generation in its directory has begun, and it holds on."""
+        return (
+            self.directory is not None
+            and self.directory.path in self._begun
+            and self.lease is not None
+            and self.lease.is_in_place()
+        )
 
     def acquire(self) -> Lease:
         """Return the lease of this process, taking one if it has none.
@@ -575,9 +649,17 @@ class Process:
         with _guard:
             self.release()
             directory, self.directory = self.directory, None
-            if directory is not None and self.is_private:
-                with contextlib.suppress(OSError):
-                    directory.remove_if_unused()
+        if directory is None or not self.is_private:
+            return
+        with contextlib.suppress(OSError):
+            deadline = time.monotonic() + _DYING_SECONDS
+            # Workers that were killed at the end of a stop are still on their way out; another
+            # arbiter is there to stay.
+            while not directory.remove_if_unused() and time.monotonic() < deadline:
+                held = [record for record in directory.records().values() if record is not None]
+                if any(record.get("role") == "arbiter" for record in held):
+                    return
+                pause(_POLL_SECONDS)
 
     def is_in_charge(self) -> bool:
         """Return whether a private directory is this process's to remove when it ends.
@@ -621,6 +703,8 @@ def explain(error: OSError, path: str) -> str:
         mend = "the volume is full: give it more room (sizeLimit of an emptyDir)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         mend = "no file descriptors are left: raise the limit (ulimit -n)"
+    elif isinstance(error, NotAFileError):
+        mend = "remove what stands there"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         mend = f"make it writable for uid {os.geteuid()}, or unset PROMETHEUS_MULTIPROC_DIR"
     elif error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
@@ -632,6 +716,19 @@ def explain(error: OSError, path: str) -> str:
     else:
         mend = "see docs/how-it-works.md"
     return f"{path}: {error}; {mend}"
+
+
+def is_loading_configuration() -> bool:
+    """Return whether this is called, at whatever remove, by Gunicorn loading its configuration."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if (
+            frame.f_code.co_name == "do_load_config"
+            and frame.f_globals.get("__name__") == "gunicorn.app.base"
+        ):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def forked() -> None:
@@ -715,30 +812,52 @@ def _remove_leftovers(user: int) -> None:
                     if unfinished:
                         if time.time() - status.st_mtime < _STALE_SECONDS:
                             continue
-                    elif directory.generation().get("private") is not True:
+                    elif not directory.is_private():
                         continue  # somebody else's, of a like name
                     directory.remove_if_unused(wait_seconds=0)
 
 
 def _let_in(path: str, user: int, group: int) -> None:
-    """Give a directory and our files in it to the workers' user, where root is the arbiter's."""
+    """Give a directory and our files in it to the workers' user, where root is the arbiter's.
+
+    Only a directory that holds nothing but our files, and only what is no link: who may write
+    beside it must not get root to give away something else.
+    """
     if os.geteuid() != 0 or user == 0:
         return
-    status = os.stat(path)
-    if status.st_uid == user:
-        bits = status.st_mode >> 6
-    elif status.st_gid == group:
-        bits = status.st_mode >> 3
-    else:
-        bits = status.st_mode
-    if bits & 0o3 != 0o3:
-        os.chown(path, user, group)
-    with os.scandir(path) as entries:
-        for entry in entries:
-            ours = MetricFileName.parse(entry.name) or entry.name.endswith(".lease")
-            if (ours or entry.name == LOCK_NAME) and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    os.chown(entry.path, user, group, follow_symlinks=False)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid == user:
+            bits = status.st_mode >> 6
+        elif status.st_gid == group:
+            bits = status.st_mode >> 3
+        else:
+            bits = status.st_mode
+        names = os.listdir(descriptor)
+        ours = [name for name in names if _is_ours(name)]
+        if bits & 0o3 != 0o3 and len(ours) == len(names):
+            os.fchown(descriptor, user, group)
+    finally:
+        os.close(descriptor)
+    for name in ours:
+        with contextlib.suppress(OSError):
+            file = open_file(os.path.join(path, name), os.O_RDWR)
+            try:
+                os.fchown(file, user, group)
+            finally:
+                os.close(file)
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a file name is one that we, or prometheus_client, give."""
+    if name == LOCK_NAME or MetricFileName.parse(name.removesuffix(".damaged")):
+        return True
+    holder = name.rpartition("_")[2].partition(".")[0]
+    return _is_slot(holder) and name.endswith((".lease", ".new"))
 
 
 def _read_json(descriptor: int) -> dict[str, Any]:

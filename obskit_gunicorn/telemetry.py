@@ -19,6 +19,7 @@ def _hook_failures() -> Counter:
         "gunicorn_hook_failures",
         "Exceptions in overridden server hooks that were contained.",
         ["hook"],
+        registry=None,  # shared by file; an application may have a metric of this name
     )
 
 

@@ -184,15 +184,27 @@ class _Store:
         self.cells[place] = cell
         return cell
 
-    def lost(self) -> dict[_Place, _Cell]:
-        """Return, as cells in memory, those that no reader can find: their file was removed."""
+    def leave(self, *, take_along: bool) -> dict[_Place, _Cell]:
+        """Return, as cells in memory, those whose own part goes on elsewhere.
+
+        That is what no reader can find any more, because its file was removed, and every gauge:
+        what is set next takes the place of what was set here. Counters stay where they stand, so
+        that no scrape sees them go down.
+
+        Args:
+            take_along: Take counters along as well.
+        """
         linked = {prefix: file.is_linked() for prefix, file in self.files.items()}
-        lost = {}
+        carried = {}
         for place, cell in self.cells.items():
-            if not linked[place[0]]:
-                lost[place] = carried = type(cell)()
-                carried.own, carried.timestamp = cell.own, cell.timestamp
-        return lost
+            if linked[place[0]] and not (take_along or place[0].startswith("gauge")):
+                continue
+            carried[place] = copy = type(cell)()
+            copy.own, copy.timestamp = cell.own, cell.timestamp
+            if type(cell) is _Cell:
+                cell.own = 0.0
+                cell.write()
+        return carried
 
     def release(self) -> None:
         """Unmap and close the files. In a forked child the parent's own are left alone."""
@@ -402,14 +414,16 @@ def share(*, now: bool = False) -> None:
     _say()
 
 
-def withdraw() -> None:
+def withdraw(*, take_along: bool = False) -> None:
     """Let go of this process's files, before it changes its lease or its directory.
 
-    What readers can find in them stays there; what they cannot, because a file was removed, goes on
-    in memory.
+    What has been counted stays in them, as far as readers can find it there.
+
+    Args:
+        take_along: Take it along instead, because the files are about to be wiped.
     """
     with _lock:
-        _leave()
+        _leave(take_along=take_along)
 
 
 def not_shared() -> int:
@@ -441,7 +455,7 @@ def _bind(place: _Place) -> _Cell:
 
 def _move_in() -> None:
     """Move what is in memory into the files, as far as there is room."""
-    if not _memory or slots.process.directory is None:
+    if not _memory:
         return
     for place in list(_memory):
         if not _add(place):
@@ -480,6 +494,8 @@ def _add(place: _Place) -> bool:
 
 def _open_store() -> _Store | None:
     global _store  # noqa: PLW0603
+    if _store is None:
+        slots.process.join_pending()
     if _store is None and slots.process.directory is not None:
         try:
             _store = _Store(slots.process.acquire())
@@ -499,11 +515,11 @@ def _settle() -> None:
         lease.note(values_not_shared=len(_memory))
 
 
-def _leave() -> None:
+def _leave(*, take_along: bool = False) -> None:
     global _store, _settled
     store, _store, _settled = _store, None, None
     if store is not None:
-        _memory.update(store.lost())
+        _memory.update(store.leave(take_along=take_along))
         for cell in store.cells.values():
             cell.store = _NOWHERE
         store.release()
@@ -538,9 +554,11 @@ def _say() -> None:
 
 def _forked() -> None:
     """Start over in a forked child. Nothing here walks the values."""
-    global _lock, _store, _settled, _memory, _retry_at
+    global _lock, _store, _settled, _memory, _retry_at  # noqa: PLW0603
     store, _store, _settled = _store, None, None
-    _lock, _memory, _retry_at = Lock(), {}, 0.0
+    _lock, _retry_at = Lock(), 0.0
+    if not slots.process.is_configuring:  # as it is in a child that daemonizes
+        _memory = {}
     _here[0] = 1
     if store is not None:
         store.release()
