@@ -484,7 +484,7 @@ def _parse(key: bytes, prefix: str) -> _Series | None:
             float(labels["le"])
         if not all(type(text) is str for text in chain((metric, name, help_text), *pairs)):
             return None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return _Series(metric, name, pairs, help_text)
 

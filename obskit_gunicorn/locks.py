@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.002
 
 
 def pause(seconds: float) -> None:
@@ -187,8 +187,18 @@ class LockedFile:
 
     def unlock(self) -> None:
         """End the lock for every copy of the descriptor, inherited ones included."""
-        if self._is_ours():
+        if self.is_open():
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def write(self, content: bytes) -> None:
+        """Replace the file's content, if the descriptor still is its own.
+
+        Raises:
+            OSError: There is no room, or no right.
+        """
+        if self.is_open():
+            os.pwrite(self.descriptor, content, 0)
+            os.ftruncate(self.descriptor, len(content))
 
     def is_in_place(self) -> bool:
         """Return whether the path still leads to this file, neither removed nor replaced."""
@@ -200,15 +210,16 @@ class LockedFile:
 
     def is_linked(self) -> bool:
         """Return whether the file still has a name somewhere."""
-        return self._is_ours() and os.fstat(self.descriptor).st_nlink > 0
+        return self.is_open() and os.fstat(self.descriptor).st_nlink > 0
 
     def close(self) -> None:
         """Close the descriptor if it still is this file's; may be called twice, never raises."""
-        if self._is_ours():
+        if self.is_open():
             os.close(self.descriptor)
         self.descriptor = -1
 
-    def _is_ours(self) -> bool:
+    def is_open(self) -> bool:
+        """Return whether the descriptor is open and still this file's."""
         if self.descriptor < 0:
             return False
         try:

@@ -62,6 +62,13 @@ read_pair = struct.Struct("dd").unpack_from
 """Return the value and the timestamp at an offset of a file's content."""
 _pack_pair = struct.Struct("dd").pack
 
+_TEXT = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
+_KEY = re.compile(
+    rb"\[%b, %b, \{(?:%b: %b(?:, %b: %b)*)?\}, %b\]"
+    % (_TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT)
+)
+"""A key as json.dumps writes it, which is how every writer known does."""
+
 _NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_([^_]+)\.db")
 
 
@@ -101,10 +108,10 @@ class Entries(NamedTuple):
     """The offset of each key's value."""
 
     end: int
-    """The offset behind the last whole entry."""
+    """The offset behind the last entry whose bounds make sense."""
 
     damage: str | None
-    """What is wrong with the file from ``end`` on, or ``None`` when nothing is."""
+    """What is wrong with the file, or ``None`` when nothing is."""
 
 
 def pack_entry(key: bytes, value: float, timestamp: float) -> bytes:
@@ -151,10 +158,12 @@ def read_entries(data: bytes | mmap.mmap, size: int | None = None) -> Entries:
             damage = damage or f"the entry at offset {position} has a key of {length} bytes"
             break
         key = data[position + 4 : position + 4 + length]
-        if not _is_key(key, strict=strict):
-            damage = damage or f"the key at offset {position} is no UTF-8 text"
-            break
-        offsets[key] = value_at
+        if _is_key(key):
+            offsets[key] = value_at
+        else:
+            damage = damage or f"the key at offset {position} is no metric's"
+            if strict:
+                break
         position = value_at + 16
     return Entries(offsets, position, damage)
 
@@ -176,15 +185,15 @@ def read_file(path: str) -> tuple[bytes, Entries]:
     return data, read_entries(data)
 
 
-def _is_key(key: bytes, *, strict: bool) -> bool:
+def _is_key(key: bytes) -> bool:
+    if _KEY.fullmatch(key):
+        return True
+    # Spelt in another way than we, and prometheus_client, do.
     try:
-        text = key.decode("utf-8")
-        if strict:
-            name, sample, labels, _help = json.loads(text)
-            return isinstance(name, str) and isinstance(sample, str) and isinstance(labels, dict)
-    except (ValueError, TypeError):
+        name, sample, labels, help_text = json.loads(key)
+        return all(type(text) is str for text in (name, sample, help_text, *labels.values()))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return False
-    return True
 
 
 DAMAGE_REASONS = ("corrupted", "empty", "foreign", "truncated", "unreadable")
@@ -420,6 +429,7 @@ class MetricFile:
         self.path = path
         self.salvaged: str | None = None
         self._indexes: dict[bytes, int] = {}
+        _forget_second_name(path)
         self._file = self._open()
         try:
             found = os.fstat(self._file.descriptor).st_size
@@ -431,6 +441,7 @@ class MetricFile:
             entries = read_entries(self._map, found)
             if entries.damage is not None:
                 self._salvage(entries)
+                entries = read_entries(self._map)
             self._indexes = {key: at // _CELL_BYTES for key, at in entries.offsets.items()}
             self._used = entries.end
             self._map[0:4] = _pack_int(self._used)
@@ -486,7 +497,12 @@ class MetricFile:
         cells = getattr(self, "cells", None)
         if cells is not None:
             cells.release()
-            self._map.close()
+            if self._file.is_open():
+                self._map.close()
+            else:
+                # Somebody has closed our descriptors wholesale. The map has one of its own, which
+                # it would close by number, whatever that is by now.
+                _abandoned.append(self._map)
         self._file.close()
 
     def _open(self) -> LockedFile:
@@ -494,7 +510,9 @@ class MetricFile:
             try:
                 file = LockedFile(self.path, os.O_RDWR)
             except FileNotFoundError:
-                return self._make(b"")
+                file = self._prepare(b"")
+                self._put_in_place(file)
+                return file
             try:
                 # Somebody who only asks whether the slot is free holds it for an instant.
                 if not file.lock(wait_seconds=_ASKING_SECONDS):
@@ -506,10 +524,9 @@ class MetricFile:
                 raise
             file.close()
 
-    def _make(self, entries: bytes) -> LockedFile:
-        """Make the file under another name, locked and whole, and then give it its own."""
-        directory, name = os.path.split(self.path)
-        unfinished = os.path.join(directory, name.removesuffix(".db") + ".new")
+    def _prepare(self, entries: bytes) -> LockedFile:
+        """Make a whole and locked file under another name."""
+        unfinished = self.path.removesuffix(".db") + ".new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
         file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -519,29 +536,47 @@ class MetricFile:
             end = HEADER_BYTES + len(entries)
             _reserve(file.descriptor, 0, _whole_pages(end))
             os.pwrite(file.descriptor, _pack_int(end) + os.urandom(4) + entries, 0)
-            os.rename(unfinished, self.path)
+        except BaseException:
+            self._discard(file)
+            raise
+        return file
+
+    def _put_in_place(self, file: LockedFile) -> None:
+        """Give a prepared file the name."""
+        try:
+            os.rename(file.path, self.path)
             file.path = self.path
             if not file.is_in_place():
                 raise MetricFileInUseError(self.path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            file.close()
+            self._discard(file)
             raise
-        return file
+
+    def _discard(self, file: LockedFile) -> None:
+        if file.path != self.path:
+            with contextlib.suppress(OSError):
+                os.unlink(file.path)
+        file.close()
 
     def _salvage(self, entries: Entries) -> None:
         """Put a new file with the valid entries in the place of a damaged one."""
         damaged = self.path + ".damaged"
-        content = self._map[HEADER_BYTES : entries.end]
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(damaged)
-        # A second name first, so that there is no moment at which a scrape finds no file at all.
+        content = b"".join(
+            pack_entry(key, *read_pair(self._map, at)) for key, at in entries.offsets.items()
+        )
+        replacement = self._prepare(content)
         try:
-            os.link(self.path, damaged)
-        except OSError:  # a file system without hard links
-            os.rename(self.path, damaged)
-        replacement = self._make(content)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(damaged)
+            # A second name first, so that there is no moment at which a scrape finds no file.
+            try:
+                os.link(self.path, damaged)
+            except OSError:  # a file system without hard links
+                os.rename(self.path, damaged)
+        except BaseException:
+            self._discard(replacement)
+            raise
+        self._put_in_place(replacement)
         self.cells.release()
         self._map.close()
         self._file.close()
@@ -564,6 +599,17 @@ class MetricFile:
             raise OSError(errno.EIO, str(error), self.path) from None
         self._size = size
         self.cells = memoryview(self._map).cast("d")
+
+
+_abandoned: list[mmap.mmap] = []
+
+
+def _forget_second_name(path: str) -> None:
+    """Remove the second name that a process killed while it salvaged has left."""
+    damaged = path + ".damaged"
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(damaged), os.lstat(path)):
+            os.unlink(damaged)
 
 
 def _whole_pages(size: int) -> int:

@@ -72,7 +72,7 @@ PROTOCOL = 1
 """The version of the rules in this module. A directory in use by a later one is left alone."""
 
 LOCK_NAME = "slots.lock"
-LOCK_WAIT_SECONDS = 2.0
+LOCK_WAIT_SECONDS = 4.0
 """How long to wait for the directory lock before metrics go on in memory."""
 
 ASK_WAIT_SECONDS = 0.1
@@ -173,10 +173,8 @@ class Lease:
 
     def _write(self) -> None:
         # For people and for telemetry only: a full volume must not cost the lease.
-        content = json.dumps(self.record).encode()
         with contextlib.suppress(OSError):
-            os.pwrite(self._file.descriptor, content, 0)
-            os.ftruncate(self._file.descriptor, len(content))
+            self._file.write(json.dumps(self.record).encode())
 
 
 class SlotDirectory:
@@ -258,16 +256,21 @@ class SlotDirectory:
                 self._wipe()
             if in_use:
                 self._check_protocol(lock_file)
-            if wiped or not _read_json(lock_file.descriptor):
-                generation = {"protocol": PROTOCOL, "started": time.time(), "private": private}
-                _write_json(lock_file.descriptor, generation)
+            generation = _read_json(lock_file.descriptor)
+            if wiped or not generation:
+                generation = {"started": time.time(), "private": private}
+            if not in_use or "protocol" not in generation:
+                generation["protocol"] = PROTOCOL
+                with contextlib.suppress(OSError):
+                    lock_file.write(json.dumps(generation).encode())
             return self._acquire("arbiter"), wiped
 
-    def acquire(self, role: Role) -> Lease:
+    def acquire(self, role: Role, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
         """Take the lowest free slot.
 
         Args:
             role: What the process is, for the record.
+            wait_seconds: How long to wait for the directory lock.
 
         Returns:
             The lease. What the slot's last holder alone meant (gauges of mode ``all`` and
@@ -276,7 +279,7 @@ class SlotDirectory:
         Raises:
             OSError: No lease is to be had.
         """
-        with self.locked() as lock_file:
+        with self.locked(wait_seconds=wait_seconds) as lock_file:
             self._check_protocol(lock_file)
             return self._acquire(role)
 
@@ -328,7 +331,8 @@ class SlotDirectory:
         with self.locked(wait_seconds=wait_seconds):
             leased = {slot for slot, record in self._records(sure=True).items() if record}
             for name, parsed in self._metric_files():
-                if parsed.is_live_gauge and _is_slot(parsed.holder) and parsed.holder not in leased:
+                is_over = _is_slot(parsed.holder) and parsed.holder not in leased
+                if parsed.is_live_gauge and is_over and self._is_free(name):
                     self._unlink(name)
 
     def remove_if_unused(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> bool:
@@ -354,6 +358,10 @@ class SlotDirectory:
             files.setdefault(parsed.holder, []).append(name)
         for number in range(_MOST_SLOTS):
             slot = f"slot{number}"
+            # Somebody writes them whose lease was removed by hand; making a new one here would have
+            # it look free.
+            if not all(self._is_free(name, writable=True) for name in files.get(slot, ())):
+                continue
             path = os.path.join(self.path, f"{slot}.lease")
             try:
                 file = LockedFile(path, os.O_RDWR | os.O_CREAT)
@@ -364,11 +372,7 @@ class SlotDirectory:
                     continue  # another user's slot
                 raise
             try:
-                if (
-                    file.lock()
-                    and file.is_in_place()
-                    and all(self._is_free(name, writable=True) for name in files.get(slot, ()))
-                ):
+                if file.lock() and file.is_in_place():
                     give_to_owner(file.descriptor)
                     for name in files.get(slot, ()):
                         parsed_name = MetricFileName.parse(name)
@@ -615,8 +619,11 @@ class Process:
             and self.lease.is_in_place()
         )
 
-    def acquire(self) -> Lease:
+    def acquire(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
         """Return the lease of this process, taking one if it has none.
+
+        Args:
+            wait_seconds: How long to wait for the directory lock.
 
         Raises:
             NotYetError: The process has not dropped root yet.
@@ -629,7 +636,7 @@ class Process:
                 ids = owner()
                 if self.role == "worker" and ids is not None and os.geteuid() != ids[0]:
                     raise NotYetError(errno.EAGAIN, "the worker has not dropped root yet")
-                self.lease = self.directory.acquire(self.role)
+                self.lease = self.directory.acquire(self.role, wait_seconds=wait_seconds)
             return self.lease
 
     def note(self, **facts: object) -> None:
@@ -866,13 +873,6 @@ def _read_json(descriptor: int) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(descriptor: int, content: dict[str, Any]) -> None:
-    encoded = json.dumps(content).encode()
-    with contextlib.suppress(OSError):
-        os.pwrite(descriptor, encoded, 0)
-        os.ftruncate(descriptor, len(encoded))
 
 
 def _pid_namespace() -> str:

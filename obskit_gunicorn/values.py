@@ -27,7 +27,9 @@ beside threads and forks. Not for signal context: the lock is not re-entrant.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import logging
 import math
 import mmap
@@ -498,7 +500,9 @@ def _open_store() -> _Store | None:
         slots.process.join_pending()
     if _store is None and slots.process.directory is not None:
         try:
-            _store = _Store(slots.process.acquire())
+            # A lock that somebody keeps for ever is waited for once, not at each try.
+            wait = 0.0 if errno.ETIMEDOUT in _said else slots.LOCK_WAIT_SECONDS
+            _store = _Store(slots.process.acquire(wait_seconds=wait))
         except slots.NotYetError:
             pass
         except OSError as error:
@@ -570,4 +574,11 @@ def _forked_unseen() -> None:
     _forked()
 
 
+def _last_try() -> None:
+    """Move what is in memory into the files before the process ends and it is lost."""
+    if _memory:
+        share()
+
+
 os.register_at_fork(after_in_child=_forked)
+atexit.register(_last_try)

@@ -363,10 +363,10 @@ class TestHooksModule:
                 config.set(name, function)
 
     def test_star_import_brings_hooks_only(self) -> None:
-        """``from obskit_gunicorn.hooks import *`` brings the hooks and nothing else."""
+        """``from obskit_gunicorn.hooks import *`` brings the hooks that act and nothing else."""
         namespace: dict[str, Any] = {}
         exec("from obskit_gunicorn.hooks import *", namespace)
-        assert set(namespace) - {"__builtins__"} == set(checks.PARAMETERS)
+        assert set(namespace) - {"__builtins__"} == dispatch.ACTING
 
     def test_has_no_other_names(self) -> None:
         """A name that is no hook is an AttributeError."""
