@@ -1,0 +1,155 @@
+"""The options of the configuration class: where they come from, and whether they are right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obskit_gunicorn.errors import ConfigurationError
+from obskit_gunicorn.options import is_option, normalize_environment, read_options
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Config:
+    """Stands for a configuration class: what is read of one are its attributes."""
+
+    multiproc_dir: object = None
+    metrics_keep: object = False
+
+
+def options(environment: dict[str, str] | None = None, **values: object) -> Any:
+    """Read the options of a configuration with these attributes."""
+    exported: Any = values.pop("exported", ())
+    config: Any = type("Config", (Config,), values)()
+    return read_options(config, environment or {}, source="gunicorn.conf.py", exported=exported)
+
+
+class TestDirectory:
+    """``multiproc_dir`` and PROMETHEUS_MULTIPROC_DIR."""
+
+    def test_private_by_default(self) -> None:
+        """Nothing is named: a private directory."""
+        assert options().multiproc_dir is None
+
+    def test_class_over_default(self) -> None:
+        """What the class names is taken."""
+        assert options(multiproc_dir="/metrics").multiproc_dir == "/metrics"
+
+    def test_environment_over_class(self) -> None:
+        """What the environment names wins over the class."""
+        found = options({VARIABLE: "/environment"}, multiproc_dir="/class")
+        assert found.multiproc_dir == "/environment"
+
+    def test_an_empty_variable_is_none(self) -> None:
+        """A variable that is set to nothing does not count."""
+        assert options({VARIABLE: ""}, multiproc_dir="/class").multiproc_dir == "/class"
+
+    def test_our_own_export_is_no_wish(self) -> None:
+        """What we exported at an earlier load does not hide a changed class attribute."""
+        found = options({VARIABLE: "/before"}, multiproc_dir="/after", exported=("/before",))
+        assert found.multiproc_dir == "/after"
+        assert options({VARIABLE: "/before"}, exported=("/before",)).multiproc_dir is None
+
+    @pytest.mark.parametrize("value", ["metrics", Path("metrics"), "./x/../metrics"])
+    def test_relative_is_made_absolute(self, value: object) -> None:
+        """A relative directory is taken from where Gunicorn was started."""
+        assert options(multiproc_dir=value).multiproc_dir == os.path.abspath("metrics")
+
+    def test_a_relative_variable_is_made_absolute(self) -> None:
+        """So is one in the environment."""
+        assert options({VARIABLE: "metrics"}).multiproc_dir == os.path.abspath("metrics")
+
+    @pytest.mark.parametrize("value", [1, "", b"/metrics", ["/metrics"], "a\0b", True])
+    def test_anything_else_is_an_error(self, value: object) -> None:
+        """The error says where the value stands, what it is, what was expected and what to do."""
+        with pytest.raises(ConfigurationError) as caught:
+            options(multiproc_dir=value)
+        error = caught.value
+        assert error.where == "Config.multiproc_dir in gunicorn.conf.py"
+        assert error.value == value
+        assert "directory" in error.expected
+        assert "multiproc_dir =" in error.mend
+        for part in (error.where, repr(value), error.expected, error.mend):
+            assert part in str(error)
+
+
+class TestKeep:
+    """``metrics_keep`` and OBSKIT_METRICS_KEEP."""
+
+    def test_default(self) -> None:
+        """Totals of earlier runs are not kept unless asked for."""
+        assert options().metrics_keep is False
+        assert options(metrics_keep=True).metrics_keep is True
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("1", True),
+            ("true", True),
+            ("YES", True),
+            ("On", True),
+            ("0", False),
+            ("False", False),
+            ("no", False),
+            ("off", False),
+        ],
+    )
+    def test_environment_over_class(self, text: str, expected: bool) -> None:
+        """The environment wins, in any of the usual spellings."""
+        environment = {"OBSKIT_METRICS_KEEP": text}
+        assert options(environment, metrics_keep=not expected).metrics_keep is expected
+
+    def test_an_empty_variable_is_none(self) -> None:
+        """A variable that is set to nothing does not count."""
+        assert options({"OBSKIT_METRICS_KEEP": ""}, metrics_keep=True).metrics_keep is True
+
+    def test_a_wrong_variable_is_an_error(self) -> None:
+        """The error names the variable."""
+        with pytest.raises(ConfigurationError, match="OBSKIT_METRICS_KEEP is 'maybe'"):
+            options({"OBSKIT_METRICS_KEEP": "maybe"})
+
+    @pytest.mark.parametrize("value", [1, 0, "true", None])
+    def test_a_wrong_value_is_an_error(self, value: object) -> None:
+        """Only True and False will do."""
+        with pytest.raises(ConfigurationError, match=r"Config\.metrics_keep in gunicorn"):
+            options(metrics_keep=value)
+
+
+class TestEnvironment:
+    """What stands in the environment after a configuration was loaded."""
+
+    def test_is_made_absolute(self) -> None:
+        """Every process finds the same directory, wherever it changes to."""
+        environment = {VARIABLE: "metrics"}
+        normalize_environment(environment)
+        assert environment == {VARIABLE: os.path.abspath("metrics")}
+
+    def test_the_old_spelling_is_read(self) -> None:
+        """The lower-case name that prometheus_client once had is understood."""
+        environment = {"prometheus_multiproc_dir": "/old"}
+        normalize_environment(environment)
+        assert environment[VARIABLE] == "/old"
+
+    def test_the_new_spelling_wins(self) -> None:
+        """Where both are set the documented one counts."""
+        environment = {"prometheus_multiproc_dir": "/old", VARIABLE: "/new"}
+        normalize_environment(environment)
+        assert environment[VARIABLE] == "/new"
+
+    def test_nothing_stays_nothing(self) -> None:
+        """An environment without the variable is left alone."""
+        environment: dict[str, str] = {}
+        normalize_environment(environment)
+        assert environment == {}
+
+
+def test_names_of_options() -> None:
+    """Only what is an option is taken for one."""
+    assert is_option("multiproc_dir")
+    assert is_option("metrics_keep")
+    assert not is_option("workers")
+    assert not is_option("_fields")
