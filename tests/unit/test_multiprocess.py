@@ -631,6 +631,23 @@ class TestCollector:
         Path(path).write_bytes(struct.pack("i", 1 << 20) + content[4:])
         assert read_ours(directory) == {"good_total": 5.0}
 
+    def test_files_with_different_keys(self, directory: str) -> None:
+        """Files that begin alike and go on differently are told apart at every scrape."""
+        first = entry(["m", "m", {"label": "first"}, "Help."], 1.0)
+        short = entry(["m", "m", {}, "Help."], 2.0)
+        long = entry(["m", "m", {"label": "x" * 100}, "Help."], 4.0)
+        contents = [b"", first, short, long, first + short, short + first, first + long]
+        contents += [first + short + long, long + short + first]
+        for before in contents:
+            for after in contents:
+                write_file(directory, "counter_slot0.db", before)
+                write_file(directory, "counter_slot1.db", after)
+                flat = read_ours(directory)
+                expected = read(directory)
+                assert flat == expected
+                write_file(directory, "counter_slot0.db", after + entry(["n", "n", {}, "H"], 1.0))
+                assert read_ours(directory) == read(directory)
+
     def test_files_that_come_and_go(self, nursery: Nursery, directory: str) -> None:
         """Files that are made, replaced and removed while it reads are no error."""
         write_file(directory, "counter_slot99.db", GOOD)

@@ -1,0 +1,41 @@
+"""Which Gunicorn each live test runs on, and what they share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.process import Interpreter, interpreters
+
+_LIVE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in this directory."""
+    for item in items:
+        if item.path.is_relative_to(_LIVE):
+            item.add_marker(pytest.mark.live)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for an ``interpreter`` once on each Gunicorn.
+
+    ``newest`` is for what does not depend on Gunicorn's release.
+    """
+    for name in ("interpreter", "newest"):
+        if name in metafunc.fixturenames:
+            chosen = interpreters() if name == "interpreter" else interpreters()[-1:]
+            metafunc.parametrize(name, chosen, ids=[found.name for found in chosen])
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a directory that every user may enter, with a path that is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="obskit-place-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

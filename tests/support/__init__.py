@@ -1,0 +1,1 @@
+"""What the live tests share: Gunicorn processes, applications for them, clients."""

@@ -1,0 +1,562 @@
+"""Real Gunicorn processes, started for one test and gone after it.
+
+Every process of a server is found by a variable in its environment, which forks, daemons and the
+arbiter of a SIGUSR2 inherit; so nothing else is ever signalled, and nothing is overlooked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support import apps
+
+__all__ = [
+    "HOST",
+    "GunicornProcess",
+    "Interpreter",
+    "Metrics",
+    "Response",
+    "can_run",
+    "free_port",
+    "interpreters",
+    "metric_files",
+    "parse_metrics",
+    "wait_until",
+]
+
+HOST = "127.0.0.1"
+DEADLINE_SECONDS = 30.0
+"""How long a server may take for anything that it does at once on an idle machine."""
+
+Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
+Result = TypeVar("Result")
+
+_MARK = "OBSKIT_TEST_SERVER"
+_POLL_SECONDS = 0.02
+_MOST_LOG = 8000
+_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
+
+
+# ------------------------------------------------------------------------------------------------
+# Interpreters
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpreter:
+    """A Python that has one release of Gunicorn.
+
+    Attributes:
+        path: The interpreter.
+        version: Gunicorn's version, as in ``(25, 3, 0)``.
+    """
+
+    path: str
+    version: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The Gunicorn, for the name of a test."""
+        return "gunicorn-" + ".".join(map(str, self.version))
+
+
+@functools.cache
+def interpreters() -> tuple[Interpreter, ...]:
+    """Return the interpreters to test with, the oldest Gunicorn first.
+
+    ``OBSKIT_TEST_PYTHONS`` lists them, separated by colons; without it there is the one that runs
+    the tests.
+    """
+    paths = os.environ.get("OBSKIT_TEST_PYTHONS", sys.executable).split(os.pathsep)
+    found = [Interpreter(path, _gunicorn_version(path)) for path in paths if path]
+    return tuple(sorted(found, key=lambda interpreter: interpreter.version))
+
+
+def _gunicorn_version(path: str) -> tuple[int, ...]:
+    command = "from importlib.metadata import version; print(version('gunicorn'))"
+    done = subprocess.run(
+        [path, "-c", command], check=True, capture_output=True, text=True, timeout=60
+    )
+    return tuple(int(part) for part in re.findall(r"\d+", done.stdout)[:3])
+
+
+# ------------------------------------------------------------------------------------------------
+# Waiting and asking
+
+
+def wait_until(
+    condition: Callable[[], Result], message: str, *, seconds: float = DEADLINE_SECONDS
+) -> Result:
+    """Return the first true result of a condition.
+
+    Args:
+        condition: Asked again and again.
+        message: What did not happen in time.
+        seconds: How long to ask.
+
+    Raises:
+        AssertionError: The condition did not come true in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {message}")
+        time.sleep(_POLL_SECONDS)
+
+
+_ports: Iterator[int] | None = None
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on.
+
+    Below the range that the kernel takes client ports from, and from another part of it for each
+    process of pytest-xdist, so that nobody else takes it before the server does.
+    """
+    global _ports  # noqa: PLW0603 - each pytest process has its own
+    if _ports is None:
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        start = 12000 + (number % 16) * 1200
+        offset = os.getpid() % 600
+        _ports = iter([*range(start + offset, start + 1200), *range(start, start + offset)] * 20)
+    for port in _ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((HOST, port))
+                return port
+    raise AssertionError("no free port")
+
+
+class Response(NamedTuple):
+    """What a server has answered."""
+
+    status: int
+    body: str
+
+
+def get(port: int, path: str, *, timeout: float = 10.0) -> Response:
+    """Ask a server of 127.0.0.1 for a page.
+
+    Raises:
+        OSError: No connection, or it was cut.
+        http.client.HTTPException: The answer was cut short.
+    """
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        return Response(response.status, response.read().decode())
+    finally:
+        connection.close()
+
+
+def parse_metrics(text: str) -> Metrics:
+    """Return the samples of an exposition by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def metric_files(directory: str | Path) -> dict[str, list[str]]:
+    """Return the metric files of a directory by type, as in ``gauge_livesum``."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(".db"):
+            found.setdefault(name.rpartition("_")[0], []).append(name)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
+# Processes
+
+
+class _Process(NamedTuple):
+    """One process of a server, as /proc shows it."""
+
+    pid: int
+    parent: int
+    environment: frozenset[str]
+
+
+class GunicornProcess:
+    """A Gunicorn server in a directory of its own; a context manager.
+
+    Leaving the context stops the server and everything that came of it, and fails the test if
+    something had to be killed. If the test has failed, the server's log is printed.
+
+    Attributes:
+        root: The directory with configuration, application, log and pidfile.
+        run: The server's ``XDG_RUNTIME_DIR``, where private metrics directories are made.
+        port: Where it listens.
+        launcher: The process that was started; the arbiter, unless it is a daemon.
+    """
+
+    def __init__(
+        self,
+        interpreter: Interpreter,
+        config: str | None,
+        app: str = apps.WSGI,
+        *,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        config_arguments: Sequence[str] = ("-c", "gunicorn.conf.py"),
+        config_name: str = "gunicorn.conf.py",
+        files: Mapping[str, str] | None = None,
+        shared: bool = False,
+        daemon: bool = False,
+        serving: bool = True,
+        prefix: Sequence[str] = (),
+        prefix_stays: bool = False,
+        user: int | None = None,
+        root: Path | None = None,
+    ) -> None:
+        """Describe a server; entering the context starts it.
+
+        Args:
+            interpreter: What runs it.
+            config: The text of the configuration file, ``None`` for none.
+            app: The text of the application's module ``app``, whose ``application`` is served.
+            arguments: More of Gunicorn's arguments.
+            environment: More variables.
+            config_arguments: How the configuration file is named on the command line.
+            config_name: What it is called.
+            files: More files to write, by name.
+            shared: Set ``PROMETHEUS_MULTIPROC_DIR``, to a directory that the server has to make.
+            daemon: Start it with ``--daemon``.
+            serving: Wait until it answers.
+            prefix: A command to run Gunicorn's command with, as in ``["unshare", "--mount"]``.
+            prefix_stays: The prefix remains the arbiter's parent, as ``unshare --fork`` does.
+            user: The uid to run it as, and its gid.
+            root: Where to put everything; a new directory by default.
+        """
+        self.interpreter = interpreter
+        self._own_root = root is None
+        self.root = root or Path(tempfile.mkdtemp(prefix="obskit-test-"))
+        self.root.chmod(0o755)
+        self.run = self.root / "run"
+        self.run.mkdir(mode=0o700, exist_ok=True)
+        self.port = free_port()
+        self.log_path = self.root / "gunicorn.log"
+        self.pid_path = self.root / "gunicorn.pid"
+        self.tally_path = self.root / "tally"
+        self._shared = shared
+        self._daemon = daemon
+        self._wrapped = prefix_stays
+        self._user = user
+        self._serving = serving
+        self._mark = f"{_MARK}={uuid.uuid4()}"
+        self._may_be_left = False
+        texts = {"app.py": app, **(files or {})}
+        if config is not None:
+            texts[config_name] = config
+        for name, text in texts.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        self.command = [
+            *prefix,
+            interpreter.path,
+            # Not -m gunicorn: the arbiter of a SIGUSR2 would find gunicorn.http in place of http.
+            str(Path(interpreter.path).parent / "gunicorn"),
+            *(config_arguments if config is not None else ()),
+            "--bind",
+            f"{HOST}:{self.port}",
+            "--pid",
+            str(self.pid_path),
+            "--graceful-timeout",
+            "2",
+            *(("--daemon", "--error-logfile", str(self.log_path)) if daemon else ()),
+            *arguments,
+            "app:application",
+        ]
+        mark, _, value = self._mark.partition("=")
+        self.environment = {
+            **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+            "HOME": str(self.run),
+            "XDG_RUNTIME_DIR": str(self.run),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            apps.TALLY_VARIABLE: str(self.tally_path),
+            **({"PROMETHEUS_MULTIPROC_DIR": str(self.root / "metrics")} if shared else {}),
+            **(environment or {}),
+            mark: value,
+        }
+        self.launcher: subprocess.Popen[bytes] | None = None
+        if user is not None:
+            for path in (self.root, self.run):
+                os.chown(path, user, user)
+
+    def __enter__(self) -> GunicornProcess:
+        """Start the server, and wait until it answers."""
+        self.start()
+        try:
+            if self._daemon:
+                assert self.exit_status() == 0
+                wait_until(self.pid_path.exists, "the daemon writes its pidfile")
+            if self._serving:
+                self.wait_until_serving()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop what is left of the server; its directory goes too."""
+        killed = self._end()
+        log = self.log()
+        if kind is not None:
+            print(f"--- log of {' '.join(self.command)}\n{log[-_MOST_LOG:]}---")
+        if self._own_root:
+            shutil.rmtree(self.root, ignore_errors=True)
+        if kind is None and killed and not self._may_be_left:
+            raise AssertionError(f"processes {killed} did not end by themselves\n{log[-_MOST_LOG:]}")
+
+    def start(self) -> None:
+        """Start the server and do not wait."""
+        with self.log_path.open("ab") as log:
+            self.launcher = subprocess.Popen(
+                self.command,
+                cwd=self.root,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **({} if self._user is None else {"user": self._user, "group": self._user}),
+            )
+
+    def wait_until_serving(self) -> None:
+        """Wait until the server answers; fail at once if it has ended instead."""
+
+        def answers() -> bool:
+            if not self._daemon and self.launcher and self.launcher.poll() is not None:
+                raise AssertionError(f"the server ended, status {self.launcher.returncode}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.get("/pid").status == 200
+            return False
+
+        wait_until(answers, "the server answers")
+
+    # What it says
+
+    def get(self, path: str, *, timeout: float = 10.0) -> Response:
+        """Ask the server for a page."""
+        return get(self.port, path, timeout=timeout)
+
+    def metrics(self) -> Metrics:
+        """Scrape the server once."""
+        response = self.get("/metrics")
+        assert response.status == 200, response
+        return parse_metrics(response.body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return one sample of a new scrape; not-a-number fails every comparison if it is missing."""
+        return self.metrics().get((name, frozenset(labels.items())), float("nan"))
+
+    def tally(self) -> int:
+        """Return how many requests to ``/`` the application has counted, by its own bookkeeping."""
+        try:
+            return self.tally_path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def log(self) -> str:
+        """Return the server's log."""
+        try:
+            return self.log_path.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def wait_for_log(self, text: str, *, count: int = 1) -> None:
+        """Wait until the log has a text."""
+        wait_until(lambda: self.log().count(text) >= count, f"the log says {text!r}")
+
+    @property
+    def metrics_directory(self) -> Path:
+        """The server's metrics directory: the one it was told, or its private one."""
+        if self._shared:
+            return self.root / "metrics"
+        (found,) = self.private_directories()
+        return found
+
+    def private_directories(self) -> list[Path]:
+        """Return the private metrics directories of the server."""
+        return sorted(self.run.glob("obskit-gunicorn-*"))
+
+    # Its processes
+
+    @property
+    def arbiter_pid(self) -> int:
+        """The arbiter; of a daemon, or once the first one is gone, the one in the pidfile."""
+        if not self._daemon and self.launcher is not None and self.launcher.poll() is None:
+            if not self._wrapped:
+                return self.launcher.pid
+            launcher = self.launcher.pid
+            return wait_until(
+                lambda: next((p.pid for p in self.processes() if p.parent == launcher), 0),
+                "the arbiter is there",
+            )
+        return int(self.pid_path.read_text())
+
+    def processes(self) -> list[_Process]:
+        """Return all processes that came of this server and are alive."""
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            try:
+                environment = Path(f"/proc/{name}/environ").read_bytes()
+                if self._mark.encode() not in environment:
+                    continue
+                state, parent = _stat(int(name))
+            except OSError:
+                continue
+            if state not in "ZX":
+                variables = frozenset(environment.decode(errors="replace").split("\0"))
+                found.append(_Process(int(name), parent, variables))
+        return found
+
+    def upgraded_arbiter_pid(self) -> int | None:
+        """Return the arbiter that a SIGUSR2 to the present one has started."""
+        old = self.arbiter_pid
+        for process in self.processes():
+            if process.parent == old and f"GUNICORN_PID={old}" in process.environment:
+                return process.pid
+        return None
+
+    def worker_pids(self, arbiter: int | None = None) -> set[int]:
+        """Return the workers of an arbiter, by default of :attr:`arbiter_pid`."""
+        parent = arbiter or self.arbiter_pid
+        return {
+            process.pid
+            for process in self.processes()
+            if process.parent == parent and f"GUNICORN_PID={parent}" not in process.environment
+        }
+
+    def booted_pids(self) -> set[int]:
+        """Return the processes whose worker has announced itself in the log."""
+        return {int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", self.log())}
+
+    def wait_for_workers(self, count: int, *, without: set[int] | None = None) -> set[int]:
+        """Wait until the arbiter has so many workers, none of which is one of those named."""
+
+        def right() -> set[int]:
+            pids = self.worker_pids()
+            return pids if len(pids) == count and not pids & (without or set()) else set()
+
+        return wait_until(right, f"there are {count} workers other than {without or 'none'}")
+
+    def send_signal(self, number: signal.Signals, pid: int | None = None) -> None:
+        """Send a signal to the arbiter, or to one of the server's processes."""
+        os.kill(pid or self.arbiter_pid, number)
+
+    def exit_status(self, *, seconds: float = DEADLINE_SECONDS) -> int:
+        """Wait for the end of the process that was started, and return its status."""
+        assert self.launcher is not None
+        return self.launcher.wait(seconds)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
+        """Stop the arbiter, wait until all processes are gone, and return its exit status."""
+        self.send_signal(number)
+        self.wait_until_gone()
+        return None if self._daemon or self.launcher is None else self.launcher.returncode
+
+    def wait_until_gone(self) -> None:
+        """Wait until no process of the server is left."""
+        wait_until(lambda: not self._left(), "all processes of the server have ended")
+        if self.launcher is not None:
+            self.launcher.wait(5)
+
+    def may_leave_processes(self) -> None:
+        """Say that the test leaves processes behind on purpose; they are ended without a word."""
+        self._may_be_left = True
+
+    def _left(self) -> list[_Process]:
+        if self.launcher is not None:
+            self.launcher.poll()
+        return self.processes()
+
+    def _end(self) -> list[int]:
+        """End all processes, gently first; return those that had to be killed."""
+        signalled: set[int] = set()
+
+        def ended() -> bool:
+            left = self._left()
+            pids = {process.pid for process in left}
+            if self._wrapped and self.launcher is not None:
+                pids.discard(self.launcher.pid)
+            # Arbiters only; the one of a SIGUSR2 has its turn when the one before it is gone.
+            for process in left:
+                if process.parent not in pids and process.pid not in signalled:
+                    signalled.add(process.pid)
+                    self._send(signal.SIGCONT, process.pid)
+                    self._send(signal.SIGTERM, process.pid)
+            return not left
+
+        with contextlib.suppress(AssertionError):
+            wait_until(ended, "all processes have ended", seconds=20)
+        killed = [process.pid for process in self._left()]
+        for pid in killed:
+            self._send(signal.SIGKILL, pid)
+        self.wait_until_gone()
+        return killed
+
+    @staticmethod
+    def _send(number: signal.Signals, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def can_run(interpreter: Interpreter, user: int) -> bool:
+    """Return whether a user may run an interpreter and what is installed there."""
+    command = "import gunicorn.app.wsgiapp, obskit_gunicorn.multiprocess, gevent, uvicorn"
+    try:
+        done = subprocess.run(
+            [interpreter.path, "-c", command],
+            cwd="/",
+            env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+            user=user,
+            group=user,
+            extra_groups=[],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """Return a process's state and parent, see proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[1])
