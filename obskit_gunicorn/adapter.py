@@ -34,6 +34,7 @@ from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 from obskit_gunicorn.options import (
     EXPORTED_VARIABLE,
     LEASE_VARIABLE,
+    START_VARIABLE,
     is_option,
     normalize_environment,
     read_options,
@@ -232,7 +233,10 @@ def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
     lease = os.environ.pop(LEASE_VARIABLE, "")
     if lease.isdigit():
         process.handed_lease = int(lease)
-    normalize_environment(os.environ)
+    started_in = os.environ.pop(START_VARIABLE, None)
+    if started_in:
+        process.started_in = started_in
+    normalize_environment(os.environ, process.started_in)
     try:
         instance = config()
     except TypeError as error:
@@ -242,7 +246,13 @@ def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
             expected=f"a class that can be made without arguments ({error})",
             mend="Give the parameters of __init__ defaults.",
         ) from error
-    options = read_options(instance, os.environ, source=source, exported=process.exported)
+    options = read_options(
+        instance,
+        os.environ,
+        source=source,
+        base=process.started_in,
+        exported=process.exported,
+    )
     return Publication(instance, source, options)
 
 

@@ -13,7 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn import slots
-from obskit_gunicorn.options import DIRECTORY_VARIABLE, EXPORTED_VARIABLE, LEASE_VARIABLE
+from obskit_gunicorn.options import (
+    DIRECTORY_VARIABLE,
+    EXPORTED_VARIABLE,
+    LEASE_VARIABLE,
+    START_VARIABLE,
+    absolute,
+)
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -73,7 +79,7 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
     # raw_env is the environment too; Gunicorn applies it a little later.
     from_raw_env = server.cfg.env.get(DIRECTORY_VARIABLE)
     if from_raw_env:
-        path = os.path.abspath(from_raw_env)
+        path = absolute(from_raw_env, slots.process.started_in)
     if path is None:
         path = _private_path()
     keep = publication.options.metrics_keep
@@ -134,6 +140,7 @@ def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
     process = slots.process
     environment = server.cfg.env_orig
     environment.pop(LEASE_VARIABLE, None)
+    environment[START_VARIABLE] = process.started_in
     if process.directory is None:
         return
     if process.directory.path in process.exported:

@@ -124,7 +124,7 @@ _last_problem: list[str] = []
 def _leave() -> None:
     """Leave the directory when this process ends, if it is the one to tidy up."""
     if slots.process.is_in_charge():
-        values.withdraw()
+        values.close_files()
         slots.process.end()
 
 

@@ -19,7 +19,9 @@ __all__ = [
     "DIRECTORY_VARIABLE",
     "EXPORTED_VARIABLE",
     "LEASE_VARIABLE",
+    "START_VARIABLE",
     "Options",
+    "absolute",
     "is_option",
     "normalize_environment",
     "read_options",
@@ -37,6 +39,9 @@ What it names was exported by us and is not the user's wish.
 LEASE_VARIABLE = "OBSKIT_LEASE_FD"
 """The descriptor of the lease that is handed on with it."""
 
+START_VARIABLE = "OBSKIT_START_DIR"
+"""Where Gunicorn was first started, for relative paths: SIGUSR2 starts it in another directory."""
+
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -51,7 +56,7 @@ class Options(NamedTuple):
     """Whether the totals of earlier runs are kept at a start."""
 
 
-def normalize_environment(environment: MutableMapping[str, str]) -> None:
+def normalize_environment(environment: MutableMapping[str, str], base: str) -> None:
     """Make the directory that the user has put into the environment absolute, once.
 
     Gunicorn changes directory later, and every process and library that reads the variable shall
@@ -59,10 +64,16 @@ def normalize_environment(environment: MutableMapping[str, str]) -> None:
 
     Args:
         environment: ``os.environ`` of the process that loads the configuration.
+        base: Where relative paths start.
     """
     wished = environment.get(DIRECTORY_VARIABLE) or environment.get("prometheus_multiproc_dir")
     if wished:
-        environment[DIRECTORY_VARIABLE] = os.path.abspath(wished)
+        environment[DIRECTORY_VARIABLE] = absolute(wished, base)
+
+
+def absolute(path: str, base: str) -> str:
+    """Return a path made absolute and plain, a relative one taken from ``base``."""
+    return os.path.abspath(os.path.join(base, path))
 
 
 def is_option(name: str) -> bool:
@@ -75,6 +86,7 @@ def read_options(
     environment: Mapping[str, str],
     *,
     source: str,
+    base: str,
     exported: Collection[str] = (),
 ) -> Options:
     """Read the options of a configuration; runs while Gunicorn loads it.
@@ -85,13 +97,14 @@ def read_options(
         config: An instance of the user's class.
         environment: The process's environment.
         source: The file of the class, for errors.
+        base: Where relative paths start.
         exported: The directories that we have exported ourselves, which are not the user's wish.
 
     Raises:
         ConfigurationError: A value is not what it must be.
     """
     return Options(
-        _directory(config, environment, source, exported),
+        _directory(config, environment, source, base, exported),
         _flag(config, environment, "metrics_keep", source),
     )
 
@@ -100,11 +113,12 @@ def _directory(
     config: ObskitGunicornConfig,
     environment: Mapping[str, str],
     source: str,
+    base: str,
     exported: Collection[str],
 ) -> str | None:
     wished = environment.get(DIRECTORY_VARIABLE)
     if wished and wished not in exported:
-        return os.path.abspath(wished)
+        return absolute(wished, base)
     value: object = config.multiproc_dir
     if value is None:
         return None
@@ -117,7 +131,7 @@ def _directory(
             expected="the path of a directory as text, or None for a private one",
             mend='Write for example multiproc_dir = "/metrics".',
         )
-    return os.path.abspath(value)
+    return absolute(value, base)
 
 
 def _flag(

@@ -482,6 +482,13 @@ class SlotDirectory:
         return file
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # removed
+        return os.sep
+
+
 class Process:
     """This process's place: its directory, its role and its lease. There is one, ``process``.
 
@@ -497,6 +504,7 @@ class Process:
         log: Where lines about this process go; Gunicorn's error log under Gunicorn.
         exported: The directories that we have put into the environment ourselves, which are not
             the user's wish when the configuration is loaded again.
+        started_in: Where Gunicorn was started first, before any ``chdir``, for relative paths.
         pending: A directory to join once it is clear that no arbiter will begin there.
         handed_lease: The descriptor of a lease that the arbiter which has started this one by
             SIGUSR2 has handed on, so that its directory is in use until this one has begun.
@@ -512,6 +520,7 @@ class Process:
         self.lease: Lease | None = None
         self.log: Any = logging.getLogger("obskit_gunicorn")
         self.exported: set[str] = set()
+        self.started_in = _working_directory()
         self.pending: str | None = None
         self.handed_lease: int | None = None
         self.published: dict[str, Any] | None = None

@@ -45,7 +45,7 @@ from prometheus_client.mmap_dict import mmap_key
 from obskit_gunicorn import slots
 from obskit_gunicorn.mmapfile import MetricFile, MetricFileInUseError
 
-__all__ = ["Value", "install", "is_installed", "not_shared", "share", "withdraw"]
+__all__ = ["Value", "close_files", "install", "is_installed", "not_shared", "share", "withdraw"]
 
 _RETRY_SECONDS = 1.0
 """How long values stay in memory before the next try for a file."""
@@ -140,8 +140,9 @@ _CELLS: dict[str, type[_Cell]] = {
 class _Store:
     """The files of this process's slot. A new object after each fork and for each lease."""
 
-    def __init__(self, lease: slots.Lease) -> None:
+    def __init__(self, lease: slots.Lease, earlier: dict[_Place, _Cell] | None = None) -> None:
         self.lease = lease
+        self._earlier = earlier or {}
         self.files: dict[str, MetricFile] = {}
         self.cells: dict[_Place, _Cell] = {}
 
@@ -174,9 +175,15 @@ class _Store:
         if carried is not None:
             cell.own, cell.timestamp = carried.own, carried.timestamp
         index = file.find(key)
+        earlier = self._earlier.pop(place, None)
+        if earlier is not None:
+            cell.own, cell.timestamp = earlier.own, earlier.timestamp
         if index is None:
             cell.base = None
             index = file.add(key, *cell.combined())
+        elif earlier is not None:
+            # Closed and opened again under one lease: the file holds what this process has added.
+            cell.base, cell.base_timestamp = earlier.base, earlier.base_timestamp
         else:
             cell.base, cell.base_timestamp = file.read(index)
         if cell.base is None and type(cell) is _Cell:
@@ -224,6 +231,9 @@ _settled: _Store | None = None
 The one thing that the fast path of a value compares with: while there is something to move into the
 files, every call takes the slow path, which tries.
 """
+
+_closed: _Store | None = None
+"""The files before they were closed, if they were."""
 
 _memory: dict[_Place, _Cell] = {}
 """The cells that have no file."""
@@ -352,7 +362,7 @@ class Value:
     @classmethod
     def close_all_files(cls) -> None:
         """Close this process's files; its values bind again when they are next used."""
-        withdraw()
+        close_files()
 
 
 class _CombinedValue(Value):
@@ -391,8 +401,8 @@ def install() -> None:
     """
     prometheus_values.ValueClass = Value
     cleanups = getattr(prometheus_values, "_multi_process_cleanups", None)
-    if cleanups is not None and withdraw not in cleanups:
-        cleanups.append(withdraw)
+    if cleanups is not None and close_files not in cleanups:
+        cleanups.append(close_files)
 
 
 def is_installed() -> bool:
@@ -426,6 +436,15 @@ def withdraw(*, take_along: bool = False) -> None:
     """
     with _lock:
         _leave(take_along=take_along)
+
+
+def close_files() -> None:
+    """Close this process's files; a value opens its own again when it is next used."""
+    global _closed  # noqa: PLW0603
+    with _lock:
+        if _store is not None:
+            _closed = _store
+            _release()
 
 
 def not_shared() -> int:
@@ -502,7 +521,9 @@ def _open_store() -> _Store | None:
         try:
             # A lock that somebody keeps for ever is waited for once, not at each try.
             wait = 0.0 if errno.ETIMEDOUT in _said else slots.LOCK_WAIT_SECONDS
-            _store = _Store(slots.process.acquire(wait_seconds=wait))
+            lease = slots.process.acquire(wait_seconds=wait)
+            is_same = _closed is not None and _closed.lease is lease
+            _store = _Store(lease, _closed.cells if is_same and _closed is not None else None)
         except slots.NotYetError:
             pass
         except OSError as error:
@@ -520,10 +541,15 @@ def _settle() -> None:
 
 
 def _leave(*, take_along: bool = False) -> None:
+    if _store is not None:
+        _memory.update(_store.leave(take_along=take_along))
+        _release()
+
+
+def _release() -> None:
     global _store, _settled
     store, _store, _settled = _store, None, None
     if store is not None:
-        _memory.update(store.leave(take_along=take_along))
         for cell in store.cells.values():
             cell.store = _NOWHERE
         store.release()
@@ -558,8 +584,8 @@ def _say() -> None:
 
 def _forked() -> None:
     """Start over in a forked child. Nothing here walks the values."""
-    global _lock, _store, _settled, _memory, _retry_at  # noqa: PLW0603
-    store, _store, _settled = _store, None, None
+    global _lock, _store, _settled, _closed, _memory, _retry_at  # noqa: PLW0603
+    store, _store, _settled, _closed = _store, None, None, None
     _lock, _retry_at = Lock(), 0.0
     if not slots.process.is_configuring:  # as it is in a child that daemonizes
         _memory = {}

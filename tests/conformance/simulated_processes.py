@@ -86,7 +86,7 @@ def simulated_process(process_identifier: Callable[[], object] = os.getpid) -> t
 
     cleanups = getattr(prometheus_client.values, "_multi_process_cleanups", None)
     if cleanups is not None:
-        cleanups.append(values.withdraw)
+        cleanups.append(values.close_files)
     return SimulatedValue
 
 

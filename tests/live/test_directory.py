@@ -190,7 +190,7 @@ def with_suppressed_kill(pid: int) -> None:
 # A directory of one's own
 
 
-@pytest.mark.parametrize("where", ["environment", "class", "raw_env"])
+@pytest.mark.parametrize("where", ["environment", "class"])
 def test_relative_directory_is_taken_from_where_gunicorn_was_started(
     interpreter: Interpreter, where: str, place: Path
 ) -> None:
@@ -198,13 +198,12 @@ def test_relative_directory_is_taken_from_where_gunicorn_was_started(
     settings = {
         "environment": "",
         "class": '    multiproc_dir = "metrics"\n',
-        "raw_env": f'    raw_env = ["{VARIABLE}=metrics"]\n',
     }[where]
-    config = CONFIG + '    chdir = "elsewhere"\n' + settings
+    config = f"{CONFIG}    chdir = {str(place / 'elsewhere')!r}\n{settings}"
     with GunicornProcess(
         interpreter,
         config,
-        # After SIGUSR2 Gunicorn looks for a relative one in the other directory.
+        # Absolute, both: after SIGUSR2 Gunicorn would look for them in the other directory.
         config_arguments=["-c", str(place / "gunicorn.conf.py")],
         root=place,
         files={"elsewhere/app.py": apps.WSGI},
@@ -224,6 +223,27 @@ def test_relative_directory_is_taken_from_where_gunicorn_was_started(
         assert server.metric("app_requests_total") == server.tally()
         assert list((server.root / "metrics").glob("counter_*.db"))
         assert not (server.root / "elsewhere" / "metrics").exists()
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_directory_of_raw_env_is_used(
+    interpreter: Interpreter, place: Path, preload: bool
+) -> None:
+    """``raw_env`` is as good as the environment, although Gunicorn applies it later."""
+    config = f"""{CONFIG}
+    preload_app = {preload}
+    raw_env = ["{VARIABLE}={place}/metrics"]
+"""
+    with GunicornProcess(interpreter, config) as server:
+        with Load(server.port) as load:
+            load.wait_for(20)
+            old = server.wait_for_workers(2)
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_workers(2, without=old)
+            load.wait_for(20)
+        assert server.metric("app_requests_total") == server.tally()
+        assert not server.private_directories()
+    assert total_as_others_read_it(place / "metrics") == load.answered
 
 
 def test_next_start_begins_a_new_generation(interpreter: Interpreter) -> None:
@@ -326,12 +346,7 @@ def test_full_volume(interpreter: Interpreter, place: Path) -> None:
             timeout=10,
         )
 
-        def moved() -> bool:
-            server.get("/")
-            return server.metric("app_requests_total") == server.tally()
-
-        wait_until(moved, "values have moved into the files")
-        assert server.metric("app_size_bytes_count") == server.tally()
+        wait_until(lambda: all_is_shared(server), "values have moved into the files")
 
 
 def mounted(interpreter: Interpreter, place: Path, options: str) -> GunicornProcess:
@@ -380,9 +395,8 @@ def starve(left):
             held.append(os.dup(0))
     except OSError:
         pass
-    for descriptor in held[-left:]:
-        os.close(descriptor)
-    del held[-left:]
+    for _ in range(left):
+        os.close(held.pop())
 
 
 def feed():
@@ -391,11 +405,68 @@ def feed():
         os.close(held.pop())
 '''
 
+# The tally is open before descriptors run out.
+STARVING_APP = apps.WSGI.replace("def application(", "def answer(") + '''
+import starving
 
-@pytest.mark.parametrize("left", [3, 4, 6])
-def test_workers_without_descriptors(interpreter: Interpreter, left: int) -> None:
-    """Whatever runs out, lease or files, requests are served, and no count is lost in the end."""
-    # A sync worker needs two for its pipe and one for a connection.
+tally = os.open(os.environ["OBSKIT_TEST_TALLY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+
+def application(environ, start_response):
+    left = os.environ.get("LEFT")
+    if environ["PATH_INFO"] == "/" and left and not os.path.exists("enough"):
+        starving.starve(int(left))
+    try:
+        return answer(environ, start_response)
+    finally:
+        starving.feed()
+'''
+
+
+def check_no_count_was_lost_for_want_of_descriptors(server: GunicornProcess) -> None:
+    """Check that each worker complained once, and that its values are shared in the end."""
+    lines = error_lines(server)
+    assert lines, server.log()
+    assert all("descriptors" in line for line in lines), lines
+    assert len(lines) == len({re.findall(r"\[(\d+)\]", line)[0] for line in lines}), lines
+    (server.root / "enough").touch()
+
+    wait_until(lambda: all_is_shared(server), "values have moved into the files")
+
+
+def all_is_shared(server: GunicornProcess) -> bool:
+    """Count once more, and return whether counts of every type of metric are complete."""
+    server.get("/")
+    metrics, tally = server.metrics(), server.tally()
+    return metrics["obskit_gunicorn_values_not_shared", frozenset()] == 0 and all(
+        metrics.get((name, frozenset())) == tally
+        for name in ("app_requests_total", "app_duration_seconds_count", "app_sum")
+    )
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
+def test_no_descriptors_for_metric_files(interpreter: Interpreter, left: int) -> None:
+    """However few are left, each request is served, and no count is lost in the end."""
+    with GunicornProcess(
+        interpreter,
+        CONFIG + "    preload_app = True\n",  # so that workers open their files when they count
+        STARVING_APP,
+        files={"starving.py": STARVING},
+        environment={"LEFT": str(left)},
+        shared=True,
+    ) as server:
+        workers = server.wait_for_workers(2)
+        with Load(server.port) as load:
+            load.wait_for(50)
+        assert not load.unknown
+        assert server.worker_pids() == workers
+        check_no_count_was_lost_for_want_of_descriptors(server)
+        assert server.worker_pids() == workers
+
+
+def test_no_descriptors_for_a_lease(interpreter: Interpreter) -> None:
+    """A worker that can take no lease when it boots serves, and takes one later."""
+    # A sync worker needs two for its pipe. There is one left for a lock, and none for a lease.
     config = f"""
 import starving
 {CONFIG}
@@ -403,40 +474,20 @@ import starving
 
     def post_fork(self, server, worker):
         super().post_fork(server, worker)
-        starving.starve({left})
-"""
-    app = apps.WSGI.replace("def application(", "def answer(") + '''
-import starving
+        starving.starve(3)
 
-tally = os.open(os.environ["OBSKIT_TEST_TALLY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-
-
-def application(environ, start_response):
-    if os.path.exists("feed"):
+    def post_worker_init(self, worker):
         starving.feed()
-    return answer(environ, start_response)
-'''
+        super().post_worker_init(worker)
+"""
     with GunicornProcess(
-        interpreter, config, app, files={"starving.py": STARVING}, shared=True
+        interpreter, config, STARVING_APP, files={"starving.py": STARVING}, shared=True
     ) as server:
         workers = server.wait_for_workers(2)
         with Load(server.port) as load:
-            load.wait_for(20)
-        assert server.worker_pids() == workers
-        assert server.get("/metrics").status == 200
-        lines = error_lines(server)
-        assert lines
-        assert all("descriptors" in line for line in lines), lines
-        assert len(lines) == len({re.findall(r"\[(\d+)\]", line)[0] for line in lines})
-        (server.root / "feed").touch()
-
-        def settled() -> bool:
-            server.get("/")
-            metrics = server.metrics()
-            return metrics.get(("app_requests_total", frozenset())) == server.tally()
-
-        wait_until(settled, "values have moved into the files")
-        assert server.metric("obskit_gunicorn_values_not_shared") == 0
+            load.wait_for(50)
+        assert not load.unknown
+        check_no_count_was_lost_for_want_of_descriptors(server)
         assert server.worker_pids() == workers
 
 

@@ -25,7 +25,13 @@ def options(environment: dict[str, str] | None = None, **values: object) -> Any:
     """Read the options of a configuration with these attributes."""
     exported: Any = values.pop("exported", ())
     config: Any = type("Config", (Config,), values)()
-    return read_options(config, environment or {}, source="gunicorn.conf.py", exported=exported)
+    return read_options(
+        config,
+        environment or {},
+        source="gunicorn.conf.py",
+        base=os.getcwd(),
+        exported=exported,
+    )
 
 
 class TestDirectory:
@@ -125,25 +131,25 @@ class TestEnvironment:
     def test_is_made_absolute(self) -> None:
         """Every process finds the same directory, wherever it changes to."""
         environment = {VARIABLE: "metrics"}
-        normalize_environment(environment)
+        normalize_environment(environment, os.getcwd())
         assert environment == {VARIABLE: os.path.abspath("metrics")}
 
     def test_the_old_spelling_is_read(self) -> None:
         """The lower-case name that prometheus_client once had is understood."""
         environment = {"prometheus_multiproc_dir": "/old"}
-        normalize_environment(environment)
+        normalize_environment(environment, os.getcwd())
         assert environment[VARIABLE] == "/old"
 
     def test_the_new_spelling_wins(self) -> None:
         """Where both are set the documented one counts."""
         environment = {"prometheus_multiproc_dir": "/old", VARIABLE: "/new"}
-        normalize_environment(environment)
+        normalize_environment(environment, os.getcwd())
         assert environment[VARIABLE] == "/new"
 
     def test_nothing_stays_nothing(self) -> None:
         """An environment without the variable is left alone."""
         environment: dict[str, str] = {}
-        normalize_environment(environment)
+        normalize_environment(environment, os.getcwd())
         assert environment == {}
 
 
