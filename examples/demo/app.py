@@ -57,7 +57,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
     """Answer one request; a WSGI application."""
     path = environ["PATH_INFO"]
     if path == "/metrics":
-        return _metrics(environ, start_response)  # type: ignore[no-any-return]
+        return _metrics(environ, start_response)
     started = time.perf_counter()
     with IN_PROGRESS.track_inprogress():
         template, code, content_type, body = _answer(path)

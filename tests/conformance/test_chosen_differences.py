@@ -280,7 +280,7 @@ def _count_with_twins() -> None:
 
 
 def _exposition(directory: str) -> bytes:
-    registry = CollectorRegistry(support_collectors_without_names=True)
+    registry = CollectorRegistry()
     collector: Any = MultiProcessCollector
     collector(registry, directory)
     return generate_latest(registry)

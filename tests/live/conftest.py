@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import Interpreter, interpreters
+from tests.support.process import interpreters
 
 _LIVE = Path(__file__).parent
 
@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """Return a directory that every user may enter, with a path that is short enough for sockets."""
+    """Return a directory that every user may enter, its path short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="obskit-place-"))
     path.chmod(0o755)
     yield path

@@ -56,7 +56,7 @@ def work_until(stop, tally):
 
 APP = (
     apps.WSGI.replace("def application(", "def answer(")
-    + '''
+    + """
 import multiprocessing
 
 import jobs
@@ -92,7 +92,7 @@ def application(environ, start_response):
             os._exit(0)
         jobs.work(100, "parent")
     return answer(environ, start_response)
-'''
+"""
 )
 
 
@@ -108,9 +108,7 @@ def test_children_of_a_worker_count_exactly(
 ) -> None:
     """Children of multiprocessing count by slot, however they start; files stay bounded."""
     config = CONFIG.format(workers=2, preload=preload)
-    with GunicornProcess(
-        interpreter, config, APP, files={"jobs.py": JOBS}, shared=True
-    ) as server:
+    with GunicornProcess(interpreter, config, APP, files={"jobs.py": JOBS}, shared=True) as server:
         for round_number in range(1, 4):
             assert server.get(f"/children?{method}", timeout=60).status == 200
             assert jobs_done(server, method) == 310 * round_number
@@ -142,9 +140,7 @@ def test_child_that_outlives_its_worker_counts_exactly(interpreter: Interpreter)
             load.wait_for(40)
             counted = tally.stat().st_size
             wait_until(lambda: tally.stat().st_size > counted + 20, "the child still counts")
-            wait_until(
-                lambda: server.metric("job_running") == 1, "the child's live gauge is shown"
-            )
+            wait_until(lambda: server.metric("job_running") == 1, "the child's live gauge is shown")
             (server.root / "stop").touch()
             orphans_end(server)
         assert jobs_done(server, "orphan") == tally.stat().st_size
@@ -156,9 +152,7 @@ def orphans_end(server: GunicornProcess) -> None:
     """Wait until only arbiter and workers are left."""
     arbiter = server.arbiter_pid
     wait_until(
-        lambda: all(
-            process.pid == arbiter or process.parent == arbiter for process in server.processes()
-        ),
+        lambda: all(arbiter in (process.pid, process.parent) for process in server.processes()),
         "the worker's child has ended",
     )
 
@@ -167,11 +161,9 @@ def orphans_end(server: GunicornProcess) -> None:
 def test_child_that_takes_its_dead_parents_slot_counts_exactly(
     interpreter: Interpreter, preload: bool
 ) -> None:
-    """A child forked at 5 that takes the slot where its parent has counted to 105 goes on to 106."""
+    """A child forked at 5 that takes its dead parent's slot, which is at 105, goes on to 106."""
     config = CONFIG.format(workers=1, preload=preload)
-    with GunicornProcess(
-        interpreter, config, APP, files={"jobs.py": JOBS}, shared=True
-    ) as server:
+    with GunicornProcess(interpreter, config, APP, files={"jobs.py": JOBS}, shared=True) as server:
         (parent,) = server.wait_for_workers(1)
         assert server.get("/sleeper").status == 200
         assert jobs_done(server, "parent") == 105

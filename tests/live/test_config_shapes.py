@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.support.process import Interpreter
 
 IMPORT = "from obskit_gunicorn import ObskitGunicornConfig\n"
-HOOKS = '''
+HOOKS = """
     def when_ready(self, server):
         super().when_ready(server)
         server.log.info("shape: ready with %s", type(self).__name__)
@@ -28,7 +28,7 @@ HOOKS = '''
     def on_reload(self, server):
         super().on_reload(server)
         server.log.info("shape: reloaded with %s", type(self).__name__)
-'''
+"""
 PLAIN = f"""{IMPORT}
 class Config(ObskitGunicornConfig):
     workers = 3
@@ -137,7 +137,7 @@ class Config(ObskitGunicornConfig):
     workers: int = 3
 {HOOKS}
 """,
-    "subclass of an imported class": f"""
+    "subclass of an imported class": """
 from company import Config as Base
 
 class Config(Base):
@@ -438,7 +438,7 @@ def test_wrong_file_at_sighup_leaves_the_one_before_in_force(
 
 
 def test_changed_directory_is_taken_at_sighup(interpreter: Interpreter, place: Path) -> None:
-    """A SIGHUP with another ``multiproc_dir`` moves to it; our own export does not stand in the way."""
+    """A SIGHUP with another ``multiproc_dir`` moves to it, whatever we have exported."""
     config = PLAIN.replace("workers = 3", "workers = 3\n    multiproc_dir = {path!r}")
     with GunicornProcess(interpreter, config.format(path=str(place / "first"))) as server:
         old = server.wait_for_workers(3)

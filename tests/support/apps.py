@@ -24,7 +24,7 @@ __all__ = ["ASGI", "COUNTED", "TALLY_VARIABLE", "WSGI"]
 
 TALLY_VARIABLE = "OBSKIT_TEST_TALLY"
 
-COUNTED = '''
+COUNTED = """
 import os
 import signal
 import time
@@ -72,11 +72,11 @@ def block(seconds):
 
 def parameter(query, default):
     return query.partition("=")[2] or default
-'''
+"""
 
 WSGI = (
     COUNTED
-    + '''
+    + """
 from obskit_gunicorn.multiprocess import make_wsgi_app
 
 metrics = make_wsgi_app()
@@ -101,12 +101,12 @@ def application(environ, start_response):
         os.kill(os.getpid(), signal.SIGKILL)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
-'''
+"""
 )
 
 ASGI = (
     COUNTED
-    + '''
+    + """
 import asyncio
 
 from obskit_gunicorn.multiprocess import make_asgi_app
@@ -140,5 +140,5 @@ async def application(scope, receive, send):
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-'''
+"""
 )

@@ -11,7 +11,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from tests.support.process import metric_files, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from prometheus_client import Metric
 
     from tests.support.client import Load, Watch
     from tests.support.process import GunicornProcess
@@ -43,7 +46,7 @@ def check_counts(server: GunicornProcess, load: Load, watch: Watch | None = None
 def total_as_others_read_it(directory: Path) -> float:
     """Return the counter of a directory as prometheus_client's own collector reads it."""
     files = [str(path) for path in directory.glob("*.db")]
-    families = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+    families: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
     return sum(
         sample.value
         for family in families

@@ -338,7 +338,9 @@ class GunicornProcess:
         if self._own_root:
             shutil.rmtree(self.root, ignore_errors=True)
         if kind is None and killed and not self._may_be_left:
-            raise AssertionError(f"processes {killed} did not end by themselves\n{log[-_MOST_LOG:]}")
+            raise AssertionError(
+                f"processes {killed} did not end by themselves\n{log[-_MOST_LOG:]}"
+            )
 
     def start(self) -> None:
         """Start the server and do not wait."""
@@ -351,7 +353,8 @@ class GunicornProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **({} if self._user is None else {"user": self._user, "group": self._user}),
+                user=self._user,
+                group=self._user,
             )
 
     def wait_until_serving(self) -> None:
@@ -379,7 +382,7 @@ class GunicornProcess:
         return parse_metrics(response.body)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return one sample of a new scrape; not-a-number fails every comparison if it is missing."""
+        """Return one sample of a new scrape, or not-a-number, which equals nothing."""
         return self.metrics().get((name, frozenset(labels.items())), float("nan"))
 
     def tally(self) -> int:
@@ -538,7 +541,10 @@ class GunicornProcess:
 
 def can_run(interpreter: Interpreter, user: int) -> bool:
     """Return whether a user may run an interpreter and what is installed there."""
-    command = "import gunicorn.app.wsgiapp, obskit_gunicorn.multiprocess, gevent, uvicorn"
+    command = (
+        "import gunicorn.app.wsgiapp, prometheus_client; from importlib.util import find_spec; "
+        "raise SystemExit(find_spec('obskit_gunicorn') is None)"
+    )
     try:
         done = subprocess.run(
             [interpreter.path, "-c", command],

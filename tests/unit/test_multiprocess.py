@@ -41,6 +41,10 @@ from tests.support.forks import (
 )
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_closing = pytest.mark.skipif(
+    not hasattr(prometheus_values, "close_all_multiprocess_files"),
+    reason="this prometheus_client has no close_all_multiprocess_files",
+)
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -432,6 +436,7 @@ class TestEnd:
         assert done.stdout.splitlines()[1] == "{'c_total': 7.0, 'g': 5.0}"
         assert os.listdir(runtime) == []
 
+    @needs_closing
     def test_closing_files_keeps_gauges(self, holder: RemoteProcess, directory: str) -> None:
         """prometheus_client's ``close_all_multiprocess_files`` leaves what readers can see."""
         holder.call(act, "counter", "c", "inc", 5)

@@ -43,6 +43,10 @@ from tests.support.forks import (
 )
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_closing = pytest.mark.skipif(
+    not hasattr(prometheus_values, "close_all_multiprocess_files"),
+    reason="this prometheus_client has no close_all_multiprocess_files",
+)
 
 Step = tuple[Any, ...]
 
@@ -986,6 +990,7 @@ def _write_after_closing(place: str) -> list[bytes]:
 class TestLettingGo:
     """Withdrawing, installing, and prometheus_client's own clean-up."""
 
+    @needs_closing
     def test_values_bind_again(self, holder: RemoteProcess, directory: str) -> None:
         """After the files are closed the next use opens them again and goes on."""
         holder.call(count, "c", 5)
