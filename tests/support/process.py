@@ -103,7 +103,7 @@ def _gunicorn_version(path: str) -> tuple[int, ...]:
 
 
 def wait_until(
-    condition: Callable[[], Result], message: str, *, seconds: float = DEADLINE_SECONDS
+    condition: Callable[[], Result | None], message: str, *, seconds: float = DEADLINE_SECONDS
 ) -> Result:
     """Return the first true result of a condition.
 
