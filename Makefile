@@ -35,7 +35,9 @@ run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
 
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests, against Gunicorn 22, 23, 25.3 and the newest
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS) || { \
+		echo "What has failed, once more and one at a time: it must pass on a quiet machine."; \
+		$(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 check: $(VENV)/.ready  ## Check style, format and types; changes nothing
 	$(VENV)/bin/ruff check .
