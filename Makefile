@@ -37,7 +37,7 @@ run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests, against Gunicorn 22, 23, 25.3 and the newest
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS) || { \
 		echo "What has failed, once more and one at a time: it must pass on a quiet machine."; \
-		$(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
+		$(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none -m "not load" $(ARGS); }
 
 check: $(VENV)/.ready  ## Check style, format and types; changes nothing
 	$(VENV)/bin/ruff check .

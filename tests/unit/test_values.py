@@ -293,7 +293,7 @@ class TestForks:
         """Children forked while threads of the parent count do not hang, and all is counted."""
         counted, statuses = holder.call(_fork_beside_counting_threads, 40)
         assert statuses == [0] * 40
-        assert read(directory) == {"c_total": counted + 40.0}
+        assert read(directory) == {"c_total": counted + 40.0, "g": 1.0}
 
     def test_memory_is_not_counted_twice(self, nursery: Nursery, directory: str) -> None:
         """What a parent keeps in memory is not its child's: when both can share, it counts once."""
@@ -346,10 +346,15 @@ def _fork_beside_counting_threads(rounds: int) -> tuple[int, list[int]]:
     counted = [0] * 2
     counter = metric("counter", "c")
 
+    gauge = metric("gauge_max", "g")
+
     def keep_counting(number: int) -> None:
         while not stop.is_set():
             counter.inc()
             counted[number] += 1
+            # Here threads are switched while the lock is held, which a counter does not allow.
+            for _ in range(20):
+                gauge.set(1)
 
     threads = [threading.Thread(target=keep_counting, args=(number,)) for number in range(2)]
     for thread in threads:
