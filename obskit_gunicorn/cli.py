@@ -7,7 +7,6 @@ problem was found; 2: wrong use.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -122,13 +121,14 @@ def _files(path: str) -> list[_FileFacts]:
     for name in sorted(os.listdir(path)):
         if MetricFileName.parse(name) is None:
             continue
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                data, entries = read_file(os.path.join(path, name))
-            except PermissionError as error:
-                found.append(_FileFacts(name, 0, 0, str(error)))
-                continue
-            found.append(_FileFacts(name, len(entries.offsets), len(data), entries.damage))
+        try:
+            data, entries = read_file(os.path.join(path, name))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found.append(_FileFacts(name, 0, 0, str(error)))
+            continue
+        found.append(_FileFacts(name, len(entries.offsets), len(data), entries.damage))
     return found
 
 

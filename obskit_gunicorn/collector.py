@@ -482,8 +482,11 @@ def _parse(key: bytes, prefix: str) -> _Series | None:
         pairs = tuple(sorted(labels.items()))
         if prefix == "histogram" and "le" in labels:
             float(labels["le"])
-        if not all(type(text) is str for text in chain((metric, name, help_text), *pairs)):
-            return None
+        for text in chain((metric, name, help_text), *pairs):
+            if type(text) is not str:
+                return None
+            text.encode()  # a lone surrogate cannot be exposed
+        Metric(metric, help_text, "untyped")  # raises if the name is none
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return _Series(metric, name, pairs, help_text)

@@ -247,7 +247,8 @@ def _facts(collector: DirectoryCollector | None, started: float) -> Iterator[Met
         with contextlib.suppress(OSError):
             records = slots.SlotDirectory(collector.path).records()
     held = [record for record in records.values() if record is not None]
-    unshared = sum(int(record.get("values_not_shared", 0)) for record in held)
+    counts = [record.get("values_not_shared") for record in held]
+    unshared = sum(count for count in counts if type(count) is int)
     if slots.process.lease is None:
         unshared += values.not_shared()
     for name, text, value in (

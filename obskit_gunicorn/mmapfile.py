@@ -238,6 +238,8 @@ class Layout:
 
     def goes_on(self, shorter: Layout, data: bytearray) -> bool:
         """Return whether a file that begins with ``shorter`` goes on with the rest of this one."""
+        if len(self.keys) <= len(shorter.keys):
+            return False  # it has fewer keys and longer ones
         following = self.keys[len(shorter.keys)]
         # The next key first: it mostly tells, and costs less than to look at all of them.
         found = data[shorter.end : shorter.end + len(following)]
@@ -360,12 +362,11 @@ class MetricFileReader:
             reason = "truncated" if header else "empty"
             return Damage(reason, f"{len(header)} bytes are too few for the header")
         used = _read_int(header, 0)[0] or HEADER_BYTES
-        if used < HEADER_BYTES or used % 8:
-            return Damage("corrupted", f"the header says {used} bytes are used, which cannot be")
-        if used > self.size:
-            return Damage(
-                "truncated", f"the header says {used} bytes are used, the file has {self.size}"
-            )
+        if used < HEADER_BYTES or used % 8 or used > self.size:
+            if not self.layout.keys:
+                self._salvage(descriptor)
+            text = f"the header says {used} bytes are used, the file has {self.size}"
+            return Damage("truncated" if used > self.size else "corrupted", text)
         if len(buffer) < used:
             buffer.extend(bytes(used - len(buffer)))
         got = os.preadv(descriptor, [memoryview(buffer)[:used]], 0)
@@ -386,6 +387,17 @@ class MetricFileReader:
         self.numbers = layout.pairs(buffer) if self._paired else layout.values(buffer)
         self.layout, self._identity = layout, identity
         return damage
+
+    def _salvage(self, descriptor: int) -> None:
+        """Take what is beyond doubt an entry, where the header says nothing of use."""
+        data = os.pread(descriptor, self.size, 0)
+        keys, start = [], HEADER_BYTES
+        for value_at in read_entries(data).offsets.values():
+            keys.append(data[start:value_at])
+            start = value_at + 16
+        self.layout = Layout(tuple(keys))
+        content = bytearray(data)
+        self.numbers = self.layout.pairs(content) if self._paired else self.layout.values(content)
 
 
 class MetricFileInUseError(OSError):

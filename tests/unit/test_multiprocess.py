@@ -501,7 +501,7 @@ class TestDeadProcesses:
         arbiter = nursery.start()
         arbiter.call(_begin, directory)
         with SlotDirectory(directory).locked():
-            assert arbiter.call(_seconds_of_child_exit) < 1
+            assert arbiter.call(_seconds_of_child_exit) < 1.5
 
     def test_child_exit_without_a_directory(self, nursery: Nursery) -> None:
         """A process without a directory has nothing to remove."""
@@ -663,7 +663,7 @@ class TestCollector:
             assert read_ours(directory)["good_total"] == 5.0
             scrapes += 1
         restless.answer()
-        assert scrapes > 10
+        assert scrapes > 2
 
     def test_things_that_are_no_files(self, directory: str) -> None:
         """A directory, a pipe or a dangling link with a metric file's name is left out."""

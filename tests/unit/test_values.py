@@ -545,7 +545,7 @@ class TestFullVolume:
         process.call(act, "gauge_max", "once", "set", 7)
         assert process.call(values.not_shared) == 1
         process.call(os.unlink, ballast)
-        process.call(_count_until, 5.0, "often", values.not_shared)
+        process.call(_count_until, 30.0, "often", values.not_shared)
         assert process.call(read, directory)["once"] == 7
 
     @needs_root
@@ -681,8 +681,9 @@ class TestNoFile:
         keeper = nursery.start()
         keeper.tell(_keep_lock, os.path.dirname(holder.call(_directory_path)) + "/metrics")
         first, later = holder.call(_times_of_counting)
-        assert first < 5
-        assert max(later) < 0.5
+        # One wait is two seconds, and a busy machine adds to what takes none.
+        assert first < 10
+        assert max(later) < 1.5
         keeper.kill()
         holder.call(_until_shared)
 
