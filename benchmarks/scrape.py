@@ -127,11 +127,10 @@ def history(place: str | None) -> None:
     """Print what a scrape costs after so many workers have come and gone."""
     program = """
 import os, sys, time
+import obskit_gunicorn.multiprocess
 from obskit_gunicorn import slots
 from obskit_gunicorn.collector import DirectoryCollector
-slots.process.join(sys.argv[1])
 slots.process.acquire()
-import obskit_gunicorn.multiprocess
 from prometheus_client import Counter
 counter = Counter("app_requests", "Requests.", ["path"])
 collector = DirectoryCollector(sys.argv[1])
