@@ -18,10 +18,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -45,12 +47,16 @@ _LARGEST_PLAIN = 1e6
 """From here on prometheus_client writes a number in another way than Python."""
 
 
+_Labels = tuple[tuple[str, str], ...]
+"""Label names and values, sorted."""
+
+
 class _Series(NamedTuple):
     """One key of a metric file, parsed."""
 
     metric: str
     name: str
-    labels: tuple[tuple[str, str], ...]
+    labels: _Labels
     help: str
 
 
@@ -60,7 +66,7 @@ class _Group:
     def __init__(self) -> None:
         self.files: list[tuple[str, MetricFileReader]] = []
         self.keys: list[bytes] = []
-        self._picks: dict[Layout, Callable[[tuple[float, ...]], tuple[float, ...]] | None] = {}
+        self._picks: dict[Layout, Callable[[Sequence[float]], tuple[float, ...]] | None] = {}
 
     def arrange(self, files: list[tuple[str, MetricFileReader]]) -> bool:
         """Take the files of this scrape, with their holders; return whether the keys changed."""
@@ -88,18 +94,22 @@ class _Group:
 
     def totals(self) -> Sequence[float]:
         """Return the sum of every key over all files, in the order of :attr:`keys`."""
-        columns = []
+        if len(self.files) == 1:
+            return tuple(self._columns()[0])
+        try:
+            return list(map(math.fsum, zip(*self._columns(), strict=True)))
+        except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
+            return list(map(_sum, zip(*self._columns(), strict=True)))
+
+    def _columns(self) -> list[Iterable[float]]:
+        """Return each file's values, in the order of :attr:`keys`."""
+        columns: list[Iterable[float]] = []
         for _holder, file in self.files:
             pick = self._picks[file.layout]
-            columns.append(file.numbers if pick is None else pick((*file.numbers, 0.0)))
-        if len(columns) == 1:
-            return columns[0]
-        try:
-            return list(map(math.fsum, zip(*columns, strict=True)))
-        except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
-            return [_sum(row) for row in zip(*columns, strict=True)]
+            columns.append(file.values() if pick is None else pick((*file.values(), 0.0)))
+        return columns
 
-    def _pick(self, layout: Layout) -> Callable[[tuple[float, ...]], tuple[float, ...]] | None:
+    def _pick(self, layout: Layout) -> Callable[[Sequence[float]], tuple[float, ...]] | None:
         """Return what lines up a file's values, with a 0 behind them, with the group's keys."""
         if list(layout.keys) == self.keys:
             return None
@@ -114,16 +124,18 @@ class _Family:
     def __init__(self, prefix: str, members: list[tuple[int, _Series]]) -> None:
         first = members[0][1]
         self.prefix = prefix
-        self.metric = Metric(first.metric, first.help, prefix.partition("_")[0])
+        self.name, self.help = first.metric, first.help
+        self.samples: list[tuple[str, _Labels]] = []
+        """Name and labels of each sample, in prometheus_client's order."""
         self._steps: list[tuple[int, bool]] = []
         rows = self._rows(members)
         self._pick = _getter([keys[0] for keys in rows])
         # One sample may have several keys: their help text differs, or the spelling of a bucket.
         self._several = [(at, keys) for at, keys in enumerate(rows) if len(keys) > 1]
-        self.prefixes = _line_prefixes(self.metric)
+        self.prefixes = _line_prefixes(self)
 
     def values(self, totals: Sequence[float]) -> Sequence[float]:
-        """Return the value of every sample, in the order of ``metric.samples``."""
+        """Return the value of every sample, in the order of :attr:`samples`."""
         picked: Sequence[float] = self._pick(totals)
         if self._several:
             picked = list(picked)
@@ -143,49 +155,60 @@ class _Family:
                 values.extend(part)
         return values
 
+    def metric(self, values: Iterable[float] = ()) -> Metric:
+        """Return a fresh family with these values, or with no samples."""
+        metric = Metric(self.name, self.help, self.prefix.partition("_")[0])
+        metric.samples = [
+            Sample(name, dict(labels), value)
+            for (name, labels), value in zip(self.samples, values, strict=False)
+        ]
+        return metric
+
     def _rows(self, members: list[tuple[int, _Series]]) -> list[list[int]]:
         """Lay out the samples as prometheus_client does; return the keys of each picked value."""
         if self.prefix == "histogram":
             return self._histogram_rows(members)
-        samples: dict[tuple[tuple[str, str], ...], dict[str, list[int]]] = {}
+        samples: dict[_Labels, dict[str, list[int]]] = {}
         for key, series in members:
             samples.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
         rows = []
         for labels, by_name in samples.items():
             for name, keys in by_name.items():
-                self.metric.samples.append(Sample(name, dict(labels), 0.0))
+                self.samples.append((name, labels))
                 rows.append(keys)
         return rows
 
     def _histogram_rows(self, members: list[tuple[int, _Series]]) -> list[list[int]]:
-        plain: dict[tuple[tuple[str, str], ...], dict[str, list[int]]] = {}
-        buckets: dict[tuple[tuple[str, str], ...], dict[float, list[int]]] = {}
+        plain: dict[_Labels, dict[str, list[int]]] = {}
+        buckets: dict[_Labels, dict[float, list[int]]] = {}
         for key, series in members:
-            bound = next((value for label, value in series.labels if label == "le"), None)
+            others = dict(series.labels)
+            bound = others.pop("le", None)
             if bound is None:
                 plain.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
                 continue
-            labels = tuple(pair for pair in series.labels if pair[0] != "le")
+            labels = tuple(others.items())
             buckets.setdefault(labels, {}).setdefault(float(bound), []).append(key)
             plain.setdefault(labels, {})
         rows = []
-        name = self.metric.name
+        bounds: dict[float, str] = {}
         for labels, by_name in plain.items():
             by_bound = buckets.get(labels, {})
             if by_bound:
-                by_name.pop(f"{name}_count", None)
+                by_name.pop(f"{self.name}_count", None)
             self._steps.append((len(by_name), False))
             for sample_name, keys in by_name.items():
-                self.metric.samples.append(Sample(sample_name, dict(labels), 0.0))
+                self.samples.append((sample_name, labels))
                 rows.append(keys)
             if by_bound:
                 self._steps.append((len(by_bound), True))
                 for value, keys in sorted(by_bound.items()):
-                    bound_text = floatToGoString(value)  # type: ignore[no-untyped-call]
-                    with_bound = {**dict(labels), "le": bound_text}
-                    self.metric.samples.append(Sample(f"{name}_bucket", with_bound, 0.0))
+                    if value not in bounds:
+                        bounds[value] = floatToGoString(value)  # type: ignore[no-untyped-call]
+                    with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
+                    self.samples.append((f"{self.name}_bucket", with_bound))
                     rows.append(keys)
-                self.metric.samples.append(Sample(f"{name}_count", dict(labels), 0.0))
+                self.samples.append((f"{self.name}_count", labels))
         return rows
 
 
@@ -208,13 +231,7 @@ class _Snapshot:
     def metrics(self) -> Iterator[Metric]:
         """Return fresh metric families."""
         for family, values in zip(self._families, self._values, strict=True):
-            theirs = family.metric
-            metric = Metric(theirs.name, theirs.documentation, theirs.type)
-            metric.samples = [
-                Sample(sample.name, dict(sample.labels), value)
-                for sample, value in zip(theirs.samples, values, strict=True)
-            ]
-            yield metric
+            yield family.metric(values)
         yield from self._others
 
     def text(self) -> bytes:
@@ -254,7 +271,6 @@ class DirectoryCollector:
         self._prefixes: list[str] = []
         self._other_names: set[str] = set()
         self._others_at: dict[tuple[str, Layout], list[tuple[int, _Series]]] = {}
-        self._buffer = bytearray()
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._begun = self._number = 0
@@ -307,11 +323,10 @@ class DirectoryCollector:
         for name, file in found.items():
             reader = self._readers.get(name)
             if reader is None:
-                path = os.path.join(self.path, name)
-                reader = MetricFileReader(path, paired=file.prefix not in _ADDING)
+                reader = MetricFileReader(os.path.join(self.path, name))
             known = layouts.setdefault(file.prefix, [])
             try:
-                reader.refresh(self._buffer, known)
+                reader.refresh(known)
             except FileNotFoundError:
                 continue
             readers[name] = reader
@@ -354,7 +369,7 @@ class DirectoryCollector:
                 if series is not None:
                     by_prefix = metrics.setdefault(series.metric, {})
                     by_prefix.setdefault(prefix, []).append((number, series))
-        families = {family.metric.name: family for family in self._families}
+        families = {family.name: family for family in self._families}
         members = {name: next(iter(by_prefix.items())) for name, by_prefix in metrics.items()}
         self._families, self._prefixes = [], []
         self._other_names, self._others_at = set(), {}
@@ -441,14 +456,13 @@ class MultiProcessCollector(Collector):
             The metric families.
         """
         metrics: dict[str, Metric] = {}
-        buffer = bytearray()
         for path in files:
             file = MetricFileName.parse(os.path.basename(path))
             if file is None:
                 continue
-            reader = MetricFileReader(path, paired=file.prefix not in _ADDING)
+            reader = MetricFileReader(path)
             try:
-                reader.refresh(buffer)
+                reader.refresh()
             except FileNotFoundError:
                 continue
             parsed = ((at, _parse(key, file.prefix)) for at, key in enumerate(reader.layout.keys))
@@ -474,22 +488,34 @@ def directory_collector(path: str) -> DirectoryCollector:
 os.register_at_fork(after_in_child=_collectors.clear)
 
 
+_decode = json.JSONDecoder().raw_decode
+
+
 def _parse(key: bytes, prefix: str) -> _Series | None:
     """Parse a key as it stands in a file; ``None`` if it is no metric's."""
     length = int.from_bytes(key[:4], sys.byteorder)
     try:
-        metric, name, labels, help_text = json.loads(key[4 : 4 + length])
-        pairs = tuple(sorted(labels.items()))
+        text = key[4 : 4 + length].decode().strip(" \t\n\r")
+        (metric, name, labels, help_text), end = _decode(text)
+        if end < len(text):
+            return None
+        # Raises for what is no text, and for a lone surrogate, which cannot be exposed.
+        "".join((metric, name, help_text, *labels, *labels.values())).encode()
         if prefix == "histogram" and "le" in labels:
             float(labels["le"])
-        for text in chain((metric, name, help_text), *pairs):
-            if type(text) is not str:
-                return None
-            text.encode()  # a lone surrogate cannot be exposed
-        Metric(metric, help_text, "untyped")  # raises if the name is none
+        pairs = tuple(sorted(labels.items()))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return _Series(metric, name, pairs, help_text)
+    return _Series(metric, name, pairs, help_text) if _is_metric_name(metric) else None
+
+
+@lru_cache(maxsize=1024)
+def _is_metric_name(name: str) -> bool:
+    try:
+        Metric(name, "", "untyped")
+    except ValueError:
+        return False
+    return True
 
 
 def _family(prefix: str, members: list[tuple[int, _Series]]) -> _Family | None:
@@ -507,15 +533,14 @@ def _add_samples(
 ) -> None:
     """Add what a file holds to families, in the form that prometheus_client merges."""
     kind, _, mode = file.prefix.partition("_")
-    step = 1 if file.prefix in _ADDING else 2
+    numbers = list(reader.pairs())
     for at, (name, sample, labels, help_text) in series:
         metric = metrics.get(name)
         if metric is None:
             metric = metrics[name] = Metric(name, help_text, kind)
-        value = reader.numbers[at * step]
+        value, timestamp = numbers[2 * at : 2 * at + 2]
         if kind == "gauge":
             metric._multiprocess_mode = mode  # type: ignore[attr-defined]
-            timestamp = reader.numbers[at * step + 1] if step > 1 else 0.0
             with_holder = (*labels, ("pid", file.holder))
             metric.add_sample(sample, with_holder, value, timestamp)  # type: ignore[arg-type]
         else:
@@ -558,19 +583,65 @@ def _their_merge(metrics: dict[str, Metric], *, accumulate: bool = True) -> Iter
     return merged
 
 
-def _line_prefixes(metric: Metric) -> list[str]:
+_PLAIN_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_PLAIN_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_PUT_APART = ("_created", "_gsum", "_gcount")
+
+
+def _line_prefixes(family: _Family) -> list[str]:
     """Return what stands before each value, the line break before it included.
 
-    Rendered by prometheus_client with a 0 in the place of every value.
+    Raises:
+        ValueError: prometheus_client does not render the family one line a sample.
+    """
+    head = "\n" + _their_text([family.metric()]).decode()[:-1]
+    try:
+        prefixes = _plain_line_prefixes(family)
+    except ValueError:
+        zeros = family.metric([0.0] * len(family.samples))
+        prefixes = _their_line_prefixes(zeros, head)
+    prefixes[0] = head + prefixes[0]
+    return prefixes
+
+
+def _plain_line_prefixes(family: _Family) -> list[str]:
+    """Return the same for names that each format and release writes as they are.
+
+    Raises:
+        ValueError: There are others.
+    """
+    labels = _RenderedLabels()
+    names = {name for name, _labels in family.samples}
+    apart = {family.name + suffix for suffix in _PUT_APART}
+    if names & apart or not all(map(_PLAIN_NAME.fullmatch, (family.name, *names))):
+        raise ValueError(f"{family.name} needs more than the name and one line a sample")
+    prefixes = []
+    for name, pairs in family.samples:
+        braced = "{" + ",".join([labels[pair] for pair in pairs]) + "}" if pairs else ""
+        prefixes.append(f"\n{name}{braced} ")
+    return prefixes
+
+
+class _RenderedLabels(dict[tuple[str, str], str]):
+    """Labels as they stand in a line, each rendered once."""
+
+    def __missing__(self, pair: tuple[str, str]) -> str:
+        name, value = pair
+        if not _PLAIN_LABEL.fullmatch(name):
+            raise ValueError(f"the label name {name!r} needs quotes or escapes")
+        value = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        rendered = self[pair] = f'{name}="{value}"'
+        return rendered
+
+
+def _their_line_prefixes(metric: Metric, head: str) -> list[str]:
+    """Return the same, rendered by prometheus_client with a 0 in the place of every value.
 
     Raises:
         ValueError: The text is not one line a sample.
     """
-    head, type_line, *lines = _their_text([metric]).decode().split("\n")
-    if len(lines) != len(metric.samples) + 1 or not all(
-        line.endswith(" 0.0") for line in lines[:-1]
-    ):
+    text = "\n" + _their_text([metric]).decode()
+    lines = text.removeprefix(head).split("\n")[1:-1]
+    if len(lines) != len(metric.samples) or not all(line.endswith(" 0.0") for line in lines):
         raise ValueError(f"{metric.name} is not rendered one line a sample")
-    prefixes = ["\n" + line[:-3] for line in lines[:-1]]
-    prefixes[0] = f"\n{head}\n{type_line}" + prefixes[0]
-    return prefixes
+    return ["\n" + line[:-3] for line in lines]

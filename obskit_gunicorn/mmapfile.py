@@ -29,7 +29,8 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from obskit_gunicorn.locks import LockedFile, NotAFileError, give_to_owner, open_file
@@ -209,6 +210,32 @@ class Damage(NamedTuple):
     """The same in words."""
 
 
+class _Part(NamedTuple):
+    """A stretch of a metric file, short enough for its values to stay in the CPU's cache."""
+
+    start: int
+    keys: tuple[bytes, ...]
+    read_keys: Callable[[bytearray, int], tuple[bytes, ...]]
+    read_values: Callable[[bytearray, int], tuple[float, ...]]
+    read_pairs: Callable[[bytearray, int], tuple[float, ...]]
+
+    @classmethod
+    def of(cls, start: int, keys: tuple[bytes, ...]) -> _Part:
+        """Return the part with these keys."""
+        sizes = [len(key) for key in keys]
+        formats = (
+            "=" + "".join([f"{size}{each}" for size in sizes]) for each in ("s16x", "xd8x", "xdd")
+        )
+        return cls(start, keys, *[struct.Struct(format_).unpack_from for format_ in formats])
+
+    def end(self) -> int:
+        """Return the offset behind the last entry."""
+        return self.start + sum(map(len, self.keys)) + 16 * len(self.keys)
+
+
+_PART_KEYS = 256
+
+
 class Layout:
     """The keys of a metric file and where their values stand; immutable.
 
@@ -220,21 +247,29 @@ class Layout:
         end: The offset behind the last entry.
     """
 
-    __slots__ = ("__weakref__", "_keys", "_pairs", "_values", "end", "keys")
+    __slots__ = ("__weakref__", "_parts", "end", "keys")
 
-    def __init__(self, keys: tuple[bytes, ...]) -> None:
-        """Make the layout of a file with these keys."""
+    def __init__(self, keys: tuple[bytes, ...], shorter: Layout | None = None) -> None:
+        """Make the layout of a file with these keys.
+
+        Args:
+            keys: The keys as they stand in the file.
+            shorter: A layout that these keys begin with; what it has worked out is taken over.
+        """
         self.keys = keys
-        sizes = [len(key) for key in keys]
-        self.end = HEADER_BYTES + sum(sizes) + 16 * len(sizes)
-        header = f"={HEADER_BYTES}x"
-        self._keys = struct.Struct(header + "".join([f"{size}s16x" for size in sizes]))
-        self._values = struct.Struct(header + "".join([f"{size}xd8x" for size in sizes]))
-        self._pairs = struct.Struct(header + "".join([f"{size}xdd" for size in sizes]))
+        self._parts: list[_Part] = [] if shorter is None else shorter._parts[:]
+        if self._parts and len(self._parts[-1].keys) < _PART_KEYS:
+            self._parts.pop()
+        at = self._parts[-1].end() if self._parts else HEADER_BYTES
+        for number in range(len(self._parts) * _PART_KEYS, len(keys), _PART_KEYS):
+            part = _Part.of(at, keys[number : number + _PART_KEYS])
+            self._parts.append(part)
+            at = part.end()
+        self.end = at
 
     def fits(self, data: bytearray) -> bool:
         """Return whether a file begins with just these keys; ``data`` holds ``end`` bytes of it."""
-        return self._keys.unpack_from(data) == self.keys
+        return all(part.read_keys(data, part.start) == part.keys for part in self._parts)
 
     def goes_on(self, shorter: Layout, data: bytearray) -> bool:
         """Return whether a file that begins with ``shorter`` goes on with the rest of this one."""
@@ -245,13 +280,13 @@ class Layout:
         found = data[shorter.end : shorter.end + len(following)]
         return found == following and self.fits(data)
 
-    def values(self, data: bytearray) -> tuple[float, ...]:
-        """Return the values of all keys, read by one call."""
-        return self._values.unpack_from(data)
+    def values(self, data: bytearray) -> Iterator[float]:
+        """Return the values of all keys, read part by part as they are asked for."""
+        return chain.from_iterable(part.read_values(data, part.start) for part in self._parts)
 
-    def pairs(self, data: bytearray) -> tuple[float, ...]:
+    def pairs(self, data: bytearray) -> Iterator[float]:
         """Return value, timestamp, value, timestamp, ... of all keys."""
-        return self._pairs.unpack_from(data)
+        return chain.from_iterable(part.read_pairs(data, part.start) for part in self._parts)
 
     def extended(self, data: bytearray, used: int) -> tuple[Layout, Damage | None]:
         """Parse what follows this layout.
@@ -263,25 +298,24 @@ class Layout:
         Returns:
             The layout with all whole entries up to ``used``, and what is wrong behind it.
         """
-        content = bytes(memoryview(data)[:used])
         found = dict.fromkeys(self.keys)
         position, problem = self.end, ""
         while position < used:
             if position + 4 > used:
                 problem = "is cut off"
                 break
-            (length,) = _read_int(content, position)
+            (length,) = _read_int(data, position)
             value_at = position + 4 + length + (8 - (length + 4) % 8)
             if length <= 0 or value_at + 16 > used:
                 problem = f"has a key of {length} bytes"
                 break
-            key = content[position:value_at]
+            key = bytes(data[position:value_at])
             if key in found:
                 problem = "has the key of an earlier one"
                 break
             found[key] = None
             position = value_at + 16
-        layout = Layout(tuple(found)) if len(found) > len(self.keys) else self
+        layout = Layout(tuple(found), self) if len(found) > len(self.keys) else self
         if problem:
             return layout, Damage("corrupted", f"the entry at offset {position} {problem}")
         return layout, None
@@ -298,40 +332,40 @@ class MetricFileReader:
     descriptor. A file that was replaced is noticed by its inode and, where inodes are reused at
     once, by the number in its header; one without a number by its keys.
 
+    What cannot be read leaves keys and values as they were, so that no counter goes backwards.
+
     Not thread-safe.
 
     Attributes:
         path: The file.
         layout: Its keys, as far as they could be read.
-        numbers: Its values when they were last read, for a ``paired`` reader each with its
-            timestamp behind it. What cannot be read leaves them as they are, so that no counter
-            goes backwards.
         damage: What was wrong with the file when it was last read.
         size: Its size in bytes.
     """
 
-    __slots__ = ("_identity", "_paired", "damage", "layout", "numbers", "path", "size")
+    __slots__ = ("_data", "_identity", "damage", "layout", "path", "size")
 
-    def __init__(self, path: str, *, paired: bool = False) -> None:
-        """Name the file; nothing is read.
-
-        Args:
-            path: The file.
-            paired: Read timestamps as well.
-        """
+    def __init__(self, path: str) -> None:
+        """Name the file; nothing is read."""
         self.path = path
         self.layout = _EMPTY
-        self.numbers: tuple[float, ...] = ()
         self.damage: Damage | None = None
         self.size = 0
-        self._paired = paired
+        self._data = bytearray()
         self._identity: tuple[int, int, bytes] | None = None
 
-    def refresh(self, buffer: bytearray, layouts: Iterable[Layout] = ()) -> None:
+    def values(self) -> Iterator[float]:
+        """Return the value of each key; to be used up before the next :meth:`refresh`."""
+        return self.layout.values(self._data)
+
+    def pairs(self) -> Iterator[float]:
+        """Return each value with its timestamp behind it, likewise."""
+        return self.layout.pairs(self._data)
+
+    def refresh(self, layouts: Iterable[Layout] = ()) -> None:
         """Read the file; what is wrong with it is in :attr:`damage` then.
 
         Args:
-            buffer: Scratch space that readers share; made larger as needed.
             layouts: Layouts of like files, to be tried before parsing.
 
         Raises:
@@ -348,13 +382,13 @@ class MetricFileReader:
             self.damage = Damage("unreadable", str(error))
             return
         try:
-            self.damage = self._read(descriptor, buffer, layouts)
+            self.damage = self._read(descriptor, layouts)
         except OSError as error:
             self.damage = Damage("unreadable", str(error))
         finally:
             os.close(descriptor)
 
-    def _read(self, descriptor: int, buffer: bytearray, layouts: Iterable[Layout]) -> Damage | None:
+    def _read(self, descriptor: int, layouts: Iterable[Layout]) -> Damage | None:
         status = os.fstat(descriptor)
         self.size = status.st_size
         header = os.pread(descriptor, HEADER_BYTES, 0)
@@ -367,25 +401,27 @@ class MetricFileReader:
                 self._salvage(descriptor)
             text = f"the header says {used} bytes are used, the file has {self.size}"
             return Damage("truncated" if used > self.size else "corrupted", text)
-        if len(buffer) < used:
-            buffer.extend(bytes(used - len(buffer)))
-        got = os.preadv(descriptor, [memoryview(buffer)[:used]], 0)
+        identity = (status.st_dev, status.st_ino, header[4:])
+        is_known = identity == self._identity and any(header[4:])
+        # What may be another file is read apart, to leave nothing behind if it is cut short.
+        data = self._data if is_known else bytearray(used)
+        if len(data) < used:
+            data.extend(bytes(used - len(data)))
+        got = os.preadv(descriptor, [memoryview(data)[:used]], 0)
         if got < used:
             return Damage("truncated", f"the file was cut to {got} bytes while it was read")
-        identity = (status.st_dev, status.st_ino, header[4:])
         layout = self.layout
-        if identity != self._identity or used < layout.end:
+        if used < layout.end or identity != self._identity:
             layout = _EMPTY
-        elif not any(header[4:]) and not layout.fits(buffer):
+        elif not is_known and not layout.fits(data):
             layout = _EMPTY  # a file without a number was replaced
         for other in layouts:
-            if layout.end < other.end <= used and other.goes_on(layout, buffer):
+            if layout.end < other.end <= used and other.goes_on(layout, data):
                 layout = other
         damage = None
         if layout.end < used:
-            layout, damage = layout.extended(buffer, used)
-        self.numbers = layout.pairs(buffer) if self._paired else layout.values(buffer)
-        self.layout, self._identity = layout, identity
+            layout, damage = layout.extended(data, used)
+        self.layout, self._data, self._identity = layout, data, identity
         return damage
 
     def _salvage(self, descriptor: int) -> None:
@@ -395,9 +431,7 @@ class MetricFileReader:
         for value_at in read_entries(data).offsets.values():
             keys.append(data[start:value_at])
             start = value_at + 16
-        self.layout = Layout(tuple(keys))
-        content = bytearray(data)
-        self.numbers = self.layout.pairs(content) if self._paired else self.layout.values(content)
+        self.layout, self._data, self._identity = Layout(tuple(keys)), bytearray(data), None
 
 
 class MetricFileInUseError(OSError):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -39,6 +39,9 @@ from tests.support.forks import (
     slot,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_closing = pytest.mark.skipif(
@@ -635,6 +638,31 @@ class TestCollector:
         content = Path(path).read_bytes()
         Path(path).write_bytes(struct.pack("i", 1 << 20) + content[4:])
         assert read_ours(directory) == {"good_total": 5.0}
+
+    def test_a_bad_key_behind_a_lying_header(self, directory: str) -> None:
+        """Where the header says nothing of use, only what is beyond doubt counts."""
+        other = entry(["other", "other_total", {}, "Help."], 6.0)
+        bad = pack_entry(b"what is this", 1.0, 0.0)
+        path = write_file(directory, "counter_slot0.db", GOOD + bad + other)
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(struct.pack("i", 1 << 20) + content[4:])
+        assert read_ours(directory) == {"good_total": 5.0}
+
+    def test_a_file_that_is_cut_while_it_is_read(
+        self, directory: str, mocker: MockerFixture
+    ) -> None:
+        """A file whose header lies and that is emptied before the rest is read is left out."""
+        path = write_file(directory, "counter_slot0.db", GOOD)
+        Path(path).write_bytes(struct.pack("i", 1 << 20) + Path(path).read_bytes()[4:])
+        read_at = os.pread
+        mocker.patch.object(
+            os,
+            "pread",
+            side_effect=lambda descriptor, size, at: (
+                read_at(descriptor, size, at) if size <= HEADER_BYTES else b""
+            ),
+        )
+        assert read_ours(directory) == {}
 
     def test_files_with_different_keys(self, directory: str) -> None:
         """Files that begin alike and go on differently are told apart at every scrape."""
