@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         make_multiprocess_app,
         make_wsgi_app,
         mark_process_dead,
+        replace_collector,
         setup_multiprocess_registry,
     )
 
@@ -54,6 +55,7 @@ __all__ = [
     "make_multiprocess_app",
     "make_wsgi_app",
     "mark_process_dead",
+    "replace_collector",
     "setup_multiprocess_registry",
 ]
 

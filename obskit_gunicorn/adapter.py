@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from obskit_gunicorn import dispatch, slots
+from obskit_gunicorn import dispatch, slots, supervision
 from obskit_gunicorn.checks import (
     PARAMETERS,
     Publication,
@@ -34,6 +34,7 @@ from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 from obskit_gunicorn.options import (
     EXPORTED_VARIABLE,
     LEASE_VARIABLE,
+    LISTENER_VARIABLE,
     START_VARIABLE,
     is_option,
     normalize_environment,
@@ -233,6 +234,7 @@ def _load(config: type[ObskitGunicornConfig], source: str) -> Publication:
     lease = os.environ.pop(LEASE_VARIABLE, "")
     if lease.isdigit():
         process.handed_lease = int(lease)
+    supervision.place.handed = os.environ.pop(LISTENER_VARIABLE, supervision.place.handed)
     started_in = os.environ.pop(START_VARIABLE, None)
     if started_in:
         process.started_in = started_in

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn import slots
 from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
-from obskit_gunicorn.options import Options
+from obskit_gunicorn.options import NAMES, Options
 
 if TYPE_CHECKING:
     from obskit_gunicorn.config import ObskitGunicornConfig
@@ -213,7 +213,7 @@ def suggest_names(publication: Publication, known: dict[str, Any]) -> None:
     """Warn of class attributes that are nothing, but nearly the name of something."""
     from obskit_gunicorn.config import ObskitGunicornConfig
 
-    names = {*known, *PARAMETERS, *Options._fields}
+    names = {*known, *PARAMETERS, *NAMES}
     ours = {name for base in ObskitGunicornConfig.__mro__ for name in vars(base)}
     for base in type(publication.config).__mro__:
         if base in ObskitGunicornConfig.__mro__:

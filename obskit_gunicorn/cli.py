@@ -1,6 +1,6 @@
-"""The command ``obskit-gunicorn``: look into a multiprocess directory, and check one.
+"""The command ``obskit-gunicorn``: serve a multiprocess directory, look into one, and check one.
 
-Both read only; ``check`` makes one file of its own and removes it. Exit status 0: fine; 1: a
+All read only; ``check`` makes one file of its own and removes it. Exit status 0: fine; 1: a
 problem was found; 2: wrong use.
 """
 
@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from obskit_gunicorn import __version__
+from obskit_gunicorn.addresses import Address
+from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
 from obskit_gunicorn.locks import LockedFile
 from obskit_gunicorn.mmapfile import MetricFile, MetricFileName, read_file
-from obskit_gunicorn.options import DIRECTORY_VARIABLE
+from obskit_gunicorn.options import DIRECTORY_VARIABLE, ExporterOptions, read_options
 from obskit_gunicorn.slots import SlotDirectory, explain
 
 __all__ = ["main"]
@@ -59,13 +62,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
         )
         command.add_argument("--format", choices=("text", "json"), default="text")
+    _add_serve(commands)
     options = parser.parse_args(arguments)
     try:
         path = _directory(options.directory)
+        if options.command == "serve":
+            exporter = _exporter_options(options)
     except ConfigurationError as error:
         parser.error(str(error))
+    if options.command == "serve":
+        return _serve(path, exporter)
     run = {"inspect": _inspect, "check": _check}[options.command]
     return run(path, as_json=options.format == "json")
+
+
+def _add_serve(commands: Any) -> None:
+    """Add the command that runs an exporter; its flags are the class's options."""
+    text = "serve the metrics of a multiprocess directory, beside the server that writes them"
+    command = commands.add_parser("serve", help=text, description=text.capitalize() + ".")
+    command.add_argument(
+        "--directory",
+        default=os.environ.get(DIRECTORY_VARIABLE),
+        help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
+    )
+    for flag, default, text in (
+        ("bind", "127.0.0.1:9464", "where to listen: host:port, [IPv6]:port or unix:path"),
+        ("path", "/metrics", "the path of the exposition"),
+        ("certfile", "", "a PEM file with the certificate chain, for TLS"),
+        ("keyfile", "", "a PEM file with its private key"),
+        ("ca-certs", "", "a PEM file with the authorities of client certificates, for mutual TLS"),
+        ("collectors", "", "import strings of further collectors, separated by commas"),
+    ):
+        variable = f"OBSKIT_METRICS_{flag.replace('-', '_').upper()}"
+        shown = f" (default: ${variable}" + (f", else {default})" if default else ")")
+        command.add_argument(f"--{flag}", help=text + shown)
+
+
+def _exporter_options(given: argparse.Namespace) -> ExporterOptions:
+    """Return the options of ``serve``: a flag over the environment over the default.
+
+    Raises:
+        ConfigurationError: One of them is wrong, or there is no address.
+    """
+    # The class's options are read by the class's rules; a flag is one that the class has.
+    flags = ("bind", "path", "certfile", "keyfile", "ca_certs", "collectors")
+    values: dict[str, object] = {
+        f"metrics_{flag}": getattr(given, flag)
+        for flag in flags
+        if getattr(given, flag) is not None
+    }
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name.removeprefix("OBSKIT_").lower() not in values
+    }
+    collectors = values.get("metrics_collectors")
+    if isinstance(collectors, str):
+        values["metrics_collectors"] = [part for part in collectors.split(",") if part]
+    config = type("serve", (ObskitGunicornConfig,), values)()
+    options = read_options(config, environment, source="the command line", base=os.getcwd())
+    if options.exporter is None:
+        raise ConfigurationError(
+            where="--bind",
+            value=given.bind or os.environ.get("OBSKIT_METRICS_BIND"),
+            expected="an address to listen at",
+            mend="Name one, as in --bind 0.0.0.0:9464.",
+        )
+    return options.exporter
+
+
+def _serve(path: str, options: ExporterOptions) -> int:
+    """Run an exporter until SIGTERM or SIGINT."""
+    from obskit_gunicorn import exporter
+
+    # Blocked in every thread, and awaited in this one.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    exporter.log_to(None)
+    try:
+        listener = Address.parse(options.bind, os.sep).listen()
+    except OSError as error:
+        print(f"obskit-gunicorn: cannot listen at {options.bind}: {error}", file=sys.stderr)
+        return 1
+    sys.path.insert(0, os.getcwd())  # where --collectors are found, as Gunicorn's applications are
+    os.environ.pop(DIRECTORY_VARIABLE, None)
+    print(f"obskit-gunicorn: serving {path} at {options.bind}{options.path}", flush=True)
+    exporter.serve(exporter.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
+    return 0
 
 
 def _directory(path: str | None) -> str:

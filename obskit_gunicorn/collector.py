@@ -38,10 +38,13 @@ from prometheus_client.utils import floatToGoString
 from obskit_gunicorn import slots
 from obskit_gunicorn.mmapfile import Damage, Layout, MetricFileName, MetricFileReader
 
-__all__ = ["DirectoryCollector", "MultiProcessCollector"]
+__all__ = ["DirectoryCollector", "MultiProcessCollector", "Snapshot", "directory_collector"]
 
 _ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values add up; everything else goes prometheus_client's way."""
+
+_WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
+"""Those of them from which prometheus_client takes any label ``pid`` away."""
 
 _LARGEST_PLAIN = 1e6
 """From here on prometheus_client writes a number in another way than Python."""
@@ -94,12 +97,13 @@ class _Group:
 
     def totals(self) -> Sequence[float]:
         """Return the sum of every key over all files, in the order of :attr:`keys`."""
+        # Adding to 0.0, as prometheus_client does, makes 0.0 of -0.0.
         if len(self.files) == 1:
-            return tuple(self._columns()[0])
+            return [value + 0.0 for value in self._columns()[0]]
         try:
-            return list(map(math.fsum, zip(*self._columns(), strict=True)))
+            return [value + 0.0 for value in map(math.fsum, zip(*self._columns(), strict=True))]
         except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
-            return list(map(_sum, zip(*self._columns(), strict=True)))
+            return [_sum(row) + 0.0 for row in zip(*self._columns(), strict=True)]
 
     def _columns(self) -> list[Iterable[float]]:
         """Return each file's values, in the order of :attr:`keys`."""
@@ -170,7 +174,10 @@ class _Family:
             return self._histogram_rows(members)
         samples: dict[_Labels, dict[str, list[int]]] = {}
         for key, series in members:
-            samples.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
+            labels = series.labels
+            if self.prefix in _WITHOUT_PID:
+                labels = tuple(pair for pair in labels if pair[0] != "pid")
+            samples.setdefault(labels, {}).setdefault(series.name, []).append(key)
         rows = []
         for labels, by_name in samples.items():
             for name, keys in by_name.items():
@@ -212,7 +219,7 @@ class _Family:
         return rows
 
 
-class _Snapshot:
+class Snapshot:
     """One collection; immutable, so that any number of threads may use it."""
 
     def __init__(
@@ -232,7 +239,21 @@ class _Snapshot:
         """Return fresh metric families."""
         for family, values in zip(self._families, self._values, strict=True):
             yield family.metric(values)
-        yield from self._others
+        for other in self._others:
+            metric = Metric(other.name, other.documentation, other.type)
+            metric.samples = [
+                sample._replace(labels=dict(sample.labels)) for sample in other.samples
+            ]
+            yield metric
+
+    def names(self) -> set[str]:
+        """Return the names of the families."""
+        return {family.name for family in self._families} | {each.name for each in self._others}
+
+    def series_count(self) -> int:
+        """Return how many samples there are."""
+        others = sum(len(metric.samples) for metric in self._others)
+        return sum(map(len, self._values)) + others
 
     def text(self) -> bytes:
         """Return the exposition in the text format 0.0.4."""
@@ -274,9 +295,9 @@ class DirectoryCollector:
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._begun = self._number = 0
-        self._snapshot: _Snapshot | None = None
+        self._snapshot: Snapshot | None = None
 
-    def collect(self) -> _Snapshot:
+    def collect(self) -> Snapshot:
         """Read the directory.
 
         Collections run one at a time. Who has waited for one takes the next one's result together
@@ -295,7 +316,7 @@ class DirectoryCollector:
             self._number = number
             return self._snapshot
 
-    def _read(self, names: Iterable[str]) -> _Snapshot:
+    def _read(self, names: Iterable[str]) -> Snapshot:
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
@@ -314,7 +335,7 @@ class DirectoryCollector:
             self._plan()
         adding = {family.prefix for family in self._families}
         totals = {prefix: self._groups[prefix].totals() for prefix in adding}
-        return _Snapshot(self._families, self._prefixes, totals, self._other_metrics())
+        return Snapshot(self._families, self._prefixes, totals, self._other_metrics())
 
     def _refresh(self, found: dict[str, MetricFileName]) -> None:
         """Read every file; remember only those that are there."""

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from ssl import SSLContext
 
     from gunicorn.arbiter import Arbiter
@@ -95,6 +95,46 @@ class ObskitGunicornConfig:
     class.
     """
 
+    metrics_bind: str | None = "127.0.0.1:9464"
+    """Where the exporter listens: ``host:port``, ``[IPv6]:port``, ``unix:path``.
+
+    The exporter is a process of its own that serves ``/metrics``, ``/-/healthy`` and ``/-/ready``;
+    no worker answers a scrape. ``None`` (in the environment: an empty value) means no exporter. An
+    address that is taken is one error line; the exporter goes on trying. The environment variable
+    ``OBSKIT_METRICS_BIND`` wins over the class, and so with every option that begins with
+    ``metrics_``.
+    """
+
+    metrics_path: str = "/metrics"
+    """The path at which the exporter serves the exposition."""
+
+    metrics_certfile: str | None = None
+    """A PEM file with the exporter's certificate chain, for TLS; ``None`` for plain HTTP.
+
+    It must exist when Gunicorn starts, and be readable for the workers' user. A renewed
+    certificate is picked up at the next connection. A relative path is taken from where Gunicorn
+    was started; likewise for the two files below.
+    """
+
+    metrics_keyfile: str | None = None
+    """A PEM file with the private key, where ``metrics_certfile`` does not contain it."""
+
+    metrics_ca_certs: str | None = None
+    """A PEM file with the authorities whose client certificates are accepted: mutual TLS.
+
+    With it, a client that shows no certificate of theirs is refused.
+    """
+
+    metrics_collectors: Sequence[str] = ()
+    """Collectors that run once, in the exporter: import strings such as ``myapp.metrics:depth``.
+
+    Each names an object with a method ``collect()``, or a class of such. They give what processes
+    that share metrics cannot: an Info, an Enum, a callback, the depth of a queue. They are
+    imported in the exporter, with the arbiter's ``sys.path``, directory and environment. One that
+    raises, or takes longer than two seconds, is left out of that scrape and counted in
+    ``obskit_gunicorn_collector_failures_total``. In the environment, commas separate them.
+    """
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have the new class published when Gunicorn asks for the names of its module."""
         super().__init_subclass__(**kwargs)
@@ -157,7 +197,7 @@ class ObskitGunicornConfig:
         - Process: arbiter. Once; again in the new arbiter of a SIGUSR2, never at a SIGHUP.
         - Never under: none. Skipped if an address is in use.
         - Signal context: no. Signals are queued until it returns.
-        - Base: nothing.
+        - Base: nothing. The core before it binds the exporter's address and starts the exporter.
         - super(): first. Forgetting it skips mixins, never counts.
         - Exception: not contained. It stops the start with exit code 1; ``on_exit`` is not called.
         - Since: every supported Gunicorn.
@@ -182,7 +222,7 @@ class ObskitGunicornConfig:
           one that replaces another.
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
-        - Base: nothing.
+        - Base: nothing. The core before it looks after directory and exporter.
         - super(): first. Forgetting it skips mixins, never counts.
         - Exception: not contained. It stops the server with exit code 255, without ``on_exit``.
         - Since: every supported Gunicorn.
@@ -417,7 +457,7 @@ class ObskitGunicornConfig:
           the class; the class is new as well, except with ``-c python:module``.
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
-        - Base: nothing.
+        - Base: nothing. The core before it moves the exporter to where changed options say.
         - super(): first. Forgetting it skips mixins, never counts.
         - Exception: contained. Otherwise it would stop the server with exit code 255.
         - Since: every supported Gunicorn.

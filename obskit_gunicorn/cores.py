@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn import slots
+from obskit_gunicorn import slots, supervision
 from obskit_gunicorn.options import (
     DIRECTORY_VARIABLE,
     EXPORTED_VARIABLE,
@@ -109,6 +109,19 @@ def _private_path() -> str | None:
     return None
 
 
+def _core_when_ready(publication: Publication, server: Arbiter) -> None:
+    _keep_exporter(publication, server)
+
+
+def _core_on_reload(publication: Publication, server: Arbiter) -> None:
+    _keep_exporter(publication, server)
+
+
+def _keep_exporter(publication: Publication, server: Arbiter) -> None:
+    options = publication.options.exporter if sharing() is not None else None
+    supervision.place.keep(options, server, publication.where("metrics_bind"))
+
+
 def _core_pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     flush_failures()
     shared = sharing()
@@ -116,16 +129,21 @@ def _core_pre_fork(publication: Publication, server: Arbiter, worker: Worker) ->
         # The arbiter is the one to notice that its directory was removed or cleaned.
         _begin(publication, server, shared)
         shared.child_exit(server, worker)
+    _keep_exporter(publication, server)
 
 
 def _core_post_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     slots.process.role = "worker"
+    supervision.place.forked_by_gunicorn()
 
 
 def _core_post_worker_init(publication: Publication, worker: Worker) -> None:
     shared = sharing()
     if shared is not None:
         shared.take_lease(state="booted")
+    exporter = supervision.place.exporter
+    if exporter is not None and slots.process.lease is None:
+        exporter.tell_booted()
 
 
 def _core_worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
@@ -141,6 +159,7 @@ def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
     environment = server.cfg.env_orig
     environment.pop(LEASE_VARIABLE, None)
     environment[START_VARIABLE] = process.started_in
+    supervision.place.hand_on(environment)
     if process.directory is None:
         return
     if process.directory.path in process.exported:
@@ -155,10 +174,13 @@ def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
 
 def _core_on_exit(publication: Publication, server: Arbiter) -> None:
     flush_failures()
+    supervision.place.leave(is_last=server.reexec_pid == server.master_pid == 0)
 
 
 CORES: dict[str, Callable[..., None]] = {
     "nworkers_changed": _core_nworkers_changed,
+    "when_ready": _core_when_ready,
+    "on_reload": _core_on_reload,
     "pre_fork": _core_pre_fork,
     "post_fork": _core_post_fork,
     "post_worker_init": _core_post_worker_init,

@@ -21,8 +21,8 @@ from prometheus_client import exposition as theirs
 from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from obskit_gunicorn import slots, values
-from obskit_gunicorn.collector import DirectoryCollector, directory_collector
+from obskit_gunicorn import __version__, slots, values
+from obskit_gunicorn.collector import DirectoryCollector, Snapshot, directory_collector
 from obskit_gunicorn.mmapfile import DAMAGE_REASONS
 from obskit_gunicorn.options import DIRECTORY_VARIABLE
 
@@ -56,16 +56,15 @@ class SharedRegistry(CollectorRegistry):
         super().__init__()
         self._path = path
         self._others: list[Collector] = []
+        self._reported: set[str] = set()
         super().register(_Families(self._shared_families))
 
     def register(self, collector: Collector) -> None:
         """Expose another collector beside what is shared; it runs in the process that serves."""
-        super().register(collector)
         self._others.append(collector)
 
     def unregister(self, collector: Collector) -> None:
         """Take a collector back."""
-        super().unregister(collector)
         self._others.remove(collector)
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
@@ -79,27 +78,39 @@ class SharedRegistry(CollectorRegistry):
 
     def text(self) -> bytes:
         """Return the exposition in the text format 0.0.4."""
-        started = time.perf_counter()
-        collector = self._collector()
-        shared = b""
-        if collector is not None:
-            with contextlib.suppress(FileNotFoundError):
-                shared = collector.collect().text()
-        facts = list(_facts(collector, started))
-        others = chain.from_iterable(other.collect() for other in self._others)
-        return shared + theirs.generate_latest(_Families(lambda: [*facts, *others]))
+        scrape = _Scrape(self._path or _current_path())
+        shared = scrape.snapshot.text() if scrape.snapshot is not None else b""
+        facts = list(scrape.facts())
+        names = set() if scrape.snapshot is None else scrape.snapshot.names()
+        rest = [*facts, *self._other_families({*names, *(fact.name for fact in facts)})]
+        return shared + theirs.generate_latest(_Families(lambda: rest))
 
     def _shared_families(self) -> Iterator[Metric]:
-        started = time.perf_counter()
-        collector = self._collector()
-        if collector is not None:
-            with contextlib.suppress(FileNotFoundError):
-                yield from collector.collect().metrics()
-        yield from _facts(collector, started)
+        scrape = _Scrape(self._path or _current_path())
+        names = set()
+        shared = [] if scrape.snapshot is None else scrape.snapshot.metrics()
+        for family in chain(shared, scrape.facts()):
+            names.add(family.name)
+            yield family
+        yield from self._other_families(names)
 
-    def _collector(self) -> DirectoryCollector | None:
-        path = self._path or _current_path()
-        return directory_collector(path) if path and os.path.isdir(path) else None
+    def _other_families(self, names: set[str]) -> Iterator[Metric]:
+        """Return the families of other collectors, without those of names that are taken.
+
+        Prometheus refuses a whole exposition in which one name stands twice.
+        """
+        for collector in self._others:
+            for family in collector.collect():
+                if family.name not in names:
+                    names.add(family.name)
+                    yield family
+                elif family.name not in self._reported:
+                    self._reported.add(family.name)
+                    slots.process.log.error(
+                        "obskit: %s is exposed once; another collector gives a metric of this "
+                        "name too, which is left out",
+                        family.name,
+                    )
 
 
 def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:
@@ -240,46 +251,88 @@ def _respond(
     return "200 OK", headers, b"" if method == "HEAD" else body
 
 
-def _facts(collector: DirectoryCollector | None, started: float) -> Iterator[Metric]:
-    """Return gauges about the sharing itself: slots, files, and what could not be read."""
-    records: dict[str, dict[str, Any] | None] = {}
-    if collector is not None:
-        with contextlib.suppress(OSError):
-            records = slots.SlotDirectory(collector.path).records()
-    held = [record for record in records.values() if record is not None]
-    counts = [record.get("values_not_shared") for record in held]
-    unshared = sum(count for count in counts if type(count) is int)
-    if slots.process.lease is None:
-        unshared += values.not_shared()
-    for name, text, value in (
-        ("slots", "Slots that the multiprocess directory has.", len(records)),
-        ("slots_leased", "Slots that a process holds.", len(held)),
-        (
-            "values_not_shared",
-            "Values that live in a process's memory, where no scrape sees them.",
-            unshared,
-        ),
-        (
-            "files",
-            "Metric files in the multiprocess directory.",
-            collector and collector.file_count,
-        ),
-        ("file_bytes", "Size of the metric files.", collector and collector.byte_count),
-        (
-            "scrape_duration_seconds",
-            "How long it took to collect and render this scrape.",
-            time.perf_counter() - started,
-        ),
-    ):
-        yield GaugeMetricFamily(f"obskit_gunicorn_{name}", text, value or 0)
-    skipped = GaugeMetricFamily(
-        "obskit_gunicorn_files_skipped",
-        "Metric files that this scrape could not read, in whole or in part.",
-        labels=["reason"],
-    )
-    for reason in DAMAGE_REASONS:
-        skipped.add_metric([reason], collector.skipped[reason] if collector else 0)
-    yield skipped
+class _Scrape:
+    """One scrape of a directory."""
+
+    def __init__(self, path: str | None) -> None:
+        """Read the directory; whatever is wrong with it, there are facts to tell."""
+        self._started = time.perf_counter()
+        self._path = path
+        self._collector: DirectoryCollector | None = None
+        self.snapshot: Snapshot | None = None
+        if path:
+            with contextlib.suppress(OSError):
+                collector = directory_collector(path)
+                self.snapshot = collector.collect()
+                self._collector = collector
+
+    def facts(self) -> Iterator[Metric]:
+        """Return gauges about the sharing itself: slots, files, and what could not be read."""
+        collector, records, generation = self._collector, {}, {}
+        if collector is not None:
+            directory = slots.SlotDirectory(collector.path)
+            generation = directory.generation()
+            with contextlib.suppress(OSError):
+                records = directory.records()
+        held = [record for record in records.values() if record is not None]
+        counts = [record.get("values_not_shared") for record in held]
+        unshared = sum(count for count in counts if type(count) is int)
+        if slots.process.lease is None:
+            unshared += values.not_shared()
+        started = generation.get("started")
+        for name, text, value in (
+            (
+                "directory_usable",
+                "Whether the multiprocess directory can be read.",
+                bool(collector),
+            ),
+            ("slots", "Slots that the multiprocess directory has.", len(records)),
+            ("slots_leased", "Slots that a process holds.", len(held)),
+            (
+                "values_not_shared",
+                "Values that live in a process's memory, where no scrape sees them.",
+                unshared,
+            ),
+            (
+                "files",
+                "Metric files in the multiprocess directory.",
+                collector.file_count if collector else 0,
+            ),
+            ("file_bytes", "Size of the metric files.", collector.byte_count if collector else 0),
+            (
+                "series",
+                "Series that all processes share.",
+                self.snapshot.series_count() if self.snapshot else 0,
+            ),
+            (
+                "generation_start_time_seconds",
+                "When counting began in the multiprocess directory, in Unix time; 0 if unknown.",
+                started if isinstance(started, (int, float)) else 0,
+            ),
+            (
+                "scrape_duration_seconds",
+                "How long it took to collect and render this scrape.",
+                time.perf_counter() - self._started,
+            ),
+        ):
+            yield GaugeMetricFamily(f"obskit_gunicorn_{name}", text, value)
+        skipped = GaugeMetricFamily(
+            "obskit_gunicorn_files_skipped",
+            "Metric files that this scrape could not read, in whole or in part.",
+            labels=["reason"],
+        )
+        for reason in DAMAGE_REASONS:
+            skipped.add_metric([reason], collector.skipped[reason] if collector else 0)
+        yield skipped
+        info = GaugeMetricFamily(
+            "obskit_gunicorn_info",
+            "Which multiprocess directory is read, and by which release.",
+            labels=["version", "directory"],
+        )
+        # What is no text cannot be exposed.
+        path = (self._path or "").encode(errors="replace").decode()
+        info.add_metric([__version__, path], 1)
+        yield info
 
 
 def _current_registry() -> CollectorRegistry:

@@ -13,14 +13,16 @@ import contextlib
 import gc
 import glob
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import values as prometheus_values
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector as _TheirCollector
 from prometheus_client.multiprocess import mark_process_dead as _their_mark_process_dead
 
 from obskit_gunicorn import slots, values
-from obskit_gunicorn.collector import MultiProcessCollector
+from obskit_gunicorn.collector import MultiProcessCollector, directory_collector
 from obskit_gunicorn.exposition import (
     generate_latest,
     is_multiprocess_mode,
@@ -34,6 +36,7 @@ from obskit_gunicorn.options import DIRECTORY_VARIABLE
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
+    from prometheus_client.core import Metric
 
 __all__ = [
     "MultiProcessCollector",
@@ -44,6 +47,7 @@ __all__ = [
     "make_multiprocess_app",
     "make_wsgi_app",
     "mark_process_dead",
+    "replace_collector",
     "setup_multiprocess_registry",
 ]
 
@@ -240,6 +244,43 @@ def child_exit(server: Arbiter, worker: Worker) -> None:
     if directory is not None:
         with contextlib.suppress(OSError):
             directory.remove_live_gauges(wait_seconds=0)
+
+
+def replace_collector() -> None:
+    """Make prometheus_client's own collector class collect as ours does.
+
+    For code that makes a ``prometheus_client.multiprocess.MultiProcessCollector`` itself and whose
+    import line stays as it is, such as instrumentation packages. Call it once, anywhere: in
+    ``gunicorn.conf.py`` or a preloaded application the arbiter runs it and workers inherit it by
+    the fork, in an application each worker runs it for itself. When does not matter: the methods
+    ``collect`` and ``merge`` of the class are set, so collectors that exist, names that were
+    imported earlier, and subclasses that do not override them have them too. Calling it again
+    changes nothing; there is no way back.
+
+    This is the only place where this project changes a class of prometheus_client, and only who
+    calls it has it changed. The constructor stays: it takes the directory from
+    ``PROMETHEUS_MULTIPROC_DIR`` and raises ``ValueError`` if that is none.
+
+    What is collected is the same, except that live gauges count only while their slot is leased,
+    and that a damaged file costs what is unreadable in it, with one line in the log, and never
+    fails the scrape. A directory that was removed later is an empty scrape, as without the call.
+    """
+    _TheirCollector.collect = _collect  # type: ignore[method-assign]
+    _TheirCollector.merge = staticmethod(MultiProcessCollector.merge)  # type: ignore[method-assign]
+
+
+def _collect(collector: _TheirCollector) -> Iterable[Metric]:
+    """Collect in the place of prometheus_client's method; what that one allows is allowed."""
+    path = collector._path
+    if type(collector).merge is not _TheirCollector.merge:
+        # A subclass that overrides merge() expects to be handed the files.
+        files = glob.glob(os.path.join(path, "*.db"))
+        merged: Iterable[Metric] = collector.merge(files)  # type: ignore[no-untyped-call]
+        return merged
+    try:
+        return list(directory_collector(path).collect().metrics())
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # removed after the collector was made: nothing is there to collect
 
 
 _join()

@@ -10,18 +10,29 @@ import os
 from collections.abc import Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from obskit_gunicorn.addresses import Address
 from obskit_gunicorn.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from obskit_gunicorn.config import ObskitGunicornConfig
 
 __all__ = [
+    "BOOTED",
     "DIRECTORY_VARIABLE",
     "EXPORTED_VARIABLE",
+    "HEALTHY_PATH",
     "LEASE_VARIABLE",
+    "LISTENER_VARIABLE",
+    "NAMES",
+    "OPTION_VARIABLES",
+    "READY_PATH",
     "START_VARIABLE",
+    "STOP",
+    "ExporterOptions",
     "Options",
     "absolute",
+    "checked_import_string",
+    "checked_metrics_path",
     "is_option",
     "normalize_environment",
     "read_options",
@@ -42,8 +53,45 @@ LEASE_VARIABLE = "OBSKIT_LEASE_FD"
 START_VARIABLE = "OBSKIT_START_DIR"
 """Where Gunicorn was first started, for relative paths: SIGUSR2 starts it in another directory."""
 
+LISTENER_VARIABLE = "OBSKIT_LISTENER_FD"
+"""The descriptor of the exporter's listening socket that is handed on with it, and its address."""
+
+OPTION_VARIABLES = "OBSKIT_METRICS_"
+"""What the environment variables of our options begin with."""
+
+STOP = b"s"
+"""What the arbiter says to an exporter whose time is over."""
+
+BOOTED = b"b"
+"""What a worker says to it that serves but could get no lease which shows that."""
+
+HEALTHY_PATH = "/-/healthy"
+READY_PATH = "/-/ready"
+
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+
+
+class ExporterOptions(NamedTuple):
+    """What an exporter serves, and where; checked."""
+
+    bind: str
+    """Where it listens, as :class:`~obskit_gunicorn.addresses.Address` reads it."""
+
+    path: str
+    """The path of the exposition."""
+
+    certfile: str | None
+    """The certificate chain, absolute; ``None`` for plain HTTP."""
+
+    keyfile: str | None
+    """Its private key, if that is not in the same file."""
+
+    ca_certs: str | None
+    """Whose client certificates are asked for and accepted; ``None`` to ask for none."""
+
+    collectors: tuple[str, ...]
+    """Import strings of collectors that run in the exporter."""
 
 
 class Options(NamedTuple):
@@ -54,6 +102,9 @@ class Options(NamedTuple):
 
     metrics_keep: bool
     """Whether the totals of earlier runs are kept at a start."""
+
+    exporter: ExporterOptions | None
+    """The exporter of this server; ``None`` for none."""
 
 
 def normalize_environment(environment: MutableMapping[str, str], base: str) -> None:
@@ -76,9 +127,22 @@ def absolute(path: str, base: str) -> str:
     return os.path.abspath(os.path.join(base, path))
 
 
+NAMES = (
+    "multiproc_dir",
+    "metrics_keep",
+    "metrics_bind",
+    "metrics_path",
+    "metrics_certfile",
+    "metrics_keyfile",
+    "metrics_ca_certs",
+    "metrics_collectors",
+)
+"""The class attributes that are our options."""
+
+
 def is_option(name: str) -> bool:
     """Return whether a class attribute is one of our options."""
-    return name in Options._fields
+    return name in NAMES
 
 
 def read_options(
@@ -103,9 +167,136 @@ def read_options(
     Raises:
         ConfigurationError: A value is not what it must be.
     """
+    found = _Found(config, environment, source, base)
     return Options(
         _directory(config, environment, source, base, exported),
         _flag(config, environment, "metrics_keep", source),
+        found.exporter(),
+    )
+
+
+class _Found(NamedTuple):
+    """Where options are looked for."""
+
+    config: ObskitGunicornConfig
+    environment: Mapping[str, str]
+    source: str
+    base: str
+
+    def exporter(self) -> ExporterOptions | None:
+        """Return the options of the exporter; all are checked, also when there is to be none."""
+        bind = self._bind()
+        where, value = self._value("metrics_path")
+        path = checked_metrics_path(value, where)
+        certfile, keyfile, ca_certs = map(
+            self._file, ("metrics_certfile", "metrics_keyfile", "metrics_ca_certs")
+        )
+        for name, other in (("metrics_keyfile", keyfile), ("metrics_ca_certs", ca_certs)):
+            if other and not certfile:
+                raise ConfigurationError(
+                    where=self._value(name)[0],
+                    value=other,
+                    expected="a certificate to go with it, in metrics_certfile",
+                    mend=f"Set metrics_certfile, or unset {name}.",
+                )
+        collectors = self._collectors()
+        if bind is None:
+            return None
+        return ExporterOptions(bind, path, certfile, keyfile, ca_certs, collectors)
+
+    def _value(self, name: str) -> tuple[str, object]:
+        """Return where an option was found and its value; the environment wins over the class."""
+        variable = f"OBSKIT_{name.upper()}"
+        text = self.environment.get(variable)
+        # An empty variable counts as unset, but where it is the only way to say "none".
+        if text or (text is not None and name == "metrics_bind"):
+            return f"environment variable {variable}", text
+        return _where(self.config, name, self.source), getattr(self.config, name)
+
+    def _bind(self) -> str | None:
+        where, value = self._value("metrics_bind")
+        if value is None or (value == "" and where.startswith("environment")):
+            return None
+        try:
+            if not isinstance(value, str):
+                raise ValueError("it is no text")
+            return str(Address.parse(value, self.base))
+        except ValueError as error:
+            raise ConfigurationError(
+                where=where,
+                value=value,
+                expected="an address such as 127.0.0.1:9464, [::1]:9464 or unix:/run/metrics.sock, "
+                f"or None for no exporter ({error})",
+                mend='Write for example metrics_bind = "0.0.0.0:9464".',
+            ) from None
+
+    def _file(self, name: str) -> str | None:
+        where, value = self._value(name)
+        if value is None or value == "":
+            return None
+        path = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if isinstance(path, str) and os.path.isfile(absolute(path, self.base)):
+            return absolute(path, self.base)
+        raise ConfigurationError(
+            where=where,
+            value=value,
+            expected="the path of an existing PEM file, or None",
+            mend="Mend the path, or see that the file is there before Gunicorn starts.",
+        )
+
+    def _collectors(self) -> tuple[str, ...]:
+        where, value = self._value("metrics_collectors")
+        if isinstance(value, str) and where.startswith("environment"):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, (list, tuple)):
+            raise ConfigurationError(
+                where=where,
+                value=value,
+                expected="a list of import strings",
+                mend='Write for example metrics_collectors = ["myapp.metrics:queue_depth"].',
+            )
+        return tuple(checked_import_string(part, where) for part in value)
+
+
+def checked_metrics_path(value: object, where: str) -> str:
+    """Return the path of the exposition.
+
+    Raises:
+        ConfigurationError: It is none, or is taken.
+    """
+    taken = ("/", HEALTHY_PATH, READY_PATH)
+    if (
+        not isinstance(value, str)
+        or not value.startswith("/")
+        or not value.isprintable()
+        or any(character in value for character in "?#% ")
+        or value in taken
+    ):
+        raise ConfigurationError(
+            where=where,
+            value=value,
+            expected=f"a path that begins with a slash and is not one of {', '.join(taken)}",
+            mend='Write for example metrics_path = "/metrics".',
+        )
+    return value
+
+
+def checked_import_string(value: object, where: str) -> str:
+    """Return the import string of a collector; nothing is imported.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if isinstance(value, str):
+        module, colon, attribute = value.partition(":")
+        parts = [*module.split("."), *attribute.split(".")]
+        if colon and all(part.isidentifier() for part in parts):
+            return value
+    raise ConfigurationError(
+        where=where,
+        value=value,
+        expected="import strings of objects with a method collect(), as package.module:name",
+        mend='Write for example metrics_collectors = ["myapp.metrics:queue_depth"].',
     )
 
 

@@ -1,6 +1,6 @@
 """The application of ``make run``: a WSGI application without a framework, with four metrics.
 
-Every worker counts for itself; whichever of them answers ``/metrics`` shows the sum of all.
+Every worker counts for itself; the exporter, a process of its own, shows the sum of all.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
-
-from obskit_gunicorn.multiprocess import make_wsgi_app
 
 REQUESTS = Counter("demo_requests", "Requests by path template.", ["path", "code"])
 DURATION = Histogram("demo_request_duration_seconds", "Time to answer a request.", ["path"])
@@ -32,8 +30,8 @@ PAGE = """<!doctype html>
 <p>Four Gunicorn workers serve this page; process {pid} has answered you.
 <ul>
 <li><a href="http://127.0.0.1:9464/metrics">http://127.0.0.1:9464/metrics</a> shows
-    <code>demo_requests_total</code>: the requests of all workers together, whichever of them
-    answers.
+    <code>demo_requests_total</code>: the requests of all workers together. A process of its own
+    answers there, so no worker has to.
 <li><a href="/">this page</a>, <a href="/hello/you">/hello/you</a>, <a href="/slow">/slow</a> and
     <a href="/nowhere">/nowhere</a> are counted by path template.
 </ul>
@@ -50,14 +48,10 @@ obskit-gunicorn inspect {directory}
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
-_metrics = make_wsgi_app()
-
 
 def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
     """Answer one request; a WSGI application."""
     path = environ["PATH_INFO"]
-    if path == "/metrics":
-        return _metrics(environ, start_response)
     started = time.perf_counter()
     with IN_PROGRESS.track_inprogress():
         template, code, content_type, body = _answer(path)

@@ -137,16 +137,20 @@ class Watch:
         scrapes: How many scrapes were answered.
         wrong: What went wrong, in words: a counter that went down or away, a scrape that failed
             with a status of 500 or more.
+        refused: How many found nobody, or were cut off.
         most_processes: The largest number of processes that were seen alive at once.
         last: The samples of the last scrape.
     """
 
-    def __init__(self, server: GunicornProcess, *, pause: float = 0.02) -> None:
+    def __init__(
+        self, server: GunicornProcess, *, pause: float = 0.02, port: int | None = None
+    ) -> None:
         """Prepare the thread; entering the context starts it.
 
         Args:
             server: The server to scrape.
             pause: How long to wait between two scrapes, in seconds.
+            port: Where to scrape it; by default, whichever worker answers.
         """
         self.scrapes = 0
         self.wrong: list[str] = []
@@ -154,6 +158,8 @@ class Watch:
         self.last: Metrics = {}
         self._server = server
         self._pause = pause
+        self._port = port or server.port
+        self.refused = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -181,8 +187,9 @@ class Watch:
         while not self._stopped.wait(self._pause):
             self.most_processes = max(self.most_processes, len(self._server.processes()))
             try:
-                response = get(self._server.port, "/metrics")
+                response = get(self._port, "/metrics")
             except (OSError, http.client.HTTPException):
+                self.refused += 1
                 continue  # the worker was killed, or nobody listens
             self._take(response)
 

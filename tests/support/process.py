@@ -200,6 +200,7 @@ class _Process(NamedTuple):
     pid: int
     parent: int
     environment: frozenset[str]
+    is_exporter: bool
 
 
 class GunicornProcess:
@@ -212,6 +213,7 @@ class GunicornProcess:
         root: The directory with configuration, application, log and pidfile.
         run: The server's ``XDG_RUNTIME_DIR``, where private metrics directories are made.
         port: Where it listens.
+        metrics_port: Where its exporter listens, if it has one.
         launcher: The process that was started; the arbiter, unless it is a daemon.
     """
 
@@ -229,6 +231,7 @@ class GunicornProcess:
         shared: bool = False,
         daemon: bool = False,
         serving: bool = True,
+        exporter: bool = False,
         prefix: Sequence[str] = (),
         prefix_stays: bool = False,
         user: int | None = None,
@@ -248,6 +251,7 @@ class GunicornProcess:
             shared: Set ``PROMETHEUS_MULTIPROC_DIR``, to a directory that the server has to make.
             daemon: Start it with ``--daemon``.
             serving: Wait until it answers.
+            exporter: Have an exporter, at :attr:`metrics_port`.
             prefix: A command to run Gunicorn's command with, as in ``["unshare", "--mount"]``.
             prefix_stays: The prefix remains the arbiter's parent, as ``unshare --fork`` does.
             user: The uid to run it as, and its gid.
@@ -260,6 +264,7 @@ class GunicornProcess:
         self.run = self.root / "run"
         self.run.mkdir(mode=0o700, exist_ok=True)
         self.port = free_port()
+        self.metrics_port = free_port()
         self.log_path = self.root / "gunicorn.log"
         self.pid_path = self.root / "gunicorn.pid"
         self.tally_path = self.root / "tally"
@@ -300,6 +305,7 @@ class GunicornProcess:
             "XDG_RUNTIME_DIR": str(self.run),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
+            "OBSKIT_METRICS_BIND": f"{HOST}:{self.metrics_port}" if exporter else "",
             apps.TALLY_VARIABLE: str(self.tally_path),
             **({"PROMETHEUS_MULTIPROC_DIR": str(self.root / "metrics")} if shared else {}),
             **(environment or {}),
@@ -381,6 +387,12 @@ class GunicornProcess:
         assert response.status == 200, response
         return parse_metrics(response.body)
 
+    def scrape(self) -> Metrics:
+        """Scrape the exporter once."""
+        response = get(self.metrics_port, "/metrics")
+        assert response.status == 200, response
+        return parse_metrics(response.body)
+
     def metric(self, name: str, **labels: str) -> float:
         """Return one sample of a new scrape, or not-a-number, which equals nothing."""
         return self.metrics().get((name, frozenset(labels.items())), float("nan"))
@@ -441,11 +453,13 @@ class GunicornProcess:
                 if self._mark.encode() not in environment:
                     continue
                 state, parent = _stat(int(name))
+                command = Path(f"/proc/{name}/cmdline").read_bytes()
             except OSError:
                 continue
             if state not in "ZX":
                 variables = frozenset(environment.decode(errors="replace").split("\0"))
-                found.append(_Process(int(name), parent, variables))
+                is_exporter = b"obskit_gunicorn.exporter" in command
+                found.append(_Process(int(name), parent, variables, is_exporter))
         return found
 
     def upgraded_arbiter_pid(self) -> int | None:
@@ -462,7 +476,17 @@ class GunicornProcess:
         return {
             process.pid
             for process in self.processes()
-            if process.parent == parent and f"GUNICORN_PID={parent}" not in process.environment
+            if process.parent == parent
+            and f"GUNICORN_PID={parent}" not in process.environment
+            and not process.is_exporter
+        }
+
+    def exporter_pids(self, arbiter: int | None = None) -> set[int]:
+        """Return the exporters, all of them or those that one arbiter has started."""
+        return {
+            process.pid
+            for process in self.processes()
+            if process.is_exporter and arbiter in (None, process.parent)
         }
 
     def booted_pids(self) -> set[int]:

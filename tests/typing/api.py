@@ -28,6 +28,7 @@ from obskit_gunicorn import (
     ObskitGunicornConfig,
     ObskitGunicornError,
     ObskitGunicornWarning,
+    replace_collector,
 )
 
 # ---- Right
@@ -198,6 +199,8 @@ def catch() -> None:
     del category
 
 
+asked: Callable[[], None] = replace_collector
+
 # ---- Wrong
 
 
@@ -283,4 +286,5 @@ class EventOfAnotherKind(ObskitGunicornConfig):
 ConfigurationError("Config.workers", 0, "more", "Add.")  # type: ignore[call-arg]
 HookEvent("hook_started", "on_exit", 1.0, 0.5, 7, None)  # type: ignore[arg-type]
 HookEvent("hook_success", "on_exit", 1.0, 0.5, 7, None).pid = 8  # type: ignore[misc]
+replace_collector("/metrics")  # type: ignore[call-arg]
 publish(ObskitGunicornError)  # type: ignore[arg-type]

@@ -365,13 +365,22 @@ class TestBaseMethods:
         assert seen == ["blue"]
 
     def test_options_have_their_defaults(self) -> None:
-        """A class that sets nothing has a private directory and starts from zero."""
+        """A class that sets nothing has a private directory, starts from zero and is scraped."""
         options = {
             name: value
             for name, value in vars(ObskitGunicornConfig).items()
             if not name.startswith("_") and not callable(value)
         }
-        assert options == {"multiproc_dir": None, "metrics_keep": False}
+        assert options == {
+            "multiproc_dir": None,
+            "metrics_keep": False,
+            "metrics_bind": "127.0.0.1:9464",
+            "metrics_path": "/metrics",
+            "metrics_certfile": None,
+            "metrics_keyfile": None,
+            "metrics_ca_certs": None,
+            "metrics_collectors": (),
+        }
 
     def test_making_an_instance_has_no_side_effects(self) -> None:
         """``--check-config`` makes one too: no file, no variable, no thread, nothing loaded."""

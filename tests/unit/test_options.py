@@ -19,6 +19,12 @@ class Config:
 
     multiproc_dir: object = None
     metrics_keep: object = False
+    metrics_bind: object = "127.0.0.1:9464"
+    metrics_path: object = "/metrics"
+    metrics_certfile: object = None
+    metrics_keyfile: object = None
+    metrics_ca_certs: object = None
+    metrics_collectors: object = ()
 
 
 def options(environment: dict[str, str] | None = None, **values: object) -> Any:
@@ -159,3 +165,102 @@ def test_names_of_options() -> None:
     assert is_option("metrics_keep")
     assert not is_option("workers")
     assert not is_option("_fields")
+
+
+class TestExporter:
+    """``metrics_bind`` and what goes with it."""
+
+    def test_defaults(self) -> None:
+        """By default it listens on the loopback interface, at the port of this kind of program."""
+        found = options().exporter
+        assert found == ("127.0.0.1:9464", "/metrics", None, None, None, ())
+
+    @pytest.mark.parametrize(
+        ("value", "bind"),
+        [
+            ("0.0.0.0:9464", "0.0.0.0:9464"),
+            ("localhost:1", "localhost:1"),
+            (":9464", "0.0.0.0:9464"),
+            ("[::1]:65535", "[::1]:65535"),
+            ("[::]:9464", "[::]:9464"),
+            ("unix:/run/metrics.sock", "unix:/run/metrics.sock"),
+            ("unix:metrics.sock", f"unix:{os.path.abspath('metrics.sock')}"),
+        ],
+    )
+    def test_addresses(self, value: str, bind: str) -> None:
+        """TCP with names, IPv4 and IPv6, and Unix sockets, in the class and in the environment."""
+        assert options(metrics_bind=value).exporter.bind == bind
+        assert options({"OBSKIT_METRICS_BIND": value}).exporter.bind == bind
+
+    def test_none(self) -> None:
+        """None, and an empty variable, mean no exporter."""
+        assert options(metrics_bind=None).exporter is None
+        assert options({"OBSKIT_METRICS_BIND": ""}).exporter is None
+        assert options({"OBSKIT_METRICS_PATH": ""}).exporter.path == "/metrics"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(
+                ("metrics_bind", value)
+                for value in (
+                    "",
+                    "9464",
+                    "localhost",
+                    "localhost:",
+                    "localhost:http",
+                    "localhost:0",
+                    "localhost:65536",
+                    "::1:9464",
+                    "a b:9464",
+                    "unix:",
+                    9464,
+                    ["127.0.0.1:9464"],
+                    False,
+                )
+            ),
+            *(
+                ("metrics_path", value)
+                for value in ("", "metrics", "/", "/-/ready", "/-/healthy", "/a?b", "/a b", 1, None)
+            ),
+            ("metrics_certfile", "/nowhere/certificate.pem"),
+            ("metrics_certfile", 1),
+            ("metrics_keyfile", __file__),
+            ("metrics_ca_certs", __file__),
+            ("metrics_collectors", "myapp:depth"),
+            ("metrics_collectors", ["myapp.depth"]),
+            ("metrics_collectors", ["myapp:"]),
+            ("metrics_collectors", ["my app:depth"]),
+            ("metrics_collectors", [1]),
+            ("metrics_collectors", None),
+        ],
+    )
+    def test_anything_else_is_an_error(self, name: str, value: object) -> None:
+        """The error says where the value stands, what it is, what was expected and what to do."""
+        with pytest.raises(ConfigurationError) as caught:
+            options(**{name: value})
+        error = caught.value
+        assert error.where == f"Config.{name} in gunicorn.conf.py"
+        assert error.expected
+        assert error.mend
+
+    def test_a_wrong_variable_is_named(self) -> None:
+        """An error names the variable that the value comes from."""
+        with pytest.raises(ConfigurationError) as caught:
+            options({"OBSKIT_METRICS_BIND": "9464"})
+        assert caught.value.where == "environment variable OBSKIT_METRICS_BIND"
+
+    def test_files(self, tmp_path: Path) -> None:
+        """Files of TLS are made absolute, and may be given as paths."""
+        file = tmp_path / "certificate.pem"
+        file.touch()
+        relative = os.path.relpath(file)
+        found = options(metrics_certfile=file, metrics_keyfile=relative, metrics_ca_certs=str(file))
+        assert found.exporter[2:5] == (str(file),) * 3
+
+    def test_collectors(self) -> None:
+        """Collectors are import strings, in the environment separated by commas."""
+        names = ["app.metrics:depth", "app:Collectors.queue"]
+        assert options(metrics_collectors=names).exporter.collectors == tuple(names)
+        found = options({"OBSKIT_METRICS_COLLECTORS": " , ".join(names)})
+        assert found.exporter.collectors == tuple(names)
