@@ -238,7 +238,7 @@ class TestExporter:
     def test_anything_else_is_an_error(self, name: str, value: object) -> None:
         """The error says where the value stands, what it is, what was expected and what to do."""
         with pytest.raises(ConfigurationError) as caught:
-            options(**{name: value})
+            options(None, **{name: value})
         error = caught.value
         assert error.where == f"Config.{name} in gunicorn.conf.py"
         assert error.expected
