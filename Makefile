@@ -49,7 +49,9 @@ format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itsel
 	$(VENV)/bin/ruff format .
 
 bench: $(VENV)/.ready  ## Run the benchmarks
-	@for benchmark in benchmarks/*.py; do $(VENV)/bin/python "$$benchmark" || exit 1; done
+	@$(VENV)/bin/python $(PIP) --group bench || echo "Without the Rust speedups, then."
+	@for benchmark in benchmarks/*.py; do \
+		$(VENV)/bin/python -m "benchmarks.$$(basename "$$benchmark" .py)" || exit 1; done
 
 soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests: thousands of recycles, random kills
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)

@@ -6,7 +6,7 @@ several rounds, the sides in turn; ratios say how many times faster ours is.
 
 ``prometheus-client-python-speedups`` takes part where it is installed; ``make bench`` installs it.
 
-Run it with ``make bench``, or ``python benchmarks/scrape.py``.
+Run it with ``make bench``, or ``python -m benchmarks.scrape``.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def keys(series: int) -> dict[str, list[bytes]]:
     return found
 
 
-def write_files(directory: Path, workers: int, series: int) -> None:
+def write_files(directory: Path, workers: int, series: int, first: int = 0) -> None:
     """Write the files of so many workers, with values that differ from the last time."""
     for prefix, names in keys(series).items():
-        for worker in range(workers):
+        for worker in range(first, first + workers):
             body = b"".join(pack_entry(key, float(random.randrange(10_000)), 0.0) for key in names)
             path = directory / f"{prefix}_slot{worker}.db"
             header = struct.pack("i", 8 + len(body)) + b"\1\2\3\4"
@@ -168,21 +168,37 @@ for recycles in map(int, sys.argv[2:]):
 
 
 def memory(place: str | None) -> None:
-    """Print how much memory a reading process has."""
-    with tempfile.TemporaryDirectory(dir=place) as name:
-        write_files(Path(name), *SIZES[-1])
-        program = (
-            "import resource, sys; from obskit_gunicorn.collector import DirectoryCollector\n"
-            "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "DirectoryCollector(sys.argv[1]).collect().text()\n"
-            "print(idle, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program, name], capture_output=True, text=True, check=True
-        )
-    idle, full = (int(number) / 1024 for number in done.stdout.split())
+    """Print how much memory a reading process takes, ours and prometheus_client's."""
+    sides = {
+        "ours": "from obskit_gunicorn.collector import DirectoryCollector\n"
+        "collector = DirectoryCollector(sys.argv[1])\n"
+        "scrape = lambda: collector.collect().text()\n",
+        "theirs": "from prometheus_client import CollectorRegistry, generate_latest\n"
+        "from prometheus_client.multiprocess import MultiProcessCollector\n"
+        "registry = CollectorRegistry()\n"
+        "MultiProcessCollector(registry, sys.argv[1])\n"
+        "scrape = lambda: generate_latest(registry)\n",
+    }
     workers, series = SIZES[-1]
-    print(f"\nreading process: {idle:.0f} MB before, {full:.0f} MB after {workers} x {series}")
+    print(f"\nreading process at {workers} x {series}, MB: before, after three scrapes, at most")
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        write_files(Path(name), workers, series)
+        for side, program in sides.items():
+            measured = (
+                "import sys\n"
+                "def kilobytes(field):\n"
+                "    lines = open('/proc/self/status').read().splitlines()\n"
+                "    return next(line.split()[1] for line in lines if line.startswith(field))\n"
+                f"{program}"
+                "before = kilobytes('VmRSS')\n"
+                "for _ in range(3): scrape()\n"
+                "print(before, kilobytes('VmRSS'), kilobytes('VmHWM'))\n"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", measured, name], capture_output=True, text=True, check=True
+            )
+            figures = "".join(f"{int(number) / 1024:>8.0f}" for number in done.stdout.split())
+            print(f"{side:<8}{figures}")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Each figure is taken in a fresh interpreter, the two sides in turn, and the best of several rounds
 is kept: on a shared machine the smallest time is the least disturbed one. Ratios are ours / theirs.
 
-Run it with ``make bench``, or ``python benchmarks/values.py``.
+Run it with ``make bench``, or ``python -m benchmarks.values``.
 """
 
 from __future__ import annotations

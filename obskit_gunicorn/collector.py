@@ -287,6 +287,7 @@ class DirectoryCollector:
         self._readers: dict[str, MetricFileReader] = {}
         self._groups: dict[str, _Group] = {}
         self._series: dict[bytes, _Series | None] = {}
+        self._strange: set[bytes] = set()
         self._families: list[_Family] = []
         self._members: dict[str, tuple[str, list[tuple[int, _Series]]]] = {}
         self._prefixes: list[str] = []
@@ -333,6 +334,8 @@ class DirectoryCollector:
             changed = self._groups[prefix].arrange(files) or changed
         if changed:
             self._plan()
+        if self._strange:
+            self._doubt()
         adding = {family.prefix for family in self._families}
         totals = {prefix: self._groups[prefix].totals() for prefix in adding}
         return Snapshot(self._families, self._prefixes, totals, self._other_metrics())
@@ -407,8 +410,16 @@ class DirectoryCollector:
                 self._families.append(family)
                 self._prefixes.extend(family.prefixes)
         self._members = members
+        self._strange = {key for key, series in self._series.items() if series is None}
         if self._prefixes:
             self._prefixes[0] = self._prefixes[0].removeprefix("\n")
+
+    def _doubt(self) -> None:
+        """Report files with keys that are no metric's, and have them looked at again."""
+        for name, reader in self._readers.items():
+            reader.layout.is_doubtful = not self._strange.isdisjoint(reader.layout.keys)
+            if reader.layout.is_doubtful and reader.damage is None:
+                self._skip(name, Damage("corrupted", "there are keys that are no metric's"))
 
     def _other_metrics(self) -> list[Metric]:
         """Return what does not simply add up, merged by prometheus_client."""
@@ -422,7 +433,7 @@ class DirectoryCollector:
         merged: list[Metric] = []
         for name, metric in metrics.items():
             try:
-                merged.extend(_their_merge({name: metric}))
+                merged.extend(map(_without_twins, _their_merge({name: metric})))
             except Exception as error:
                 self._skip(name, Damage("foreign", f"its samples cannot be merged: {error}"))
         return merged
@@ -522,8 +533,14 @@ def _parse(key: bytes, prefix: str) -> _Series | None:
             return None
         # Raises for what is no text, and for a lone surrogate, which cannot be exposed.
         "".join((metric, name, help_text, *labels, *labels.values())).encode()
-        if prefix == "histogram" and "le" in labels:
-            float(labels["le"])
+        if prefix == "histogram" and "le" in labels and math.isnan(float(labels["le"])):
+            return None
+        # What no metric can be made with, and what would break the exposition for all others:
+        # prometheus_client takes a name that ends in a line break for a plain one.
+        if not name or "" in labels or any(label.startswith("__") for label in labels):
+            return None
+        if any(each.endswith("\n") for each in (metric, name, *labels)):
+            return None
         pairs = tuple(sorted(labels.items()))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
@@ -607,6 +624,16 @@ def _their_merge(metrics: dict[str, Metric], *, accumulate: bool = True) -> Iter
 _PLAIN_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _PLAIN_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _PUT_APART = ("_created", "_gsum", "_gcount")
+
+
+def _without_twins(metric: Metric) -> Metric:
+    """Return a family without samples that differ only in a label that is written twice."""
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample for sample in metric.samples
+    }
+    if len(samples) < len(metric.samples):
+        metric.samples = list(samples.values())
+    return metric
 
 
 def _line_prefixes(family: _Family) -> list[str]:

@@ -237,17 +237,19 @@ _PART_KEYS = 256
 
 
 class Layout:
-    """The keys of a metric file and where their values stand; immutable.
+    """The keys of a metric file and where their values stand.
 
     Files of processes that run the same application mostly have the same keys in the same order, so
     one layout serves many files, and a new file is compared with it instead of being parsed.
 
     Attributes:
-        keys: The keys as they stand in the file, with length and padding.
-        end: The offset behind the last entry.
+        keys: The keys as they stand in the file, with length and padding; never changed.
+        end: The offset behind the last entry; never changed.
+        is_doubtful: There is a key that is no metric's. It may have been read before it was
+            written, so the keys are looked at again at each scrape.
     """
 
-    __slots__ = ("__weakref__", "_parts", "end", "keys")
+    __slots__ = ("__weakref__", "_parts", "end", "is_doubtful", "keys")
 
     def __init__(self, keys: tuple[bytes, ...], shorter: Layout | None = None) -> None:
         """Make the layout of a file with these keys.
@@ -257,6 +259,7 @@ class Layout:
             shorter: A layout that these keys begin with; what it has worked out is taken over.
         """
         self.keys = keys
+        self.is_doubtful = False
         self._parts: list[_Part] = [] if shorter is None else shorter._parts[:]
         if self._parts and len(self._parts[-1].keys) < _PART_KEYS:
             self._parts.pop()
@@ -288,12 +291,15 @@ class Layout:
         """Return value, timestamp, value, timestamp, ... of all keys."""
         return chain.from_iterable(part.read_pairs(data, part.start) for part in self._parts)
 
-    def extended(self, data: bytearray, used: int) -> tuple[Layout, Damage | None]:
+    def extended(
+        self, data: bytearray, used: int, *, strict: bool = False
+    ) -> tuple[Layout, Damage | None]:
         """Parse what follows this layout.
 
         Args:
             data: The file's content, ``used`` bytes of it or more.
             used: Where the entries end.
+            strict: Stop at a key that is no metric's.
 
         Returns:
             The layout with all whole entries up to ``used``, and what is wrong behind it.
@@ -312,6 +318,9 @@ class Layout:
             key = bytes(data[position:value_at])
             if key in found:
                 problem = "has the key of an earlier one"
+                break
+            if strict and not _is_key(key[4 : 4 + length]):
+                problem = "has a key that is no metric's"
                 break
             found[key] = None
             position = value_at + 16
@@ -402,7 +411,7 @@ class MetricFileReader:
             text = f"the header says {used} bytes are used, the file has {self.size}"
             return Damage("truncated" if used > self.size else "corrupted", text)
         identity = (status.st_dev, status.st_ino, header[4:])
-        is_known = identity == self._identity and any(header[4:])
+        is_known = identity == self._identity and any(header[4:]) and not self.layout.is_doubtful
         # What may be another file is read apart, to leave nothing behind if it is cut short.
         data = self._data if is_known else bytearray(used)
         if len(data) < used:
@@ -414,7 +423,7 @@ class MetricFileReader:
         if used < layout.end or identity != self._identity:
             layout = _EMPTY
         elif not is_known and not layout.fits(data):
-            layout = _EMPTY  # a file without a number was replaced
+            layout = _EMPTY  # it was replaced, or a key was written only now
         for other in layouts:
             if layout.end < other.end <= used and other.goes_on(layout, data):
                 layout = other
@@ -426,12 +435,15 @@ class MetricFileReader:
 
     def _salvage(self, descriptor: int) -> None:
         """Take what is beyond doubt an entry, where the header says nothing of use."""
-        data = os.pread(descriptor, self.size, 0)
-        keys, start = [], HEADER_BYTES
-        for value_at in read_entries(data).offsets.values():
-            keys.append(data[start:value_at])
-            start = value_at + 16
-        self.layout, self._data, self._identity = Layout(tuple(keys)), bytearray(data), None
+        data, layout = bytearray(), _EMPTY
+        # Step by step: a file may seem to be much larger than what there is in it.
+        while len(data) - layout.end < _LARGEST_STEP_BYTES:
+            step = os.pread(descriptor, _LARGEST_STEP_BYTES, len(data))
+            data += step
+            if len(data) < layout.end or not step:
+                break
+            layout, _ = layout.extended(data, len(data), strict=True)
+        self.layout, self._data, self._identity = layout, data, None
 
 
 class MetricFileInUseError(OSError):

@@ -371,13 +371,15 @@ texts = st.one_of(
 names = (
     st.one_of(
         st.sampled_from(["n", "n.1", "n_1", "ü", "1", "with space", 'q"', "back\\slash", "new\nl"]),
-        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4),
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4).filter(
+            lambda name: not name.endswith("\n") and not name.startswith("__")
+        ),
     )
     if ANY_NAME
     else st.sampled_from(["n", "n_1", "N", "_", "n:1"])
 )
 label_names = st.one_of(
-    st.sampled_from(["a", "b", "pid", "quantile", "__name__"]),
+    st.sampled_from(["a", "b", "quantile"]),
     names.filter(lambda name: name != "le" and ":" not in name),
 )
 bounds = st.one_of(
@@ -709,15 +711,23 @@ def test_buckets_that_change(directory: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_label_named_pid(kind: str, directory: str) -> None:
-    """A label that is named as the one that they add is treated as they treat it."""
+    """A label that is named as the one that they add is treated as they treat it.
+
+    Where that gives the same sample twice, it is exposed once: Prometheus would refuse the scrape.
+    """
     collector = DirectoryCollector(directory)
+    shows_processes = kind in ("gauge_all", "gauge_liveall")
+    several: tuple[dict[str, str], ...] = ({}, {"pid": "1"}, {"pid": "2", "a": "1"})
     for holder in (7, 40):
         entries = [
             entry("m", "m", holder + at, labels, timestamp=float(holder))
-            for at, labels in enumerate(({}, {"pid": "1"}, {"pid": "2", "a": "1"}))
+            for at, labels in enumerate(several[1:] if shows_processes else several)
         ]
         write(directory, f"{kind}_{holder}", entries)
         check(directory, collector)
+    if shows_processes:
+        write(directory, f"{kind}_7", [entry("m", "m", 1, {"pid": at}) for at in ("1", "2")])
+        assert collector.collect().text().count(b'm{pid="7"}') == 1
 
 
 @pytest.mark.parametrize("first", KINDS)

@@ -1,0 +1,1 @@
+"""Tests that shake what must stand still: damaged files, races, long runs."""

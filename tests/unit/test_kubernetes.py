@@ -1,0 +1,409 @@
+"""The manifests of k8s/ and the demo's image, judged without a cluster; and the judges, judged."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.manifests import (
+    BASE,
+    DEMO,
+    KUBERNETES,
+    ROOT,
+    SIDECAR,
+    Manifest,
+    all_problems,
+    containers,
+    find,
+    gunicorn_settings,
+    kustomization_problems,
+    parse_quantity,
+    pod_spec,
+    render,
+    schema_problems,
+)
+
+NEWEST = "1.37"
+# Each kustomization with the oldest Kubernetes that it is for. Native sidecars are on since 1.29.
+OLDEST = {BASE: "1.25", SIDECAR: "1.29"}
+
+Change = Callable[[list[Manifest]], object]
+
+
+@pytest.fixture(scope="module", name="rendered")
+def _rendered_fixture() -> dict[Path, list[Manifest]]:
+    return {directory: render(directory) for directory in OLDEST}
+
+
+@pytest.fixture(name="base")
+def _base(rendered: dict[Path, list[Manifest]]) -> list[Manifest]:
+    """The manifests of k8s/base, to be changed at will."""
+    return copy.deepcopy(rendered[BASE])
+
+
+@pytest.fixture(name="sidecar")
+def _sidecar(rendered: dict[Path, list[Manifest]]) -> list[Manifest]:
+    """The manifests of k8s/overlays/sidecar, to be changed at will."""
+    return copy.deepcopy(rendered[SIDECAR])
+
+
+def application(manifests: list[Manifest]) -> dict[str, Any]:
+    """Return the application's container."""
+    found: dict[str, Any] = pod_spec(manifests)["containers"][0]
+    return found
+
+
+def exporter(manifests: list[Manifest]) -> dict[str, Any]:
+    """Return the exporter's container."""
+    found: dict[str, Any] = pod_spec(manifests)["initContainers"][0]
+    return found
+
+
+def environment(container: dict[str, Any]) -> dict[str, str]:
+    """Return a container's environment."""
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+# ------------------------------------------------------------------------------------------------
+# The manifests
+
+
+@pytest.mark.parametrize("directory", OLDEST, ids=lambda path: path.name)
+def test_manifests_are_sound(rendered: dict[Path, list[Manifest]], directory: Path) -> None:
+    """Every manifest meets the strict schemas of the oldest and the newest Kubernetes, and fits."""
+    manifests = rendered[directory]
+    assert all_problems(manifests, OLDEST[directory]) == []
+    assert schema_problems(manifests, NEWEST) == []
+    kinds = sorted(manifest["kind"] for manifest in manifests)
+    assert kinds == ["Deployment", "NetworkPolicy", "PodMonitor", "Service"]
+
+
+@pytest.mark.parametrize("directory", OLDEST, ids=lambda path: path.name)
+def test_kustomizations_list_their_files(directory: Path) -> None:
+    """A kustomization names every file beside it, and none that is missing."""
+    assert kustomization_problems(directory) == []
+
+
+def test_every_kustomization_is_tested() -> None:
+    """No kustomization of k8s/ is left out of these tests."""
+    found = {path.parent for path in KUBERNETES.rglob("kustomization.yaml")}
+    assert found == set(OLDEST)
+
+
+def test_application_listens_where_the_service_leads(base: list[Manifest]) -> None:
+    """Gunicorn, with the container's environment, listens on all addresses at the port `http`."""
+    container = application(base)
+    settings = gunicorn_settings(environment(container)["GUNICORN_CMD_ARGS"])
+    (port,) = (port["containerPort"] for port in container["ports"] if port["name"] == "http")
+    assert settings["bind"] == f"['0.0.0.0:{port}']"
+
+
+def test_exporter_listens_where_the_pod_monitor_leads(
+    base: list[Manifest], sidecar: list[Manifest]
+) -> None:
+    """The exporter is bound to all addresses at the port `metrics`, in the one way or the other."""
+    (port,) = (
+        port["containerPort"] for port in application(base)["ports"] if port["name"] == "metrics"
+    )
+    assert environment(application(base))["OBSKIT_METRICS_BIND"] == f"0.0.0.0:{port}"
+    command = exporter(sidecar)["command"]
+    assert command[command.index("--bind") + 1] == f"0.0.0.0:{port}"
+    assert exporter(sidecar)["ports"] == [{"name": "metrics", "containerPort": port}]
+
+
+def test_sidecar_has_the_exporter_instead_of_the_application(sidecar: list[Manifest]) -> None:
+    """The overlay's application has no exporter, no port and no probes of one."""
+    container = application(sidecar)
+    assert environment(container)["OBSKIT_METRICS_BIND"] == ""
+    assert [port["name"] for port in container["ports"]] == ["http"]
+    assert not {"startupProbe", "readinessProbe", "livenessProbe"} & set(container)
+    assert container["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+
+
+def test_sidecar_reads_the_directory_that_the_application_writes(sidecar: list[Manifest]) -> None:
+    """The exporter is told the application's directory, has its volume there, and cannot write."""
+    directory = environment(application(sidecar))["PROMETHEUS_MULTIPROC_DIR"]
+    command = exporter(sidecar)["command"]
+    assert command[command.index("--directory") + 1] == directory
+    (written,) = (m for m in application(sidecar)["volumeMounts"] if m["mountPath"] == directory)
+    assert exporter(sidecar)["volumeMounts"] == [{**written, "readOnly": True}]
+    assert exporter(sidecar)["restartPolicy"] == "Always"
+    assert exporter(sidecar)["image"] == application(sidecar)["image"]
+
+
+def test_metrics_are_for_the_monitoring_namespace_only(base: list[Manifest]) -> None:
+    """The network policy names who may come to the metrics port, and lets all come to the other."""
+    http, metrics = find(base, "NetworkPolicy")["spec"]["ingress"]
+    assert "from" not in http
+    assert metrics["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+    assert "metrics" not in {port["name"] for port in find(base, "Service")["spec"]["ports"]}
+
+
+def test_probes_do_not_see_an_exporter_that_is_started_anew(base: list[Manifest]) -> None:
+    """A killed exporter is back within five seconds, which no probe takes for the end."""
+    for kind in ("readinessProbe", "livenessProbe"):
+        probe = application(base)[kind]
+        assert probe["periodSeconds"] * (probe["failureThreshold"] - 1) > 5
+
+
+# ------------------------------------------------------------------------------------------------
+# The image
+
+
+def test_image_runs_what_the_deployment_runs(base: list[Manifest]) -> None:
+    """Command, user and ports of the Dockerfile are the Deployment's; there is no shell."""
+    text = (DEMO / "Dockerfile").read_text()
+    (command,) = re.findall(r"^CMD (.*)$", text, re.MULTILINE)
+    assert json.loads(command) == application(base)["command"]
+    security = pod_spec(base)["securityContext"]
+    assert f"\nUSER {security['runAsUser']}:{security['runAsGroup']}\n" in text
+    ports = [str(port["containerPort"]) for port in application(base)["ports"]]
+    assert f"\nEXPOSE {' '.join(ports)}\n" in text
+    assert "ENTRYPOINT" not in text
+    for name in ("GUNICORN_CMD_ARGS", "OBSKIT_METRICS_BIND", "HOME"):
+        assert f"{name}={environment(application(base))[name]}" in text
+
+
+def test_image_is_built_from_files_that_the_context_has() -> None:
+    """What the Dockerfile copies exists, and .dockerignore lets it through."""
+    text = (DEMO / "Dockerfile").read_text()
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    let_in = tuple(line[1:] for line in ignore if line.startswith("!"))
+    assert "*" in ignore
+    copied = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE)
+        for source in line.split()[:-1]
+    ]
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert f"{source}/".startswith(let_in) or source in let_in
+
+
+# ------------------------------------------------------------------------------------------------
+# The judges: each must refuse what it is there to refuse
+
+
+def put(*path: str | int, value: object) -> Change:
+    """Return a change that puts a value into the Deployment's pods."""
+
+    def change(manifests: list[Manifest]) -> None:
+        place: Any = pod_spec(manifests)
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return change
+
+
+def take(*path: str | int) -> Change:
+    """Return a change that takes something out of the Deployment's pods."""
+
+    def change(manifests: list[Manifest]) -> None:
+        place: Any = pod_spec(manifests)
+        for key in path[:-1]:
+            place = place[key]
+        del place[path[-1]]
+
+    return change
+
+
+def put_in(kind: str, *path: str | int, value: object) -> Change:
+    """Return a change that puts a value into a manifest."""
+
+    def change(manifests: list[Manifest]) -> None:
+        place: Any = find(manifests, kind)
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return change
+
+
+APP = ("containers", 0)
+ENDPOINT = ("spec", "podMetricsEndpoints", 0)
+FLAWS: dict[str, tuple[Change, str]] = {
+    "unknown field": (put("restartPolice", value="Always"), "'restartPolice' was unexpected"),
+    "unknown field of a probe": (
+        put(*APP, "livenessProbe", "periodSecond", value=3),
+        "'periodSecond' was unexpected",
+    ),
+    "wrong type": (put("terminationGracePeriodSeconds", value="45s"), "'45s' is not of type"),
+    "unknown kind": (put_in("Service", "kind", value="Servcie"), "Couldn't find schema"),
+    "unknown custom kind": (put_in("PodMonitor", "kind", value="PodMonitr"), "PodMonitr"),
+    "unknown field of a custom resource": (
+        put_in("PodMonitor", *ENDPOINT, "intervall", value="15s"),
+        "unknown field .spec.podMetricsEndpoints[0].intervall",
+    ),
+    "wrong type in a custom resource": (
+        put_in("PodMonitor", *ENDPOINT, "honorLabels", value="maybe"),
+        "honorLabels",
+    ),
+    "bad quantity of a container": (
+        put(*APP, "resources", "limits", "memory", value="256Zonk"),
+        "'256Zonk' is no quantity",
+    ),
+    "bad quantity of a volume": (
+        put("volumes", 0, "emptyDir", "sizeLimit", value="64 Mi"),
+        "'64 Mi' is no quantity",
+    ),
+    "missing volume": (put("volumes", 0, "name", value="other"), "there is no volume metrics"),
+    "unused volume": (put("volumes", 0, "name", value="other"), "volume other is mounted nowhere"),
+    "directory that is no volume": (
+        put(*APP, "volumeMounts", 0, "mountPath", value="/elsewhere"),
+        "no volume is mounted at /metrics",
+    ),
+    "memory without a limit": (take("volumes", 0, "emptyDir", "sizeLimit"), "has no sizeLimit"),
+    "port of the service": (
+        put_in("Service", "spec", "ports", 0, "targetPort", value="web"),
+        "Service: no container has a port web",
+    ),
+    "port of the pod monitor": (
+        put_in("PodMonitor", *ENDPOINT, "port", value="metric"),
+        "PodMonitor: no container has a port metric",
+    ),
+    "port of the network policy": (
+        put_in("NetworkPolicy", "spec", "ingress", 1, "ports", 0, "port", value=9465),
+        "NetworkPolicy: no container has a port 9465",
+    ),
+    "port of a probe": (
+        put(*APP, "readinessProbe", "httpGet", "port", value="metric"),
+        "readinessProbe: this container has no port metric",
+    ),
+    "path of a probe": (
+        put(*APP, "readinessProbe", "httpGet", "path", value="/ready"),
+        "the exporter has no /ready",
+    ),
+    "no probe": (take(*APP, "livenessProbe"), "no container has a livenessProbe"),
+    "selector": (
+        put_in("Service", "spec", "selector", value={"app": "demo"}),
+        "selects none of the pods",
+    ),
+    "short grace period": (
+        put("terminationGracePeriodSeconds", value=35),
+        "35 s of grace are not longer than 35 s",
+    ),
+    "long graceful timeout": (
+        put(*APP, "env", 0, "value", value="--graceful-timeout=60"),
+        "45 s of grace are not longer than 65 s",
+    ),
+    "no memory limit": (take(*APP, "resources", "limits"), "app has no memory limit"),
+    "small memory limit": (
+        put(*APP, "resources", "limits", "memory", value="80Mi"),
+        "does not hold the volumes",
+    ),
+    "root": (put("securityContext", "runAsNonRoot", value=False), "runAsNonRoot is False"),
+    "no group": (take("securityContext", "fsGroup"), "fsGroup is None"),
+    "no seccomp": (take("securityContext", "seccompProfile"), "seccompProfile is None"),
+    "token": (take("automountServiceAccountToken"), "automountServiceAccountToken is None"),
+    "writable root": (take(*APP, "securityContext", "readOnlyRootFilesystem"), "readOnlyRoot"),
+    "capabilities": (take(*APP, "securityContext", "capabilities"), "app.capabilities is None"),
+    "escalation": (
+        put(*APP, "securityContext", "allowPrivilegeEscalation", value=True),
+        "allowPrivilegeEscalation is True",
+    ),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_flaws_are_found(base: list[Manifest], flaw: str) -> None:
+    """A manifest with this flaw is refused."""
+    change, problem = FLAWS[flaw]
+    change(base)
+    found = all_problems(base, OLDEST[BASE])
+    assert any(problem in text for text in found), found
+
+
+def test_flaws_of_a_sidecar_are_found(sidecar: list[Manifest]) -> None:
+    """A sidecar that waits for the application that waits for it is refused, and all its flaws."""
+    container = exporter(sidecar)
+    container["startupProbe"]["httpGet"]["path"] = "/-/ready"
+    container["securityContext"] = {}
+    container["resources"]["limits"]["memory"] = "x"
+    application(sidecar)["livenessProbe"] = container["livenessProbe"]
+    found = all_problems(sidecar, OLDEST[SIDECAR])
+    assert "exporter.startupProbe: waits for the application, which waits for it" in found
+    assert "exporter.readOnlyRootFilesystem is None, not True" in found
+    assert "exporter: 'x' is no quantity" in found
+    assert "app.livenessProbe: this container has no port metrics" in found
+
+
+def test_native_sidecars_are_unknown_to_older_releases(sidecar: list[Manifest]) -> None:
+    """The schemas of a Kubernetes that knows no native sidecars refuse the overlay."""
+    assert any(
+        "'restartPolicy' was unexpected" in text for text in schema_problems(sidecar, "1.27")
+    )
+
+
+@pytest.fixture(name="copied")
+def _copied(tmp_path: Path) -> Path:
+    """A copy of k8s/ to break."""
+    return Path(shutil.copytree(KUBERNETES, tmp_path / "k8s"))
+
+
+def test_unlisted_and_missing_files_are_found(copied: Path) -> None:
+    """A file that no kustomization lists, and a listed one that is missing, are refused."""
+    (copied / "base" / "service.yaml").rename(copied / "base" / "services.yaml")
+    assert kustomization_problems(copied / "base") == [
+        "base: services.yaml is not listed",
+        "base: service.yaml is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("kustomization.yaml", "patches:", "patchs:", "unknown field"),
+        ("kustomization.yaml", "- path: deployment.yaml", "- path: none.yaml", "none.yaml"),
+        ("deployment.yaml", "name: obskit-gunicorn-demo", "name: other", "no matches"),
+    ],
+)
+def test_patches_that_do_not_apply_are_refused(
+    copied: Path, file: str, old: str, new: str, problem: str
+) -> None:
+    """A misspelt kustomization, a missing patch and one for no object at all do not render."""
+    path = copied / "overlays" / "sidecar" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=problem):
+        render(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("64Mi", 64 * 1024**2),
+        ("100m", 0.1),
+        ("1.5Gi", 1.5 * 1024**3),
+        ("2k", 2000),
+        ("1e3", 1000),
+        ("12E", 12e18),
+        (2, 2),
+    ],
+)
+def test_quantities_are_read(text: object, number: float) -> None:
+    """Quantities mean what they mean to Kubernetes."""
+    assert parse_quantity(text) == pytest.approx(number)
+
+
+@pytest.mark.parametrize("text", ["", "Mi", "64MB", "64 Mi", "64mi", "1e", "-", "0x10", "1.2.3"])
+def test_what_is_no_quantity_is_refused(text: str) -> None:
+    """Text that Kubernetes takes for no quantity is refused."""
+    with pytest.raises(ValueError, match="is no quantity"):
+        parse_quantity(text)
+
+
+def test_every_container_is_judged(sidecar: list[Manifest]) -> None:
+    """The judges look at init containers too."""
+    assert [container["name"] for container in containers(sidecar)] == ["exporter", "app"]
