@@ -6,11 +6,13 @@ import errno
 import os
 import socket
 import stat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["Address"]
 
-_BACKLOG = 128
+_BACKLOG = 1024
+"""How many clients may wait to be accepted; the system has a limit of its own."""
+
 _SOCKET_MODE = 0o666
 
 
@@ -48,6 +50,8 @@ class Address(NamedTuple):
         host, colon, digits = text.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
+            if ":" not in host:
+                raise ValueError("in brackets stands an IPv6 address, as in [::1]:9464")
         elif ":" in host:
             raise ValueError("an IPv6 address needs brackets, as in [::1]:9464")
         if not colon or not (digits.isascii() and digits.isdigit()):
@@ -55,8 +59,12 @@ class Address(NamedTuple):
         port = int(digits)
         if not 0 < port < 1 << 16:
             raise ValueError("a port is a number from 1 to 65535")
-        if any(character.isspace() or character in "/\0" for character in host):
+        if any(character.isspace() or character in "/[]\0" for character in host):
             raise ValueError("the host is no name and no IP address")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError("the host is no name and no IP address") from None
         return cls(host or "0.0.0.0", port, "")
 
     def __str__(self) -> str:
@@ -79,11 +87,20 @@ class Address(NamedTuple):
         found = socket.getaddrinfo(
             self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, kind, protocol, _name, place = found[0]
-        listener = socket.socket(family, kind, protocol)
+        # Of a name's addresses the first that will do, IPv4 before IPv6 as Gunicorn has it.
+        found.sort(key=lambda one: one[0] != socket.AF_INET)
+        while True:
+            family, kind, protocol, _, place = found.pop(0)
+            try:
+                return self._listen_at(socket.socket(family, kind, protocol), place)
+            except OSError as error:
+                if not found or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+
+    def _listen_at(self, listener: socket.socket, place: Any) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6 and self.host == "::":
+            if listener.family == socket.AF_INET6 and self.host == "::":
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind(place)
             listener.listen(_BACKLOG)

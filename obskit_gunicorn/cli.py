@@ -7,8 +7,10 @@ problem was found; 2: wrong use.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,6 +27,32 @@ from obskit_gunicorn.options import DIRECTORY_VARIABLE, ExporterOptions, read_op
 from obskit_gunicorn.slots import SlotDirectory, explain
 
 __all__ = ["main"]
+
+
+_FLAGS = (
+    (
+        "bind",
+        "127.0.0.1:9464",
+        "0.0.0.0:9464",
+        "where to listen: host:port, [IPv6]:port or unix:path",
+    ),
+    ("path", "/metrics", "/metrics", "the path of the exposition"),
+    ("certfile", "", "/tls/tls.crt", "a PEM file with the certificate chain, for TLS"),
+    ("keyfile", "", "/tls/tls.key", "a PEM file with its private key"),
+    (
+        "ca-certs",
+        "",
+        "/tls/ca.crt",
+        "a PEM file with the authorities of client certificates, for mutual TLS",
+    ),
+    (
+        "collectors",
+        "",
+        "myapp.metrics:queue_depth",
+        "import strings of further collectors, separated by commas",
+    ),
+)
+"""The flags of ``serve`` that are options of the class: name, default, example, help."""
 
 
 class _FileFacts(NamedTuple):
@@ -65,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands)
     options = parser.parse_args(arguments)
     try:
-        path = _directory(options.directory)
+        path = _directory(options)
         if options.command == "serve":
             exporter = _exporter_options(options)
     except ConfigurationError as error:
@@ -79,20 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_serve(commands: Any) -> None:
     """Add the command that runs an exporter; its flags are the class's options."""
     text = "serve the metrics of a multiprocess directory, beside the server that writes them"
-    command = commands.add_parser("serve", help=text, description=text.capitalize() + ".")
+    more = (
+        "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
+        "are read by themselves."
+    )
+    command = commands.add_parser(
+        "serve", help=text, description=text.capitalize() + ".", epilog=more
+    )
     command.add_argument(
         "--directory",
         default=os.environ.get(DIRECTORY_VARIABLE),
         help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
     )
-    for flag, default, text in (
-        ("bind", "127.0.0.1:9464", "where to listen: host:port, [IPv6]:port or unix:path"),
-        ("path", "/metrics", "the path of the exposition"),
-        ("certfile", "", "a PEM file with the certificate chain, for TLS"),
-        ("keyfile", "", "a PEM file with its private key"),
-        ("ca-certs", "", "a PEM file with the authorities of client certificates, for mutual TLS"),
-        ("collectors", "", "import strings of further collectors, separated by commas"),
-    ):
+    for flag, default, _, text in _FLAGS:
         variable = f"OBSKIT_METRICS_{flag.replace('-', '_').upper()}"
         shown = f" (default: ${variable}" + (f", else {default})" if default else ")")
         command.add_argument(f"--{flag}", help=text + shown)
@@ -105,7 +132,7 @@ def _exporter_options(given: argparse.Namespace) -> ExporterOptions:
         ConfigurationError: One of them is wrong, or there is no address.
     """
     # The class's options are read by the class's rules; a flag is one that the class has.
-    flags = ("bind", "path", "certfile", "keyfile", "ca_certs", "collectors")
+    flags = [flag.replace("-", "_") for flag, *_ in _FLAGS]
     values: dict[str, object] = {
         f"metrics_{flag}": getattr(given, flag)
         for flag in flags
@@ -118,9 +145,13 @@ def _exporter_options(given: argparse.Namespace) -> ExporterOptions:
     }
     collectors = values.get("metrics_collectors")
     if isinstance(collectors, str):
-        values["metrics_collectors"] = [part for part in collectors.split(",") if part]
+        parts = [part.strip() for part in collectors.split(",")]
+        values["metrics_collectors"] = [part for part in parts if part]
     config = type("serve", (ObskitGunicornConfig,), values)()
-    options = read_options(config, environment, source="the command line", base=os.getcwd())
+    try:
+        options = read_options(config, environment, source="the command line", base=os.getcwd())
+    except ConfigurationError as error:
+        raise _about_flag(error) from None
     if options.exporter is None:
         raise ConfigurationError(
             where="--bind",
@@ -131,35 +162,65 @@ def _exporter_options(given: argparse.Namespace) -> ExporterOptions:
     return options.exporter
 
 
+def _about_flag(error: ConfigurationError) -> ConfigurationError:
+    """Return an error about a class attribute of ours as one about the flag that it is made of."""
+    for flag, _, example, _ in _FLAGS:
+        attribute = f"metrics_{flag.replace('-', '_')}"
+        if error.where.startswith(f"serve.{attribute} "):
+            expected = re.sub(r", or None( for no exporter)?", "", error.expected)
+            return ConfigurationError(
+                where=f"--{flag}",
+                value=error.value,
+                expected=re.sub(r"\bmetrics_(?=[a-z]+file\b)", "--", expected),
+                mend=f"Write for example --{flag} {example}, or see --help.",
+            )
+    return error
+
+
 def _serve(path: str, options: ExporterOptions) -> int:
     """Run an exporter until SIGTERM or SIGINT."""
+    # Before prometheus_client is loaded: what --collectors make is this process's own.
+    for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
+        os.environ.pop(variable, None)
     from obskit_gunicorn import exporter
 
     # Blocked in every thread, and awaited in this one.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    # Many send it for a reload; there is nothing to load again, and no reason to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     exporter.log_to(None)
+    address = Address.parse(options.bind, os.sep)
     try:
-        listener = Address.parse(options.bind, os.sep).listen()
+        listener = address.listen()
     except OSError as error:
         print(f"obskit-gunicorn: cannot listen at {options.bind}: {error}", file=sys.stderr)
         return 1
     sys.path.insert(0, os.getcwd())  # where --collectors are found, as Gunicorn's applications are
-    os.environ.pop(DIRECTORY_VARIABLE, None)
     print(f"obskit-gunicorn: serving {path} at {options.bind}{options.path}", flush=True)
     exporter.serve(exporter.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
+    if address.path:
+        with contextlib.suppress(OSError):
+            os.unlink(address.path)
     return 0
 
 
-def _directory(path: str | None) -> str:
+def _directory(given: argparse.Namespace) -> str:
+    """Return the multiprocess directory, absolute.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    path: str | None = given.directory
     if not path or not os.path.isdir(path):
+        is_flag = given.command == "serve"
         raise ConfigurationError(
-            where="the multiprocess directory",
+            where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
-            mend=f"Name it as an argument, or set {DIRECTORY_VARIABLE}.",
+            mend=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}.",
         )
-    return path
+    return os.path.abspath(path)
 
 
 def _inspect(path: str, *, as_json: bool) -> int:

@@ -38,7 +38,14 @@ from prometheus_client.utils import floatToGoString
 from obskit_gunicorn import slots
 from obskit_gunicorn.mmapfile import Damage, Layout, MetricFileName, MetricFileReader
 
-__all__ = ["DirectoryCollector", "MultiProcessCollector", "Snapshot", "directory_collector"]
+__all__ = [
+    "TEXT",
+    "DirectoryCollector",
+    "Format",
+    "MultiProcessCollector",
+    "Snapshot",
+    "directory_collector",
+]
 
 _ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values add up; everything else goes prometheus_client's way."""
@@ -61,6 +68,23 @@ class _Series(NamedTuple):
     name: str
     labels: _Labels
     help: str
+
+
+class Format(NamedTuple):
+    """A format of the exposition."""
+
+    name: str
+    """What tells it from the others."""
+
+    encode: Callable[[Any], bytes]
+    """prometheus_client's encoder for it, of anything with a method ``collect()``."""
+
+    def render(self, metrics: Iterable[Metric]) -> bytes:
+        """Return families as they stand in the exposition, without the mark of its end."""
+        return self.encode(_Collected(metrics)).removesuffix(b"# EOF\n")
+
+
+TEXT = Format("text 0.0.4", their_generate_latest)
 
 
 class _Group:
@@ -136,7 +160,18 @@ class _Family:
         self._pick = _getter([keys[0] for keys in rows])
         # One sample may have several keys: their help text differs, or the spelling of a bucket.
         self._several = [(at, keys) for at, keys in enumerate(rows) if len(keys) > 1]
-        self.prefixes = _line_prefixes(self)
+        self._prefixes = {TEXT.name: _line_prefixes(self, TEXT)}
+
+    def prefixes(self, format_: Format) -> list[str]:
+        """Return what stands before each value, the line break before it included.
+
+        Raises:
+            ValueError: prometheus_client does not render the family one line a sample.
+        """
+        prefixes = self._prefixes.get(format_.name)
+        if prefixes is None:
+            prefixes = self._prefixes[format_.name] = _line_prefixes(self, format_)
+        return prefixes
 
     def values(self, totals: Sequence[float]) -> Sequence[float]:
         """Return the value of every sample, in the order of :attr:`samples`."""
@@ -225,15 +260,13 @@ class Snapshot:
     def __init__(
         self,
         families: list[_Family],
-        prefixes: list[str],
         totals: dict[str, Sequence[float]],
         others: list[Metric],
     ) -> None:
         self._families = families
-        self._prefixes = prefixes
         self._values = [family.values(totals[family.prefix]) for family in families]
         self._others = others
-        self._text: bytes | None = None
+        self._rendered: dict[str, bytes] = {}
 
     def metrics(self) -> Iterator[Metric]:
         """Return fresh metric families."""
@@ -257,16 +290,35 @@ class Snapshot:
 
     def text(self) -> bytes:
         """Return the exposition in the text format 0.0.4."""
-        if self._text is None:
-            values = list(chain.from_iterable(self._values))
-            written = list(map(repr, values))
-            for at, value in enumerate(values):
-                if not -math.inf < value < _LARGEST_PLAIN:  # also what is no number
-                    written[at] = floatToGoString(value)  # type: ignore[no-untyped-call]
-            text = "".join(chain.from_iterable(zip(self._prefixes, written, strict=True)))
-            end = "\n" if text else ""
-            self._text = (text + end).encode() + _their_text(self._others)
-        return self._text
+        return self.rendered(TEXT)
+
+    def rendered(self, format_: Format) -> bytes:
+        """Return the exposition in a format, without the mark of its end.
+
+        Raises:
+            Exception: What the format's encoder raises.
+        """
+        rendered = self._rendered.get(format_.name)
+        if rendered is None:
+            rendered = self._shared_lines(format_) + format_.render(self._others)
+            self._rendered[format_.name] = rendered
+        return rendered
+
+    def _shared_lines(self, format_: Format) -> bytes:
+        try:
+            prefixes = list(
+                chain.from_iterable(family.prefixes(format_) for family in self._families)
+            )
+        except ValueError:
+            families = zip(self._families, self._values, strict=True)
+            return format_.render([family.metric(values) for family, values in families])
+        values = list(chain.from_iterable(self._values))
+        written = list(map(repr, values))
+        for at, value in enumerate(values):
+            if not -math.inf < value < _LARGEST_PLAIN:  # also what is no number
+                written[at] = floatToGoString(value)  # type: ignore[no-untyped-call]
+        text = "".join(chain.from_iterable(zip(prefixes, written, strict=True)))
+        return f"{text[1:]}\n".encode() if text else b""
 
 
 class DirectoryCollector:
@@ -290,7 +342,6 @@ class DirectoryCollector:
         self._strange: set[bytes] = set()
         self._families: list[_Family] = []
         self._members: dict[str, tuple[str, list[tuple[int, _Series]]]] = {}
-        self._prefixes: list[str] = []
         self._other_names: set[str] = set()
         self._others_at: dict[tuple[str, Layout], list[tuple[int, _Series]]] = {}
         self._reported: set[tuple[str, str]] = set()
@@ -338,7 +389,7 @@ class DirectoryCollector:
             self._doubt()
         adding = {family.prefix for family in self._families}
         totals = {prefix: self._groups[prefix].totals() for prefix in adding}
-        return Snapshot(self._families, self._prefixes, totals, self._other_metrics())
+        return Snapshot(self._families, totals, self._other_metrics())
 
     def _refresh(self, found: dict[str, MetricFileName]) -> None:
         """Read every file; remember only those that are there."""
@@ -395,7 +446,7 @@ class DirectoryCollector:
                     by_prefix.setdefault(prefix, []).append((number, series))
         families = {family.name: family for family in self._families}
         members = {name: next(iter(by_prefix.items())) for name, by_prefix in metrics.items()}
-        self._families, self._prefixes = [], []
+        self._families = []
         self._other_names, self._others_at = set(), {}
         for name, by_prefix in metrics.items():
             family = None
@@ -408,11 +459,8 @@ class DirectoryCollector:
                 self._other_names.add(name)
             else:
                 self._families.append(family)
-                self._prefixes.extend(family.prefixes)
         self._members = members
         self._strange = {key for key, series in self._series.items() if series is None}
-        if self._prefixes:
-            self._prefixes[0] = self._prefixes[0].removeprefix("\n")
 
     def _doubt(self) -> None:
         """Report files with keys that are no metric's, and have them looked at again."""
@@ -610,10 +658,6 @@ class _Collected(Collector):
         return self._metrics
 
 
-def _their_text(metrics: list[Metric]) -> bytes:
-    return their_generate_latest(_Collected(metrics))
-
-
 def _their_merge(metrics: dict[str, Metric], *, accumulate: bool = True) -> Iterable[Metric]:
     merged: Iterable[Metric] = TheirCollector._accumulate_metrics(  # type: ignore[no-untyped-call]
         metrics, accumulate
@@ -636,18 +680,27 @@ def _without_twins(metric: Metric) -> Metric:
     return metric
 
 
-def _line_prefixes(family: _Family) -> list[str]:
+def _line_prefixes(family: _Family, format_: Format) -> list[str]:
     """Return what stands before each value, the line break before it included.
 
     Raises:
         ValueError: prometheus_client does not render the family one line a sample.
     """
-    head = "\n" + _their_text([family.metric()]).decode()[:-1]
+    head = "\n" + format_.render([family.metric()]).decode()[:-1]
     try:
         prefixes = _plain_line_prefixes(family)
+        if format_ is not TEXT:
+            # Some formats rewrite plain names, too. What has most labels tells.
+            at, (name, labels) = max(
+                enumerate(family.samples), key=lambda numbered: len(numbered[1][1])
+            )
+            one = family.metric()
+            one.samples = [Sample(name, dict(labels), 0.0)]
+            if _their_line_prefixes(one, head, format_) != [prefixes[at]]:
+                raise ValueError(f"{format_.name} writes the names of {family.name} differently")
     except ValueError:
         zeros = family.metric([0.0] * len(family.samples))
-        prefixes = _their_line_prefixes(zeros, head)
+        prefixes = _their_line_prefixes(zeros, head, format_)
     prefixes[0] = head + prefixes[0]
     return prefixes
 
@@ -682,13 +735,13 @@ class _RenderedLabels(dict[tuple[str, str], str]):
         return rendered
 
 
-def _their_line_prefixes(metric: Metric, head: str) -> list[str]:
+def _their_line_prefixes(metric: Metric, head: str, format_: Format) -> list[str]:
     """Return the same, rendered by prometheus_client with a 0 in the place of every value.
 
     Raises:
         ValueError: The text is not one line a sample.
     """
-    text = "\n" + _their_text([metric]).decode()
+    text = "\n" + format_.render([metric]).decode()
     lines = text.removeprefix(head).split("\n")[1:-1]
     if len(lines) != len(metric.samples) or not all(line.endswith(" 0.0") for line in lines):
         raise ValueError(f"{metric.name} is not rendered one line a sample")

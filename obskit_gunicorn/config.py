@@ -135,6 +135,22 @@ class ObskitGunicornConfig:
     ``obskit_gunicorn_collector_failures_total``. In the environment, commas separate them.
     """
 
+    metrics_requests: bool = True
+    """Whether requests are counted: ``gunicorn_requests_total{method,code}`` and so on.
+
+    Under ASGI workers by a wrapper around the application, elsewhere by the request hooks.
+    ``False`` leaves no trace of it, and so no cost.
+    """
+
+    metrics_buckets: Sequence[float] = (
+        *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+        *(1.0, 2.5, 5.0, 10.0),
+    )
+    """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
+
+    In the environment, commas separate them.
+    """
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have the new class published when Gunicorn asks for the names of its module."""
         super().__init_subclass__(**kwargs)

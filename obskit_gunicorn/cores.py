@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import platform
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn import slots, supervision
+from obskit_gunicorn import exits, slots, supervision
+from obskit_gunicorn.checks import overrides
 from obskit_gunicorn.options import (
     DIRECTORY_VARIABLE,
     EXPORTED_VARIABLE,
@@ -26,9 +29,12 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
     from obskit_gunicorn.checks import Publication
+    from obskit_gunicorn.telemetry import Requests
 
-__all__ = ["CORES", "failures", "flush_failures", "sharing"]
+__all__ = ["CORES", "failures", "flush_failures", "hooked_requests", "sharing"]
 
+
+_MOST_LISTENERS = 16
 
 failures: list[tuple[str, str, bool]] = []
 """What could not be logged or counted in signal context: hook, text, whether to count it."""
@@ -42,8 +48,16 @@ def sharing() -> Any:
         return None
 
 
+def is_signal_context(name: str) -> bool:
+    """Return whether Gunicorn calls a hook from a signal handler."""
+    if name == "child_exit":
+        return importlib.import_module("gunicorn").version_info < (24,)  # type: ignore[no-any-return]
+    return name in ("worker_int", "worker_abort")
+
+
 def flush_failures() -> None:
-    """Log and count what went wrong in signal context, now that this is none."""
+    """Log and count what has happened in signal context, now that this is none."""
+    exits.flush()
     while failures:
         name, message, counts = failures.pop(0)
         slots.process.log.error("%s", message)
@@ -72,6 +86,30 @@ def _core_nworkers_changed(
         return
     shared.install()
     _begin(publication, server, shared)
+    _describe(server, new_value)
+
+
+def _describe(server: Arbiter, workers: int) -> None:
+    """Write down beside the arbiter's lease what a scrape shall find there."""
+    settings = server.cfg
+    kind = settings.worker_class_str
+    capacity = {
+        "sync": 1,
+        "gthread": settings.threads,
+        "gevent": settings.worker_connections,
+        "asgi": settings.worker_connections,
+    }.get(kind)
+    slots.process.note(
+        workers=workers,
+        capacity=capacity,
+        worker_class=kind,
+        gunicorn=str(importlib.import_module("gunicorn").__version__),
+        python=platform.python_version(),
+        backlog=settings.backlog,
+        listeners=[list(address[:2]) for address in settings.address if isinstance(address, tuple)][
+            :_MOST_LISTENERS
+        ],
+    )
 
 
 def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
@@ -110,10 +148,13 @@ def _private_path() -> str | None:
 
 
 def _core_when_ready(publication: Publication, server: Arbiter) -> None:
+    exits.listen(server)
     _keep_exporter(publication, server)
 
 
 def _core_on_reload(publication: Publication, server: Arbiter) -> None:
+    if sharing() is not None:
+        _telemetry().count_reload()
     _keep_exporter(publication, server)
 
 
@@ -128,12 +169,14 @@ def _core_pre_fork(publication: Publication, server: Arbiter, worker: Worker) ->
     if shared is not None:
         # The arbiter is the one to notice that its directory was removed or cleaned.
         _begin(publication, server, shared)
+        _describe(server, server.num_workers)
         shared.child_exit(server, worker)
     _keep_exporter(publication, server)
 
 
 def _core_post_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     slots.process.role = "worker"
+    _worker.forked_at = time.monotonic()
     supervision.place.forked_by_gunicorn()
 
 
@@ -144,12 +187,83 @@ def _core_post_worker_init(publication: Publication, worker: Worker) -> None:
     exporter = supervision.place.exporter
     if exporter is not None and slots.process.lease is None:
         exporter.tell_booted()
+    if shared is not None:
+        forked_at = _worker.forked_at
+        _telemetry().count_boot(None if forked_at is None else time.monotonic() - forked_at)
+        _count_requests(publication, worker)
+
+
+def _count_requests(publication: Publication, worker: Worker) -> None:
+    """Wrap the application where request hooks are silent: under ASGI workers."""
+    buckets = publication.options.buckets
+    name = "asgi" if hasattr(worker, "asgi") else "wsgi"
+    if buckets is None or (name == "wsgi" and not hasattr(worker, "CONFIG_KWARGS")):
+        return
+    asgi = importlib.import_module("obskit_gunicorn.asgi")
+    application = getattr(worker, name)
+    if name == "wsgi" and not asgi.is_asgi3(application):
+        slots.process.log.warning(
+            "obskit: requests are not counted: %r is no ASGI 3 application", application
+        )
+        return
+    requests = _telemetry().requests(buckets)
+    setattr(worker, name, asgi.CountedApplication(application, requests))
+    _worker.is_wrapped = True
+    # What nobody overrides need not be called for each request.
+    for hook in ("pre_request", "post_request"):
+        if not overrides(publication.config, hook):
+            setting = worker.cfg.settings[hook]
+            setting.value = setting.default
+
+
+def hooked_requests(buckets: tuple[float, ...]) -> Requests | None:
+    """Return where request hooks count; ``None`` where the application is wrapped."""
+    if _worker.is_wrapped:
+        return None
+    counted = _worker.requests
+    if counted is None:
+        counted = _worker.requests = _telemetry().requests(buckets)
+    return counted
+
+
+class _Worker:
+    """What the cores of a worker remember."""
+
+    def __init__(self) -> None:
+        self.forked_at: float | None = None
+        self.is_wrapped = False
+        self.requests: Requests | None = None
+
+
+_worker = _Worker()
+
+
+def _telemetry() -> Any:
+    return importlib.import_module("obskit_gunicorn.telemetry")
+
+
+def _core_worker_int(publication: Publication, worker: Worker) -> None:
+    exits.leaving.is_interrupted = True
+
+
+def _core_worker_abort(publication: Publication, worker: Worker) -> None:
+    exits.leaving.is_aborted = True
+
+
+def _core_child_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    exits.note(worker)
+    if not is_signal_context("child_exit"):
+        flush_failures()
 
 
 def _core_worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
     # Gunicorn may call this in the arbiter, for a worker it could not find any more.
-    if os.getpid() == worker.pid:  # type: ignore[comparison-overlap]
-        slots.process.note(state="leaving")
+    if os.getpid() != worker.pid:  # type: ignore[comparison-overlap]
+        return
+    reason = exits.leaving.reason(worker) if sharing() is not None else None
+    if reason is not None:
+        _telemetry().count_exit(reason)
+    slots.process.note(state="leaving", reason=reason, is_counted=reason is not None)
 
 
 def _core_pre_exec(publication: Publication, server: Arbiter) -> None:
@@ -184,6 +298,9 @@ CORES: dict[str, Callable[..., None]] = {
     "pre_fork": _core_pre_fork,
     "post_fork": _core_post_fork,
     "post_worker_init": _core_post_worker_init,
+    "worker_int": _core_worker_int,
+    "worker_abort": _core_worker_abort,
+    "child_exit": _core_child_exit,
     "worker_exit": _core_worker_exit,
     "pre_exec": _core_pre_exec,
     "on_exit": _core_on_exit,

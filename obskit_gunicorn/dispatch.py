@@ -8,7 +8,6 @@ is done by the next core that runs elsewhere.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import time
@@ -18,10 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn import slots
 from obskit_gunicorn.checks import PARAMETERS, Publication, accepted_arguments, overrides
-from obskit_gunicorn.cores import CORES, failures, flush_failures
+from obskit_gunicorn.cores import (
+    CORES,
+    failures,
+    flush_failures,
+    hooked_requests,
+    is_signal_context,
+    sharing,
+)
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
+    from gunicorn.http.message import Request
+    from gunicorn.workers.base import Worker
 
 __all__ = ["ACTING", "CONTAINED", "hook_function", "needs_publishing"]
 
@@ -33,13 +41,15 @@ CONTAINED = frozenset(
 _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
 
-ACTING = frozenset({*CORES, "on_starting", "child_exit"})
+ACTING = frozenset({*CORES, "on_starting"})
 """Hooks that do something even if nobody overrides them: they have a core, or a base that acts."""
 
 
 def needs_publishing(publication: Publication, name: str) -> bool:
     """Return whether Gunicorn must call a hook at all; one that does nothing costs nothing."""
     config = publication.config
+    if name in _REQUEST_HOOKS and publication.options.buckets is not None and sharing() is not None:
+        return True
     return (
         name in ACTING
         or overrides(config, name)
@@ -53,11 +63,12 @@ def hook_function(
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
     core = CORES.get(name)
     accepted = accepted_arguments(name, method)
-    watches_events = name not in _REQUEST_HOOKS and overrides(publication.config, "hook_event")
+    if name in _REQUEST_HOOKS:
+        counting = _request_function(publication, name, method, accepted)
+        return _dressed(publication, name, method, counting)
+    watches_events = overrides(publication.config, "hook_event")
 
     def run(*args: Any) -> Any:
-        if name in _REQUEST_HOOKS:
-            return method(*args[:accepted])
         if core is not None:
             _run_core(name, core, publication, args)
         started, clock = time.time(), time.monotonic()
@@ -77,6 +88,39 @@ def hook_function(
             _abort(publication, name, args[0])
         return result
 
+    return _dressed(publication, name, method, run)
+
+
+def _request_function(
+    publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
+) -> Callable[..., Any]:
+    """Return the function for a hook that runs for each request, and so must cost little."""
+    buckets = publication.options.buckets
+    if buckets is None or sharing() is None:
+        return lambda *args: method(*args[:accepted])
+
+    def run_before(worker: Worker, req: Request) -> Any:
+        requests = hooked_requests(buckets)
+        if requests is not None:
+            requests.begin_hook(req)
+        return method(worker, req)
+
+    def run_after(worker: Worker, req: Request, environ: Any, resp: Any) -> Any:
+        requests = hooked_requests(buckets)
+        if requests is not None:
+            requests.end_hook(req, resp)
+        return method(*(worker, req, environ, resp)[:accepted])
+
+    return run_before if name == "pre_request" else run_after
+
+
+def _dressed(
+    publication: Publication,
+    name: str,
+    method: Callable[..., Any],
+    run: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a function that shows what it stands for."""
     # Gunicorn counts the parameters that the signature shows.
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in PARAMETERS[name]]
@@ -103,17 +147,11 @@ def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
     return name in CONTAINED
 
 
-def _is_signal_context(name: str) -> bool:
-    if name == "child_exit":
-        return importlib.import_module("gunicorn").version_info < (24,)  # type: ignore[no-any-return]
-    return name in ("worker_int", "worker_abort")
-
-
 def _contain(publication: Publication, name: str, error: Exception) -> None:
     text = "".join(traceback.format_exception(error)).rstrip()
     message = f"obskit: {publication.class_name}.{name} raised; the server goes on\n{text}"
     failures.append((name, message, True))
-    if not _is_signal_context(name):
+    if not is_signal_context(name):
         flush_failures()
 
 
@@ -140,7 +178,7 @@ def _tell(
         text = "".join(traceback.format_exception(raised)).rstrip()
         message = f"obskit: {publication.class_name}.hook_event raised in {name}\n{text}"
         failures.append((name, message, False))
-        if not _is_signal_context(name):
+        if not is_signal_context(name):
             flush_failures()
 
 

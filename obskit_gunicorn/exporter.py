@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import quote
 
 from obskit_gunicorn import __version__, slots
 from obskit_gunicorn.addresses import Address
@@ -25,6 +26,7 @@ from obskit_gunicorn.exposition import SharedRegistry, make_wsgi_app
 from obskit_gunicorn.guests import Guests
 from obskit_gunicorn.httpserver import MetricsServer, TlsFiles
 from obskit_gunicorn.options import BOOTED, HEALTHY_PATH, READY_PATH, STOP, ExporterOptions
+from obskit_gunicorn.processes import Processes
 
 __all__ = ["Pages", "log_to", "main", "serve"]
 
@@ -32,6 +34,7 @@ _RETRY_SECONDS = 1.0
 _DRAIN_SECONDS = 3.0
 _IGNORED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 
+Answer = tuple[str, list[tuple[str, str]], bytes]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 log = logging.getLogger("obskit_gunicorn")
@@ -56,47 +59,53 @@ class Pages:
         self._metrics_path = options.path
         self._guests = Guests(options.collectors)
         registry = SharedRegistry(directory) if directory is not None else SharedRegistry()
+        if directory is not None:
+            registry.register(Processes(directory))
         registry.register(self._guests)
         self._metrics = make_wsgi_app(registry)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        path = environ["PATH_INFO"]
-        if path == self._metrics_path:
-            return self._expose(environ, start_response)
-        pages = {"/": self._links, HEALTHY_PATH: self._healthy, READY_PATH: self._ready}
-        page = pages.get(path, self._nothing)
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            page = self._not_allowed
-        status, kind, text = page()
-        body = text.encode()
-        headers = [
-            ("Content-Type", f"text/{kind}; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-        ]
-        if page == self._not_allowed:
-            headers.append(("Allow", "GET, HEAD"))
+        try:
+            status, headers, body = self._answer(environ)
+        except Exception:
+            log.exception("a request for %s has failed", environ["PATH_INFO"])
+            status, headers, body = _page(
+                "500 Internal Server Error", "This has failed; the exporter's log says why.\n"
+            )
         start_response(status, headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    def _expose(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        try:
-            return self._metrics(environ, start_response)
-        except Exception:
-            log.exception("a scrape has failed")
-            body = b"This scrape has failed; the exporter's log says why.\n"
-            headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
-            start_response("500 Internal Server Error", headers)
-            return [body]
+    def _answer(self, environ: dict[str, Any]) -> Answer:
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path == self._metrics_path.encode().decode("latin-1"):  # as WSGI has it
+            return self._expose(environ)
+        pages = {"/": self._links, HEALTHY_PATH: self._healthy, READY_PATH: self._ready}
+        if path not in pages:
+            return self._nothing()
+        if method in ("GET", "HEAD"):
+            return pages[path]()
+        if method == "OPTIONS":
+            status, headers, body = _page("200 OK", "")
+        else:
+            status, headers, body = _page(
+                "405 Method Not Allowed", "Only GET, HEAD and OPTIONS are for this page.\n"
+            )
+        return status, [*headers, ("Allow", "GET, HEAD, OPTIONS")], body
 
-    def _healthy(self) -> tuple[str, str, str]:
-        return "200 OK", "plain", "The exporter is healthy.\n"
+    def _expose(self, environ: dict[str, Any]) -> Answer:
+        started: list[Any] = []
+        body = b"".join(self._metrics(environ, lambda *answer: started.extend(answer)))
+        status, headers = started
+        return status, headers, body
 
-    def _ready(self) -> tuple[str, str, str]:
+    def _healthy(self) -> Answer:
+        return _page("200 OK", "The exporter is healthy.\n")
+
+    def _ready(self) -> Answer:
         if self.has_booted or self._has_booted_worker():
-            return "200 OK", "plain", "A worker has booted.\n"
-        return "503 Service Unavailable", "plain", "No worker has booted.\n"
+            return _page("200 OK", "A worker has booted.\n")
+        return _page("503 Service Unavailable", "No worker has booted.\n")
 
     def _has_booted_worker(self) -> bool:
         if self._directory is None:
@@ -112,23 +121,31 @@ class Pages:
             for record in records
         )
 
-    def _links(self) -> tuple[str, str, str]:
+    def _links(self) -> Answer:
         links = "".join(
-            f'<li><a href="{html.escape(path)}">{html.escape(path)}</a>'
+            f'<li><a href="{html.escape(quote(path))}">{html.escape(path)}</a>'
             for path in (self._metrics_path, HEALTHY_PATH, READY_PATH)
         )
         text = (
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Metrics</title>'
             f"<h1>Metrics</h1><ul>{links}</ul><p>obskit_gunicorn {html.escape(__version__)}"
         )
-        return "200 OK", "html", text + "\n"
+        return _page("200 OK", text + "\n", "html")
 
-    def _nothing(self) -> tuple[str, str, str]:
+    def _nothing(self) -> Answer:
         paths = ", ".join(("/", self._metrics_path, HEALTHY_PATH, READY_PATH))
-        return "404 Not Found", "plain", f"There is nothing here; there are {paths}\n"
+        return _page("404 Not Found", f"There is nothing here; there are {paths}\n")
 
-    def _not_allowed(self) -> tuple[str, str, str]:
-        return "405 Method Not Allowed", "plain", "Only GET and HEAD are for this page.\n"
+
+def _page(status: str, text: str, kind: str = "plain") -> Answer:
+    """Return status, headers and body of a page."""
+    body = text.encode()
+    headers = [
+        ("Content-Type", f"text/{kind}; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+    ]
+    return status, headers, body
 
 
 def serve(
@@ -176,8 +193,10 @@ def main(order: dict[str, Any]) -> None:
     # Only now: what stands beside the application must not hide what this module needs.
     sys.path[:] = list(dict.fromkeys([*order["sys_path"], *sys.path]))
     pages = Pages(order["directory"], options)
-    listener = _listener(order["listener"], options, control)
+    pages.has_booted = order["has_booted"]
+    listener = _listener(order["listener"], options, control, pages)
     if listener is not None:
+        os.register_at_fork(after_in_child=lambda: _leave(listener, control))
         serve(pages, options, listener, lambda: _wait(control, pages))
 
 
@@ -191,21 +210,19 @@ def _take_control() -> socket.socket:
 
 
 def _listener(
-    number: int | None, options: ExporterOptions, control: socket.socket
+    number: int | None, options: ExporterOptions, control: socket.socket, pages: Pages
 ) -> socket.socket | None:
     """Return the listening socket, as soon as there is one; ``None`` if it is time to end."""
     if number is not None:
+        os.set_inheritable(number, False)
         return socket.socket(fileno=number)
     while True:
         try:
             listener = Address.parse(options.bind, os.sep).listen()
         except OSError:
             ready, _, _ = select.select([control], [], [], _RETRY_SECONDS)
-            # A worker that has booted is no reason to end; it stays to be read.
-            if ready and control.recv(1, socket.MSG_PEEK) != BOOTED:
+            if ready and not _goes_on(control, pages):
                 return None
-            if ready:
-                threading.Event().wait(_RETRY_SECONDS)
             continue
         log.warning("the address is free now: metrics at %s%s", options.bind, options.path)
         # The arbiter hands it on, to a process after this one and to an arbiter after itself.
@@ -215,15 +232,26 @@ def _listener(
 
 def _wait(control: socket.socket, pages: Pages) -> None:
     """Listen to arbiter and workers until they have gone, or say that it is time to end."""
-    while True:
-        try:
-            said = control.recv(1)
-        except OSError:
-            return
-        if said == BOOTED:
+    while _goes_on(control, pages):
+        pass
+
+
+def _goes_on(control: socket.socket, pages: Pages) -> bool:
+    """Wait for a word from arbiter or workers; return whether it is no reason to end."""
+    try:
+        said = control.recv(1)
+        if said == BOOTED and not pages.has_booted:
             pages.has_booted = True
-        elif said in (b"", STOP):
-            return
+            control.send(BOOTED)  # for the process after this one
+    except OSError:
+        return False
+    return said not in (b"", STOP)
+
+
+def _leave(listener: socket.socket, control: socket.socket) -> None:
+    """Hold on to nothing, in a process that a collector of the user's has forked."""
+    listener.close()
+    control.close()
 
 
 def log_to(path: str | None) -> None:
@@ -236,9 +264,17 @@ def log_to(path: str | None) -> None:
     if path is not None:
         from logging.handlers import WatchedFileHandler  # half a megabyte that few need
 
+        class LogFile(WatchedFileHandler):
+            """Looks for the file before each line, so that it follows a rotation."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                try:
+                    super().emit(record)
+                except OSError:  # it was replaced by one that this user may not write
+                    self.handleError(record)
+
         try:
-            # Looks for the file before each line, so that it follows a rotation.
-            handler = WatchedFileHandler(path)
+            handler = LogFile(path)
         except OSError as error:
             print(f"obskit exporter: cannot log to {path}: {error}", file=sys.stderr)
     handler.setFormatter(

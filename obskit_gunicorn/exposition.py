@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import chain
@@ -22,7 +23,13 @@ from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from obskit_gunicorn import __version__, slots, values
-from obskit_gunicorn.collector import DirectoryCollector, Snapshot, directory_collector
+from obskit_gunicorn.collector import (
+    TEXT,
+    DirectoryCollector,
+    Format,
+    Snapshot,
+    directory_collector,
+)
 from obskit_gunicorn.mmapfile import DAMAGE_REASONS
 from obskit_gunicorn.options import DIRECTORY_VARIABLE
 
@@ -76,14 +83,18 @@ class SharedRegistry(CollectorRegistry):
         wanted = set(names)
         return _Families(lambda: _restricted(self.collect(), wanted))
 
-    def text(self) -> bytes:
-        """Return the exposition in the text format 0.0.4."""
+    def exposed(self, format_: Format) -> bytes:
+        """Return the exposition in a format.
+
+        Raises:
+            Exception: What the format's encoder raises.
+        """
         scrape = _Scrape(self._path or _current_path())
-        shared = scrape.snapshot.text() if scrape.snapshot is not None else b""
+        shared = scrape.snapshot.rendered(format_) if scrape.snapshot is not None else b""
         facts = list(scrape.facts())
         names = set() if scrape.snapshot is None else scrape.snapshot.names()
         rest = [*facts, *self._other_families({*names, *(fact.name for fact in facts)})]
-        return shared + theirs.generate_latest(_Families(lambda: rest))
+        return shared + format_.encode(_Families(lambda: rest))
 
     def _shared_families(self) -> Iterator[Metric]:
         scrape = _Scrape(self._path or _current_path())
@@ -135,7 +146,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     """
     registry = registry or _current_registry()
     if isinstance(registry, SharedRegistry):
-        return registry.text()
+        return registry.exposed(TEXT)
     return prometheus_client.generate_latest(registry)
 
 
@@ -234,21 +245,34 @@ def _respond(
         return "200 OK", [allowed, ("Content-Length", "0")], b""
     if method not in ("GET", "HEAD"):
         body = f"# {method} is not for metrics; use GET, HEAD or OPTIONS\n".encode()
-        return "405 Method Not Allowed", [allowed, ("Content-Length", str(len(body)))], body
-    encoder, content_type = theirs.choose_encoder(accept)
+        kind = ("Content-Type", "text/plain; charset=utf-8")
+        return "405 Method Not Allowed", [allowed, kind, ("Content-Length", str(len(body)))], body
+    try:
+        encoder, content_type = theirs.choose_encoder(accept)
+    except (TypeError, ValueError):  # it asks for a version that is none
+        encoder, content_type = theirs.choose_encoder("")
     names = parse_qs(query).get("name[]")
     if names:
         body = encoder(registry.restricted_registry(names))
-    elif encoder is theirs.generate_latest:
-        body = generate_latest(registry)
+    elif isinstance(registry, SharedRegistry):
+        # The content type names format, version and escaping.
+        body = registry.exposed(Format(content_type, encoder))
     else:
         body = encoder(registry)
     headers = [("Content-Type", content_type)]
-    if theirs.gzip_accepted(accept_encoding):
+    if _takes_gzip(accept_encoding):
         body = gzip.compress(body, _GZIP_LEVEL)
         headers.append(("Content-Encoding", "gzip"))
     headers.append(("Content-Length", str(len(body))))
     return "200 OK", headers, b"" if method == "HEAD" else body
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    for accepted in accept_encoding.lower().split(","):
+        name, *parameters = (part.strip() for part in accepted.split(";"))
+        if name in ("gzip", "x-gzip"):
+            return not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", each) for each in parameters)
+    return False
 
 
 class _Scrape:
@@ -324,6 +348,8 @@ class _Scrape:
         for reason in DAMAGE_REASONS:
             skipped.add_metric([reason], collector.skipped[reason] if collector else 0)
         yield skipped
+        yield from _volume(collector)
+        yield from _gunicorn(held)
         info = GaugeMetricFamily(
             "obskit_gunicorn_info",
             "Which multiprocess directory is read, and by which release.",
@@ -333,6 +359,56 @@ class _Scrape:
         path = (self._path or "").encode(errors="replace").decode()
         info.add_metric([__version__, path], 1)
         yield info
+
+
+def _volume(collector: DirectoryCollector | None) -> Iterator[Metric]:
+    """Return how much room there is where metrics are kept."""
+    if collector is None:
+        return
+    try:
+        volume = os.statvfs(collector.path)
+    except OSError:
+        return
+    for name, text, blocks in (
+        ("size", "Size of the volume of the multiprocess directory.", volume.f_blocks),
+        ("available", "Room that is left on the volume.", volume.f_bavail),
+    ):
+        value = blocks * volume.f_frsize
+        yield GaugeMetricFamily(f"obskit_gunicorn_directory_{name}_bytes", text, value)
+
+
+def _gunicorn(held: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Return what arbiters and workers have written down beside their leases."""
+    arbiters = [record for record in held if type(record.get("workers")) is int]
+    if not arbiters:
+        return
+    ready = sum(
+        record.get("role") == "worker" and record.get("state") == "booted" for record in held
+    )
+    wanted = sum(record["workers"] for record in arbiters)
+    yield GaugeMetricFamily("gunicorn_workers", "Workers that Gunicorn is asked for.", wanted)
+    yield GaugeMetricFamily(
+        "gunicorn_workers_ready", "Workers that have booted and hold a lease.", ready
+    )
+    capacities = [record.get("capacity") for record in arbiters]
+    known = [capacity for capacity in capacities if type(capacity) is int]
+    if len(known) == len(capacities):
+        yield GaugeMetricFamily(
+            "gunicorn_capacity",
+            "Requests that the ready workers can answer at the same time.",
+            ready * min(known),
+        )
+    info = GaugeMetricFamily(
+        "gunicorn_info",
+        "Versions and worker class of the running servers.",
+        labels=["version", "python", "worker_class"],
+    )
+    for labels in dict.fromkeys(
+        tuple(str(record.get(name, "")) for name in ("gunicorn", "python", "worker_class"))
+        for record in arbiters
+    ):
+        info.add_metric(labels, 1)
+    yield info
 
 
 def _current_registry() -> CollectorRegistry:

@@ -7,21 +7,51 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 __all__ = ["Guest", "Guests"]
 
 LONGEST_SECONDS = 2.0
+"""How long a collector may take, its import included."""
+
+_MOST_TEXT = 300
+_METRIC_NAME = re.compile("[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
 log = logging.getLogger("obskit_gunicorn")
+
+
+class _Run:
+    """One call of a collector's, on a thread of its own."""
+
+    def __init__(self, guest: Guest) -> None:
+        """Prepare the thread."""
+        self.families: list[Metric] = []
+        self._thread = threading.Thread(target=guest.run, args=(self,), daemon=True)
+        self._deadline = time.monotonic() + LONGEST_SECONDS
+
+    def start(self) -> None:
+        """Start the thread; raises if there are too many."""
+        self._thread.start()
+
+    def is_over(self) -> bool:
+        """Return whether it has ended."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> bool:
+        """Wait until it ends or its time is over; return whether it has ended."""
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        return self.is_over()
 
 
 class Guest:
@@ -40,47 +70,66 @@ class Guest:
         self.failures: Counter[str] = Counter()
         self._collector: Any = None
         self._reported: set[str] = set()
-        self._running: threading.Thread | None = None
-        self._families: list[Metric] | None = None
+        self._last: _Run | None = None
         self._lock = threading.Lock()
 
     def families(self) -> list[Metric]:
-        """Return its families; none if it fails or is not done in time. Never raises."""
-        with self._lock:
-            thread = self._running
-            if thread is None or not thread.is_alive():
-                self._families = None
-                thread = threading.Thread(target=self._run, daemon=True)
-                self._running = thread
-                thread.start()
-        thread.join(LONGEST_SECONDS)
-        if thread.is_alive():
-            self._fail("timeout", f"it took longer than {LONGEST_SECONDS:g} s")
-            return []
-        return self._families or []
+        """Return its families; none if it fails or is not done in time. Never raises.
 
-    def _run(self) -> None:
+        Scrapes that overlap share one call. One that does not come back is waited for once; no
+        other is begun meanwhile.
+        """
+        with self._lock:
+            call = self._last
+            if call is None or call.is_over():
+                call = _Run(self)
+                try:
+                    call.start()
+                except RuntimeError as error:  # no more threads
+                    self._fail("error", "it could not be run", error)
+                    return []
+                self._last = call
+        if call.wait():
+            return call.families
+        with self._lock:
+            self._fail("timeout", f"it took longer than {LONGEST_SECONDS:g} s")
+        return []
+
+    def run(self, call: _Run) -> None:
+        """Run the collector; on a thread of its own."""
         try:
             if self._collector is None:
                 self._collector = _import(self.name)
             families = list(self._collector.collect())
-            # What cannot be rendered must not fail the scrape later.
-            generate_latest(_Families(families))
         except BaseException as error:  # SystemExit too: it is not this process's to end
-            self._fail("error", f"it raised {type(error).__name__}: {error}", error)
-        else:
-            self._families = families
+            with self._lock:
+                self._fail("error", "it raised", error)
+            return
+        failures = []
+        for family in families:
+            try:
+                call.families.append(_checked(family))
+            except BaseException as error:  # whatever it is, it may raise anything
+                failures.append((family, error))
+        if failures:
+            with self._lock:
+                family, reason = failures[0]
+                self._fail("error", f"its {_shown(family)} cannot be exposed", reason)
 
     def _fail(self, reason: str, text: str, error: BaseException | None = None) -> None:
+        """Count a failure, and log the first of its kind; the caller holds the lock."""
         self.failures[reason] += 1
-        if reason not in self._reported:
-            self._reported.add(reason)
-            log.error(
-                "metrics_collectors: %s is left out of scrapes while it fails: %s",
-                self.name,
-                text,
-                exc_info=error,
-            )
+        if reason in self._reported:
+            return
+        self._reported.add(reason)
+        if error is not None:
+            text = f"{text}: {type(error).__name__}: {_shown(error)}"
+        log.error(
+            "metrics_collectors: %s is left out of scrapes while it fails: %s",
+            self.name,
+            text,
+            exc_info=None if isinstance(error, _NotACollectorError) else error,
+        )
 
 
 class Guests(Collector):
@@ -94,7 +143,7 @@ class Guests(Collector):
         """Return the families of all that can be had, and how often each could not."""
         if not self.guests:
             return
-        yield from chain.from_iterable(self._all_families())
+        found = self._all_families()
         failures = CounterMetricFamily(
             "obskit_gunicorn_collector_failures",
             "Scrapes that a collector of metrics_collectors was left out of.",
@@ -103,7 +152,9 @@ class Guests(Collector):
         for guest in self.guests:
             for reason in ("error", "timeout"):
                 failures.add_metric([guest.name, reason], guest.failures[reason])
-        yield failures
+        yield failures  # first, for of two families of one name the second is left out
+        for families in found:
+            yield from families
 
     def _all_families(self) -> list[list[Metric]]:
         """Ask all of them at once, so that one scrape waits for the slowest and not for each."""
@@ -112,9 +163,15 @@ class Guests(Collector):
         def ask(number: int) -> None:
             found[number] = self.guests[number].families()
 
-        threads = [threading.Thread(target=ask, args=(n,)) for n in range(1, len(self.guests))]
-        for thread in threads:
-            thread.start()
+        threads = []
+        for number in range(1, len(self.guests)):
+            thread = threading.Thread(target=ask, args=(number,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads
+                ask(number)
+            else:
+                threads.append(thread)
         ask(0)
         for thread in threads:
             thread.join()
@@ -131,9 +188,55 @@ class _Families(Collector):
         return self._families
 
 
+class _NotACollectorError(TypeError):
+    """What is named is no collector; where it was found says nothing more."""
+
+
 def _import(name: str) -> Any:
     module, _, path = name.partition(":")
     found: Any = importlib.import_module(module)
     for attribute in path.split("."):
         found = getattr(found, attribute)
-    return found() if isinstance(found, type) else found
+    collector = found() if isinstance(found, type) else found
+    if not callable(getattr(collector, "collect", None)):
+        raise _NotACollectorError(
+            f"{_shown(found)} has no method collect() that returns metrics; name an object or a "
+            "class that has one, such as a prometheus_client metric, registry or collector"
+        )
+    return collector
+
+
+def _checked(family: Any) -> Metric:
+    """Return a copy of a family that every encoder can render, at any time.
+
+    Raises:
+        Exception: There is none.
+    """
+    copy = Metric(family.name, family.documentation, family.type, family.unit)
+    _check_name(copy.name, _METRIC_NAME)
+    for sample in family.samples:
+        _check_name(sample.name, _METRIC_NAME)
+        for label in sample.labels:
+            _check_name(label, _LABEL_NAME)
+        value = None if sample.value is None else float(sample.value)
+        copy.samples.append(sample._replace(labels=dict(sample.labels), value=value))
+    for encode in (generate_latest, openmetrics.generate_latest):
+        encode(_Families([copy]))
+    return copy
+
+
+def _check_name(name: str, allowed: re.Pattern[str]) -> None:
+    """Refuse a name that would cost Prometheus the whole exposition."""
+    # Since 0.22 prometheus_client quotes or escapes what is unusual.
+    is_escaped = name and name.isprintable() and hasattr(openmetrics, "escape_metric_name")
+    if not allowed.fullmatch(name) and not is_escaped:
+        raise ValueError(f"{name!r} is no name for a metric or a label")
+
+
+def _shown(thing: object) -> str:
+    """Return something of a guest's as text for the log, where its own may fail or be long."""
+    try:
+        text = str(thing if isinstance(thing, BaseException) else getattr(thing, "name", thing))
+    except BaseException:
+        return f"an object of {type(thing).__qualname__}"
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."

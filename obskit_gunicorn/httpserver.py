@@ -1,13 +1,16 @@
 """An HTTP server for a process that has nothing else to do: prometheus_client's, made robust.
 
-It serves each connection on a thread of its own. No client can keep it from answering others: a
-request that does not arrive within seconds is cut off, and when there are too many connections, the
-one that has been waiting for its request longest makes room for the newest.
+It serves each connection on a thread of its own, and has at most :data:`MOST_CONNECTIONS`; others
+wait in the listening socket's queue. No client can keep it from answering others: a request that
+does not arrive within seconds is cut off, and when there are too many connections, the one that has
+been waiting for its request longest makes room for the newest, or else the one that has been taking
+its answer longest.
 """
 
 from __future__ import annotations
 
 import errno
+import http.client
 import logging
 import os
 import socket
@@ -15,22 +18,33 @@ import ssl
 import sys
 import threading
 import time
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler
 
 from prometheus_client.exposition import ThreadingWSGIServer
 
 __all__ = ["MetricsServer", "TlsFiles"]
 
 MOST_CONNECTIONS = 64
+"""How many are served at once."""
+
 REQUEST_SECONDS = 5.0
 """How long a request may take to arrive, the TLS handshake included."""
 
 RESPONSE_SECONDS = 30.0
 """How long it may take to answer, and to be taken by the client."""
 
+MOST_REQUEST_BYTES = 1 << 16
+"""How long a request may be, its headers included."""
+
 _POLL_SECONDS = 0.25
+_ROOM_SECONDS = 1.0
+_ROOM_POLL_SECONDS = 0.05
+_LINGER_SECONDS = 0.5
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Stage = Literal["waiting", "working", "sending"]
 
 log = logging.getLogger("obskit_gunicorn")
 
@@ -53,6 +67,7 @@ class TlsFiles:
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self._seen: object = None
+        self._is_wrong = False
 
     def context(self) -> ssl.SSLContext | None:
         """Return the context to serve with, the one before while new files do not go together.
@@ -60,66 +75,144 @@ class TlsFiles:
         ``None`` if no files ever did; what is wrong with them is logged once.
         """
         with self._lock:
-            seen = [self._look(path) for path in (self._certfile, self._keyfile, self._ca_certs)]
-            if seen != self._seen:
+            files = [path for path in (self._certfile, self._keyfile, self._ca_certs) if path]
+            seen = list(map(self._look, files))
+            # After a failure it tries again each time: they may be half written.
+            if seen != self._seen or self._is_wrong:
                 self._seen = seen
                 try:
                     self._context = self._load()
+                    if self._is_wrong:
+                        log.info("TLS: %s are in use again", " and ".join(files))
+                    self._is_wrong = False
                 except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-                    goes_on = "the certificate before stays" if self._context else "nobody can"
-                    log.error(
-                        "TLS: %s, %s and %s cannot be used: %s; %s in use",
-                        self._certfile,
-                        self._keyfile,
-                        self._ca_certs,
-                        error,
-                        goes_on,
-                    )
+                    if not self._is_wrong:
+                        log.error(
+                            "TLS: %s cannot be used: %s; %s until that is mended",
+                            " and ".join(files),
+                            error,
+                            "what was read before stays in use"
+                            if self._context
+                            else "every connection is refused",
+                        )
+                    self._is_wrong = True
             return self._context
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._ca_certs)
-        context.load_cert_chain(self._certfile, self._keyfile)
+        # A key with a passphrase is an error; OpenSSL would ask the terminal for it, and wait.
+        context.load_cert_chain(self._certfile, self._keyfile, password="")
         if self._ca_certs:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
     @staticmethod
-    def _look(path: str | None) -> tuple[int, ...] | None:
-        if path is None:
-            return None
+    def _look(path: str) -> tuple[int, ...]:
         try:
             status = os.stat(path)
         except OSError:
             return ()
-        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        return (status.st_dev, status.st_ino, status.st_size, *times)
 
 
 class _Connection:
-    """A connection that is being served."""
+    """A connection that is being served.
+
+    Attributes:
+        socket: The connection.
+        stage: Whether its request is awaited, or its answer is made or sent.
+        since: When that began.
+    """
 
     def __init__(self, client: socket.socket) -> None:
         self.socket = client
+        self.stage: Stage = "waiting"
         self.since = time.monotonic()
-        self.is_answering = False
+
+    def enter(self, stage: Stage) -> None:
+        """Note what happens from now on."""
+        self.stage = stage
+        self.since = time.monotonic()
 
     def cut(self) -> None:
         """End it; the thread that serves it finds the end of the stream."""
         try:
-            self.socket.shutdown(socket.SHUT_RDWR)
+            # Not the TLS socket's own method, after which its thread would go on in plain text.
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
         except OSError:
             pass  # it has ended
+
+
+class _Lines:
+    """The lines of a request, as far as a request may be long."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MOST_REQUEST_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line.
+
+        Raises:
+            http.client.LineTooLong: The request is too long.
+        """
+        line: bytes = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.LineTooLong("request")
+        return line
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _Answer(ServerHandler):
+    """Runs the application for one request; says what goes wrong in our log."""
+
+    request_handler: WSGIRequestHandler
+
+    def log_exception(self, exc_info: Any) -> None:
+        """Log what was raised; a client that went away raises too, in many ways."""
+        level = logging.DEBUG if isinstance(exc_info[1], OSError) else logging.ERROR
+        log.log(level, "a request has failed", exc_info=exc_info)
 
 
 class _Handler(WSGIRequestHandler):
     """Reads one request and answers it; logs nothing."""
 
     timeout = REQUEST_SECONDS
+    # Whoever asks in a way that is no HTTP is answered by HTTP's rules, with a status line.
+    default_request_version = "HTTP/1.0"
     server: MetricsServer
 
+    def handle(self) -> None:
+        """Read the request and answer it."""
+        self.rfile: Any = _Lines(self.rfile)
+        try:
+            self.raw_requestline = self.rfile.readline(MOST_REQUEST_BYTES + 1)
+        except http.client.LineTooLong:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+            return
+        if self.raw_requestline and self.parse_request():
+            # It is complete: from here on it is we who are slow, or the network.
+            self.server.enter("working")
+            # A scrape's body is not read, for nothing takes one.
+            answer = _Answer(None, self.wfile, sys.stderr, self.get_environ())  # type: ignore[arg-type]
+            answer.request_handler = self
+            answer.run(self.server.get_app())  # type: ignore[arg-type]
+
     def get_environ(self) -> dict[str, Any]:
-        # The request is complete: from here on it is we who are slow, or the network.
-        self.server.begin_answer()
+        """Return the WSGI environment."""
+        # RFC 9112, 3.2.2: a server takes the absolute form of a target too.
+        scheme, separator, rest = self.path.partition("://")
+        if separator and scheme.lower() in ("http", "https"):
+            authority = rest.partition("?")[0].partition("/")[0]
+            self.path = rest[len(authority) :]
+            if not self.path.startswith("/"):
+                self.path = f"/{self.path}"
         return super().get_environ()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -147,10 +240,10 @@ class MetricsServer(ThreadingWSGIServer):
         is_tcp = isinstance(name, tuple)
         self.server_name, self.server_port = (name[0], name[1]) if is_tcp else ("localhost", 0)
         self.setup_environ()
-        self.set_app(application)
+        self.set_app(self._then_send(application))
         self._tls = tls
         self._open: set[_Connection] = set()
-        self._lock = threading.Lock()
+        self._has_room = threading.Condition()
         self._served = threading.local()
 
     def serve(self) -> None:
@@ -159,16 +252,19 @@ class MetricsServer(ThreadingWSGIServer):
 
     def drain(self, seconds: float) -> None:
         """Wait until what has been accepted is answered; to be called after ``shutdown()``."""
-        deadline = time.monotonic() + seconds
-        while self._connections() and time.monotonic() < deadline:
+        started = time.monotonic()
+        while self._connections() and time.monotonic() - started < seconds:
+            if time.monotonic() - started > _LINGER_SECONDS:
+                for connection in self._connections():
+                    if connection.stage == "waiting":
+                        connection.cut()
             time.sleep(0.01)
 
-    def begin_answer(self) -> None:
-        """Note that a request has arrived in full; runs on the thread that serves it."""
+    def enter(self, stage: Stage) -> None:
+        """Note how far the answer is; runs on the thread that serves it."""
         connection: _Connection = self._served.connection
         connection.socket.settimeout(RESPONSE_SECONDS)
-        connection.since = time.monotonic()
-        connection.is_answering = True
+        connection.enter(stage)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection."""
@@ -176,19 +272,19 @@ class MetricsServer(ThreadingWSGIServer):
             client, address = self.socket.accept()
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:
-                self._make_room()
-                time.sleep(_POLL_SECONDS)  # it would be ready again at once, and again
+                with self._has_room:
+                    self._make_room()
+                    # Without waiting it would be ready again at once, and again.
+                    self._has_room.wait(_POLL_SECONDS)
             raise
         return client, address or ("", 0)  # a Unix socket's client has no address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection on a thread of its own."""
-        if len(self._open) >= MOST_CONNECTIONS and not self._make_room():
+        connection = _Connection(request)
+        if not self._admit(connection):
             self.shutdown_request(request)
             return
-        connection = _Connection(request)
-        with self._lock:
-            self._open.add(connection)
         thread = threading.Thread(
             target=self._serve, args=(connection, client_address), daemon=True
         )
@@ -201,7 +297,7 @@ class MetricsServer(ThreadingWSGIServer):
         """Cut off what has taken too long; runs several times a second."""
         now = time.monotonic()
         for connection in self._connections():
-            limit = RESPONSE_SECONDS if connection.is_answering else REQUEST_SECONDS
+            limit = REQUEST_SECONDS if connection.stage == "waiting" else RESPONSE_SECONDS
             if now - connection.since > limit:
                 connection.cut()
 
@@ -231,21 +327,47 @@ class MetricsServer(ThreadingWSGIServer):
         client.do_handshake()
         return True
 
+    def _then_send(self, application: Any) -> Callable[..., Iterable[bytes]]:
+        """Return the application, which notes when its answer is made."""
+
+        def noting(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            answer: Iterable[bytes] = application(environ, start_response)
+            self.enter("sending")
+            return answer
+
+        return noting
+
+    def _admit(self, connection: _Connection) -> bool:
+        """Wait until there is room for a connection, and make some; return whether there is."""
+        deadline = time.monotonic() + _ROOM_SECONDS
+        with self._has_room:
+            while len(self._open) >= MOST_CONNECTIONS:
+                if time.monotonic() > deadline:
+                    return False
+                self._make_room()
+                self._has_room.wait(_ROOM_POLL_SECONDS)
+            self._open.add(connection)
+        return True
+
     def _end(self, connection: _Connection) -> None:
-        with self._lock:
-            self._open.discard(connection)
-        self.shutdown_request(connection.socket)
+        try:
+            # First: whoever gets its place shall find its descriptor free.
+            self.shutdown_request(connection.socket)
+        finally:
+            with self._has_room:
+                self._open.discard(connection)
+                self._has_room.notify()
 
     def _connections(self) -> list[_Connection]:
-        with self._lock:
+        with self._has_room:
             return list(self._open)
 
-    def _make_room(self) -> bool:
-        """Cut off the connection that has waited longest for its request; return whether any."""
-        waiting = [each for each in self._connections() if not each.is_answering]
-        if not waiting:
-            return False
-        oldest = min(waiting, key=lambda connection: connection.since)
-        oldest.since = time.monotonic()  # it is on its way out; the next one cuts another
-        oldest.cut()
-        return True
+    def _make_room(self) -> None:
+        """Cut off the connection that has waited for its request, or taken its answer, longest."""
+        for stage in ("waiting", "sending"):
+            found = [each for each in self._connections() if each.stage == stage]
+            if found:
+                oldest = min(found, key=lambda connection: connection.since)
+                oldest.since = time.monotonic()  # it is on its way out; the next one cuts another
+                oldest.cut()
+                return

@@ -6,8 +6,9 @@ is said with its source and stops the start.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from obskit_gunicorn.addresses import Address
@@ -106,6 +107,9 @@ class Options(NamedTuple):
     exporter: ExporterOptions | None
     """The exporter of this server; ``None`` for none."""
 
+    buckets: tuple[float, ...] | None
+    """Upper bounds of the durations of requests, in seconds; ``None`` not to count requests."""
+
 
 def normalize_environment(environment: MutableMapping[str, str], base: str) -> None:
     """Make the directory that the user has put into the environment absolute, once.
@@ -136,6 +140,8 @@ NAMES = (
     "metrics_keyfile",
     "metrics_ca_certs",
     "metrics_collectors",
+    "metrics_requests",
+    "metrics_buckets",
 )
 """The class attributes that are our options."""
 
@@ -172,6 +178,7 @@ def read_options(
         _directory(config, environment, source, base, exported),
         _flag(config, environment, "metrics_keep", source),
         found.exporter(),
+        found.buckets() if _flag(config, environment, "metrics_requests", source) else None,
     )
 
 
@@ -203,6 +210,29 @@ class _Found(NamedTuple):
         if bind is None:
             return None
         return ExporterOptions(bind, path, certfile, keyfile, ca_certs, collectors)
+
+    def buckets(self) -> tuple[float, ...]:
+        """Return the bounds of the durations of requests, without the infinite one."""
+        where, value = self._value("metrics_buckets")
+        if isinstance(value, str) and where.startswith("environment"):
+            value = [part.strip() for part in value.split(",")]
+        try:
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise TypeError("it is no list")
+            bounds = tuple(float(part) for part in value)
+            bounds = bounds[:-1] if bounds[-1:] == (math.inf,) else bounds
+            if not bounds or list(bounds) != sorted(set(bounds)) or bounds[0] <= 0:
+                raise ValueError("they must be positive and rise")
+            if not all(map(math.isfinite, bounds)):
+                raise ValueError("they must be finite")
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                where=where,
+                value=value,
+                expected=f"upper bounds in seconds, each larger than the one before ({error})",
+                mend="Write for example metrics_buckets = (0.01, 0.1, 1, 10).",
+            ) from None
+        return bounds
 
     def _value(self, name: str) -> tuple[str, object]:
         """Return where an option was found and its value; the environment wins over the class."""

@@ -99,6 +99,8 @@ def fork_guard() -> threading.RLock:
 
 _guard = threading.RLock()
 
+_REMEMBERED = ("pid", "pid_namespace", "is_counted")
+
 
 class NotYetError(OSError):
     """This process may not take a lease yet: it has not dropped root."""
@@ -123,14 +125,18 @@ class Lease:
         self.directory = directory
         self.slot = slot
         self._file = file
+        before = _read_json(file.descriptor)
+        before.pop("previous", None)
         self.record: dict[str, Any] = {
             "pid": os.getpid(),
-            "pid_namespace": _pid_namespace(),
+            "pid_namespace": pid_namespace(),
             "start_ticks": _start_ticks(),
             "role": role,
             "state": "booting",
             "reason": "",
             "values_not_shared": 0,
+            # The arbiter may learn of an end when the slot has its next holder already.
+            "previous": {name: before.get(name) for name in _REMEMBERED},
         }
         self._write()
 
@@ -299,6 +305,26 @@ class SlotDirectory:
                 return self._records(sure=True)
         except OSError:
             return self._records(sure=False)
+
+    def last_record(self, pid: int) -> dict[str, Any]:
+        """Return what a process of this pid namespace has left beside its lease, ended or not.
+
+        Never raises; empty if it had no lease, or if its slot has had two more holders since.
+        """
+        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if not entry.name.endswith(".lease"):
+                    continue
+                with contextlib.suppress(OSError):
+                    descriptor = open_file(entry.path, os.O_RDONLY)
+                    try:
+                        record = _read_json(descriptor)
+                    finally:
+                        os.close(descriptor)
+                    for each in (record, record.get("previous") or {}):
+                        if each.get("pid") == pid and each.get("pid_namespace") == pid_namespace():
+                            return each
+        return {}
 
     def generation(self) -> dict[str, Any]:
         """Return what the lock file says: ``protocol``, ``started`` (Unix seconds), ``private``.
@@ -884,7 +910,8 @@ def _read_json(descriptor: int) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _pid_namespace() -> str:
+def pid_namespace() -> str:
+    """Return the name of this process's pid namespace; empty if it cannot be known."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -14,6 +14,7 @@ Knows nothing of prometheus_client, and imports it into no process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn import slots
@@ -43,11 +45,19 @@ __all__ = ["Exporter", "Place", "place"]
 
 _PROGRAM = """\
 import os, sys, time
+end, own = os._exit, os.getpid()
+os._exit = lambda status: end(0 if os.getpid() == own else status)
 try:
     import json
     order = json.loads(sys.argv[1])
     time.sleep(order["delay_seconds"])
     sys.path += order["found_at"]
+    from importlib.util import module_from_spec, spec_from_file_location
+    for name, file in order["packages"].items():
+        spec = spec_from_file_location(name, file)
+        if spec is not None and os.path.exists(file):
+            sys.modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
     from obskit_gunicorn.exporter import main
     main(order)
 except BaseException:
@@ -55,10 +65,11 @@ except BaseException:
         import traceback
         traceback.print_exc()
 finally:
-    os._exit(0)
+    end(0)
 """
-"""The exporter's program. It exits 0 on every path: up to 25.3 Gunicorn takes the exit status 3 or
-4 of any child for a worker that cannot boot, and halts. A failure is shown once, not at each try.
+"""The exporter's program. It exits 0 on every path, whatever a collector of the user's does: up to
+25.3 Gunicorn takes the exit status 3 or 4 of any child for a worker that cannot boot, and halts. A
+failure is shown once, not at each try.
 """
 
 _NOT_HANDED_ON = (
@@ -71,6 +82,7 @@ _NOT_HANDED_ON = (
 )
 _LONGEST_DELAY_SECONDS = 3.0
 _SHORT_LIFE_SECONDS = 10.0
+_MOST_EARLY_ENDS = 3
 
 
 class Exporter:
@@ -95,6 +107,7 @@ class Exporter:
         self.directory = directory
         self.errorlog = errorlog
         self.listener: socket.socket | None = None
+        self.has_booted = False
         self.starts = 0
         self._credentials = _credentials(settings)
         self._ours, self._theirs = socket.socketpair()
@@ -102,7 +115,9 @@ class Exporter:
         self._identity = _identity(self._ours)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._delay_seconds = 0.0
-        self._is_reviving = False
+        self._early_ends = 0
+        self._is_busy = False
+        self._put_off: Callable[[], object] | None = None
 
     def identity(self) -> tuple[ExporterOptions, str | None, str | None]:
         """Return what makes it another exporter when it changes."""
@@ -114,24 +129,28 @@ class Exporter:
         Raises:
             OSError: It cannot be started.
         """
+        with self._undisturbed():
+            self._start()
+
+    def _start(self) -> None:
         lived = time.monotonic() - self._started
         if not self.starts or lived > _SHORT_LIFE_SECONDS:
             self._delay_seconds = 0.0
         else:
             self._delay_seconds = min(2 * self._delay_seconds + 0.2, _LONGEST_DELAY_SECONDS)
-        self._receive_listener()
+        self._hear()
         order = {
             "options": self.options._asdict(),
             "directory": self.directory,
             "errorlog": self.errorlog,
             "sys_path": [os.path.abspath(path) for path in sys.path],
-            "found_at": _found_at(),
+            "packages": _packages(),
+            "found_at": [os.path.dirname(os.path.dirname(path)) for path in _packages().values()],
             "listener": None if self.listener is None else self.listener.fileno(),
+            "has_booted": self.has_booted,
             "delay_seconds": self._delay_seconds,
             "is_first": not self.starts,
         }
-        if self._process is not None:
-            self._process.returncode = 0  # Gunicorn has reaped it, or will
         self._started = time.monotonic()
         self.starts += 1
         self._process = subprocess.Popen(
@@ -143,17 +162,66 @@ class Exporter:
             **self._credentials,
         )
 
-    def revive(self) -> None:
-        """Start the process again if it has ended; safe in signal context, never raises."""
-        if self._is_reviving or not self._has_ended():
+    def revive(self, *, by_signal: bool = False) -> None:
+        """Start the process again if it has ended; safe in signal context, never raises.
+
+        Args:
+            by_signal: It is the end of a child that has brought us here. An interpreter that does
+                not even wait as long as it is told cannot run; then only forks try again, lest one
+                end brings the next.
+        """
+        if self._is_busy:
             return
-        self._is_reviving = True
+        # What fails now is tried again by the next signal, or the next fork.
+        with self._undisturbed(), contextlib.suppress(Exception):
+            self._hear()
+            self._reap()
+            if self._process is None and (self._early_ends < _MOST_EARLY_ENDS or not by_signal):
+                self._start()
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Put off what the end of a child calls for.
+
+        It must not start a second process, and the one that is being started may be the child: only
+        when its pid is known is it told from a worker.
+        """
+        self._is_busy = True
         try:
-            self.start()
-        except OSError:
-            pass  # the next signal, or the next fork, tries again
+            yield
         finally:
-            self._is_reviving = False
+            self._is_busy = False
+            put_off, self._put_off = self._put_off, None
+            if put_off is not None:
+                place.child_ended(put_off)
+
+    def put_off(self, handle: Callable[[], object]) -> bool:
+        """Put the handling of a child's end off if need be; return whether it was put off."""
+        if self._is_busy:
+            self._put_off = handle
+        return self._is_busy
+
+    def reap(self) -> None:
+        """Take the exit status of the process if it has ended.
+
+        In Gunicorn's hands it might pass for that of a worker. Safe in signal context.
+        """
+        with self._undisturbed():
+            self._reap()
+
+    def _reap(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        try:
+            has_ended = os.waitpid(process.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            has_ended = True  # Gunicorn was quicker
+        if has_ended:
+            is_early = time.monotonic() - self._started < self._delay_seconds
+            self._early_ends = self._early_ends + 1 if is_early else 0
+            process.returncode = 0
+            self._process = None  # its pid may be another child's from now on
 
     def stop(self) -> None:
         """Have the process finish what it answers, and end; the listening socket stays open."""
@@ -163,6 +231,13 @@ class Exporter:
         self._theirs.close()
         if self._process is not None:
             self._process.returncode = 0  # it is Gunicorn that reaps it
+
+    def take_over(self, before: Exporter) -> None:
+        """Go on from what the exporter has learnt whose place this one takes."""
+        before._hear()
+        self.has_booted = before.has_booted
+        if before.options.bind == self.options.bind:
+            self.listener = before.listener
 
     def tell_booted(self) -> None:
         """Tell the process that a worker serves which has no lease; runs in the worker."""
@@ -176,7 +251,7 @@ class Exporter:
 
     def hand_on(self) -> str | None:
         """Return what names the listening socket to the program that this process becomes."""
-        self._receive_listener()
+        self._hear(socket.MSG_PEEK)  # what there is to hear is for the arbiter
         if self.listener is None:
             return None
         self.listener.set_inheritable(True)
@@ -197,26 +272,17 @@ class Exporter:
         else:  # the application has closed all descriptors and taken the number
             self._ours.detach()
 
-    def _has_ended(self) -> bool:
-        if self._process is None:
-            return True
-        try:
-            return os.waitid(os.P_PID, self._process.pid, _ASK) is not None
-        except ChildProcessError:
-            return True
-
-    def _receive_listener(self) -> None:
-        """Take the listening socket that the process has bound after us, if it has sent one."""
-        if self.listener is not None:
-            return
+    def _hear(self, flags: int = 0) -> None:
+        """Take what the process has said: that a worker has booted, or where it listens now."""
         with contextlib.suppress(OSError):
-            _, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
+            said, descriptors, _, _ = socket.recv_fds(self._ours, 64, 4, flags)
+            self.has_booted = self.has_booted or BOOTED in said
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
                 self.listener = socket.socket(fileno=descriptor)
 
 
-_ASK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+_NOBODY = -1
 
 
 class Place:
@@ -224,16 +290,28 @@ class Place:
 
     Attributes:
         exporter: The exporter, if there is to be one.
-        handed: What names the listening socket that another arbiter has handed on.
     """
 
     def __init__(self) -> None:
         """Make an empty place."""
         self.exporter: Exporter | None = None
-        self.handed: str | None = None
-        self._arbiter_pid = 0
+        self._handed: str | None = None
+        self._arbiter_pid = _NOBODY
         self._reported = 0
         self._problem = ""
+
+    @property
+    def handed(self) -> str | None:
+        """What names the listening socket that another arbiter has handed on."""
+        return self._handed
+
+    @handed.setter
+    def handed(self, value: str | None) -> None:
+        self._handed = value
+        if value is not None:
+            # It came through an exec; programs that the application starts shall not have it.
+            with contextlib.suppress(OSError, ValueError):
+                os.set_inheritable(int(value.partition(" ")[0]), False)
 
     def keep(self, options: ExporterOptions | None, server: Arbiter, source: str) -> None:
         """See to it that the exporter which is wanted runs, and no other; runs in the arbiter.
@@ -257,11 +335,17 @@ class Place:
                 self._report(before)
                 return
             after = Exporter(options, path, errorlog, server.cfg)
-            after.listener = self._listener(after, before, source)
+            if before is not None:
+                after.take_over(before)
+            if after.listener is None:
+                after.listener = self._listener(after, source)
         self.exporter = after
         self._reported = 0
         if after is not None:
             _listen_to_children()
+            if before is None:
+                # Gunicorn skips on_exit where a hook or the configuration ends the start.
+                atexit.register(lambda: self.leave(is_last=_is_last(server)))
             self._start(after)
         self._drop_handed()
         if before is not None:
@@ -297,6 +381,7 @@ class Place:
 
     def forked_by_gunicorn(self) -> None:
         """Keep of the exporter only what a worker needs; runs in the worker."""
+        self._arbiter_pid = _NOBODY
         if self.exporter is not None:
             self.exporter.leave_to_arbiter()
 
@@ -306,24 +391,31 @@ class Place:
         A child of the arbiter that Gunicorn forks is told apart later: a worker by ``post_fork``,
         the arbiter-to-be of a SIGUSR2 by its exec.
         """
-        exporter = self.exporter
-        if exporter is None or (os.getppid() == self._arbiter_pid and _is_forked_by_gunicorn()):
+        if os.getppid() == self._arbiter_pid and _is_forked_by_gunicorn():
             return
-        self.exporter = None
-        exporter.abandon()
+        self._drop_handed()
+        exporter, self.exporter = self.exporter, None
+        if exporter is not None:
+            exporter.abandon()
 
-    def child_ended(self) -> None:
-        """Bring the exporter back if it was the child that ended; runs in signal context."""
-        if self.exporter is not None and os.getpid() == self._arbiter_pid:
-            self.exporter.revive()
+    def child_ended(self, handle: Callable[[], object]) -> None:
+        """Bring the exporter back if it was the child that ended; runs in signal context.
 
-    def _listener(
-        self, exporter: Exporter, before: Exporter | None, source: str
-    ) -> socket.socket | None:
-        """Return the listening socket: the one we have, the one handed on, or a new one."""
+        Args:
+            handle: What Gunicorn does when a child has ended.
+        """
+        exporter = self.exporter if os.getpid() == self._arbiter_pid else None
+        if exporter is not None:
+            if exporter.put_off(handle):
+                return
+            exporter.reap()
+        handle()
+        if exporter is not None and exporter is self.exporter:
+            exporter.revive(by_signal=True)
+
+    def _listener(self, exporter: Exporter, source: str) -> socket.socket | None:
+        """Return the listening socket that was handed on, or a new one."""
         bind = exporter.options.bind
-        if before is not None and before.options.bind == bind and before.listener is not None:
-            return before.listener
         if self.handed is not None:
             number, _, address = self.handed.partition(" ")
             if address == bind:
@@ -372,6 +464,11 @@ place = Place()
 """The place of this process."""
 
 
+def _is_last(server: Arbiter) -> bool:
+    """Return whether no arbiter that a SIGUSR2 has started, or that has done so, goes on."""
+    return bool(server.reexec_pid == server.master_pid == 0)
+
+
 def _close_listener(exporter: Exporter) -> None:
     if exporter.listener is None:
         return
@@ -416,25 +513,29 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _found_at() -> list[str]:
-    """Return where our package and what it needs are found.
+def _packages() -> dict[str, str]:
+    """Return the files of what the process needs: its arbiter's, wherever else there are more.
 
-    The process looks there last: what stands beside them must not hide a module of Python's own.
+    Where they stand in an archive the process finds them by name. It looks there last: what stands
+    beside them must not hide a module of Python's own.
     """
-    found = []
-    for name in ("obskit_gunicorn", "prometheus_client"):
+    found = {}
+    for name in ("prometheus_client", "obskit_gunicorn"):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file:
-            found.append(os.path.dirname(os.path.dirname(os.path.abspath(file))))
+            found[name] = os.path.abspath(file)
     return found
 
 
 def _is_forked_by_gunicorn() -> bool:
+    """Return whether it is Gunicorn that has just forked, and not what runs in one of its hooks."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        is_fork = frame.f_code.co_name in ("spawn_worker", "reexec")
-        if is_fork and frame.f_globals.get("__name__") == "gunicorn.arbiter":
-            return True
+        module = frame.f_globals.get("__name__", "")
+        if module == "gunicorn.arbiter":
+            return frame.f_code.co_name in ("spawn_worker", "reexec")
+        if module != __name__ and module.partition(".")[0] != "gevent":  # has a fork of its own
+            return False
         frame = frame.f_back
     return False
 
@@ -449,17 +550,18 @@ def _listen_to_children() -> None:
     clock.
     """
     global _previous  # noqa: PLW0603 - a process has one handler of a signal
-    current = signal.getsignal(signal.SIGCHLD)
-    if current is not _on_child:
+    # Once: a handler that the application has put in ours' place may call ours.
+    if _previous is None:
         with contextlib.suppress(ValueError):  # not on the main thread; the next fork is
-            signal.signal(signal.SIGCHLD, _on_child)
-            _previous = current
+            _previous = signal.signal(signal.SIGCHLD, _on_child)
 
 
 def _on_child(number: int, frame: types.FrameType | None) -> None:
-    if callable(_previous):
-        _previous(number, frame)
-    place.child_ended()
+    def handle() -> None:
+        if callable(_previous):
+            _previous(number, frame)
+
+    place.child_ended(handle)
 
 
 def _forked() -> None:

@@ -6,16 +6,20 @@ one day does not stay in the table; the others show what is done here.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client import values as prometheus_values
+from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
-from obskit_gunicorn.multiprocess import MultiProcessCollector, generate_latest
+from obskit_gunicorn.mmapfile import pack_entry
+from obskit_gunicorn.multiprocess import MultiProcessCollector, generate_latest, make_wsgi_app
 from tests.support import forks
 from tests.support.forks import (
     REPOSITORY,
@@ -229,6 +233,75 @@ class TestTwins:
         assert read(directory) == {"c_total": 5.0}
 
 
+class TestHelp:
+    """Help text that differs between writers: any of them, and the one shown before stays."""
+
+    @staticmethod
+    def _write(directory: str) -> None:
+        for holder, text in (("30", "New."), ("40", "Old.")):
+            key = json.dumps(["m", f"m{holder}_total", {}, text]).encode()
+            body = pack_entry(key, 1.0, 0.0)
+            header = struct.pack("i", 8 + len(body)) + bytes(4)
+            Path(directory, f"counter_{holder}.db").write_bytes(header + body)
+
+    def test_theirs(self, directory: str) -> None:
+        """Theirs is that of the file which is read first."""
+        self._write(directory)
+        for holder, text in (("30", "New."), ("40", "Old.")):
+            paths = [os.path.join(directory, f"counter_{holder}.db")]
+            paths += [os.path.join(directory, name) for name in os.listdir(directory)]
+            theirs: Any = TheirCollector
+            (family,) = theirs.merge(paths)
+            assert family.documentation == text
+
+    def test_ours(self, directory: str) -> None:
+        """Ours is that of the first file by name, and goes with it."""
+        self._write(directory)
+        assert b"# HELP m_total New.\n" in _exposition(directory)
+        os.unlink(os.path.join(directory, "counter_30.db"))
+        assert b"# HELP m_total Old.\n" in _exposition(directory)
+
+
+class TestHead:
+    """HEAD is answered as GET, without the body."""
+
+    def test_theirs(self) -> None:
+        """prometheus_client refuses it, or sends the body, which depends on its release."""
+        status, body = _head(prometheus_client.make_wsgi_app(CollectorRegistry()))
+        assert status.startswith(("405", "200"))
+        assert status.startswith("405") or body == b""
+
+    def test_ours(self) -> None:
+        """Ours has the headers only."""
+        assert _head(make_wsgi_app(CollectorRegistry())) == ("200 OK", b"")
+
+
+class TestOwnPidLabel:
+    """A gauge that shows processes and has a label ``pid`` itself gives each sample once."""
+
+    @staticmethod
+    def _write(directory: str) -> None:
+        body = b"".join(
+            pack_entry(json.dumps(["g", "g", {"pid": own}, "Help."]).encode(), 1.0, 0.0)
+            for own in ("1", "2")
+        )
+        header = struct.pack("i", 8 + len(body)) + bytes(4)
+        Path(directory, "gauge_all_7.db").write_bytes(header + body)
+
+    def test_theirs(self, directory: str) -> None:
+        """Theirs is there twice, which Prometheus refuses."""
+        self._write(directory)
+        registry = CollectorRegistry()
+        theirs: Any = TheirCollector
+        theirs(registry, directory)
+        assert prometheus_client.generate_latest(registry).count(b'g{pid="7"}') == 2
+
+    def test_ours(self, directory: str) -> None:
+        """Ours is there once."""
+        self._write(directory)
+        assert _exposition(directory).count(b'g{pid="7"}') == 1
+
+
 class TestOrder:
     """Our collector reads the files in a fixed order, so that rounding does not come and go."""
 
@@ -259,6 +332,9 @@ def test_every_row_has_a_class() -> None:
         ("a damaged file", TestDamagedFiles),
         ("the directory cannot be used", TestUnusableDirectory),
         ("the same metric made twice", TestTwins),
+        ("help text that differs", TestHelp),
+        ("HEAD", TestHead),
+        ("a label `pid` of one's own", TestOwnPidLabel),
     )
     unknown = [row for row in rows if not any(row.startswith(f"| {text}") for text, _ in starts)]
     assert unknown == [], "write a class for each new row"
@@ -277,6 +353,13 @@ def _count_with_twins() -> None:
     twins = [Counter("c", "Help.", registry=None) for _ in range(2)]
     twins[0].inc(2)
     twins[1].inc(3)
+
+
+def _head(application: Any) -> tuple[str, bytes]:
+    seen: list[str] = []
+    environ = {"REQUEST_METHOD": "HEAD", "PATH_INFO": "/metrics", "QUERY_STRING": ""}
+    body = application(environ, lambda status, _headers: seen.append(status))
+    return seen[0], b"".join(body)
 
 
 def _exposition(directory: str) -> bytes:

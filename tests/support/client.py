@@ -200,7 +200,8 @@ class Watch:
         now = parse_metrics(response.body)
         for key, before in self.last.items():
             name, labels = key
-            if not name.endswith(_COUNTED_SUFFIXES):
+            # Those of a process begin anew with the next holder of its slot.
+            if not name.endswith(_COUNTED_SUFFIXES) or name.startswith("gunicorn_process_"):
                 continue
             value = now.get(key)
             if value is None or value < before:

@@ -380,6 +380,8 @@ class TestBaseMethods:
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
             "metrics_collectors": (),
+            "metrics_requests": True,
+            "metrics_buckets": (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
         }
 
     def test_making_an_instance_has_no_side_effects(self) -> None:

@@ -25,6 +25,8 @@ class Config:
     metrics_keyfile: object = None
     metrics_ca_certs: object = None
     metrics_collectors: object = ()
+    metrics_requests: object = True
+    metrics_buckets: object = (0.1, 1.0)
 
 
 def options(environment: dict[str, str] | None = None, **values: object) -> Any:
@@ -233,6 +235,16 @@ class TestExporter:
             ("metrics_collectors", ["my app:depth"]),
             ("metrics_collectors", [1]),
             ("metrics_collectors", None),
+            ("metrics_requests", 1),
+            ("metrics_buckets", ()),
+            ("metrics_buckets", "0.1"),
+            ("metrics_buckets", 1),
+            ("metrics_buckets", (1, 0.1)),
+            ("metrics_buckets", (1, 1)),
+            ("metrics_buckets", (0, 1)),
+            ("metrics_buckets", (1, float("nan"))),
+            ("metrics_buckets", (float("inf"),)),
+            ("metrics_buckets", ("much",)),
         ],
     )
     def test_anything_else_is_an_error(self, name: str, value: object) -> None:
@@ -264,3 +276,18 @@ class TestExporter:
         assert options(metrics_collectors=names).exporter.collectors == tuple(names)
         found = options({"OBSKIT_METRICS_COLLECTORS": " , ".join(names)})
         assert found.exporter.collectors == tuple(names)
+
+
+class TestRequests:
+    """``metrics_requests`` and ``metrics_buckets``."""
+
+    def test_buckets(self) -> None:
+        """Bounds are numbers; the infinite one need not be said."""
+        assert options(metrics_buckets=[1, 2.5]).buckets == (1.0, 2.5)
+        assert options(metrics_buckets=(1, float("inf"))).buckets == (1.0,)
+        assert options({"OBSKIT_METRICS_BUCKETS": "0.5, 1,+Inf"}).buckets == (0.5, 1.0)
+
+    def test_none(self) -> None:
+        """Without requests there are no buckets."""
+        assert options(metrics_requests=False).buckets is None
+        assert options({"OBSKIT_METRICS_REQUESTS": "no"}).buckets is None

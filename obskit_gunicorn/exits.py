@@ -1,0 +1,168 @@
+"""How workers end: what is learnt of it, and counting it.
+
+A worker that leaves by itself counts its own end, in ``worker_exit``. The arbiter counts the rest.
+Gunicorn tells it nothing but "this worker is gone" and whether it had timed out; how the process
+has ended is asked from the kernel at SIGCHLD, before Gunicorn reaps it.
+
+What runs in signal context only notes; counting is done by the next core that runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import types
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from obskit_gunicorn import slots
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+__all__ = ["Leaving", "flush", "leaving", "listen", "note"]
+
+_BOOT_ERRORS = (3, 4)
+"""The exit statuses of a Gunicorn worker that cannot boot: WORKER_BOOT_ERROR, APP_LOAD_ERROR."""
+
+
+class Leaving:
+    """Why this worker leaves; set in signal context.
+
+    Attributes:
+        is_interrupted: SIGINT or SIGQUIT has stopped it.
+        is_aborted: SIGABRT has.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.is_interrupted = self.is_aborted = False
+
+    def reason(self, worker: Worker) -> str | None:
+        """Return why a worker ends, called in its ``worker_exit``; ``None`` if it is not to say.
+
+        Gunicorn calls that hook while the SystemExit that ends the worker is on its way.
+        """
+        if self.is_aborted:
+            return None  # the arbiter knows whether that was a time-out
+        if not worker.booted:
+            return "boot_error"
+        error = sys.exc_info()[1]
+        if isinstance(error, SystemExit) and error.code not in (0, None):
+            return "error"
+        if self.is_interrupted:
+            return "interrupted"
+        if worker.nr >= worker.max_requests or _is_uvicorn_recycling(worker):
+            return "max_requests"
+        return "graceful"
+
+
+leaving = Leaving()
+"""Why this process leaves, if it is a worker."""
+
+
+class _End(NamedTuple):
+    """The end of a worker, as the arbiter has noted it."""
+
+    pid: int
+    is_timeout: bool
+
+
+_ends: list[_End] = []
+_statuses: dict[int, tuple[int, int]] = {}
+_MOST_STATUSES = 1000
+
+
+def listen(server: Arbiter) -> None:
+    """Look at each SIGCHLD, before Gunicorn's own handler; runs in the arbiter.
+
+    Gunicorn's handler must be in place already.
+    """
+    _arbiter.pid, _arbiter.server = os.getpid(), server
+    if not _arbiter.is_listening and hasattr(os, "waitid"):  # macOS: from Python 3.13 on
+        with contextlib.suppress(ValueError):  # not on the main thread
+            _arbiter.previous = signal.signal(signal.SIGCHLD, _on_child)
+            _arbiter.is_listening = True
+
+
+class _Arbiter:
+    """What the handler of SIGCHLD knows."""
+
+    pid = 0
+    server: Any = None
+    previous: Any = None
+    is_listening = False
+
+
+_arbiter = _Arbiter()
+
+
+def _on_child(number: int, frame: types.FrameType | None) -> None:
+    if os.getpid() == _arbiter.pid:
+        _look(list(_arbiter.server.WORKERS))
+    if callable(_arbiter.previous):
+        _arbiter.previous(number, frame)
+
+
+def _look(pids: Iterable[int]) -> None:
+    """Ask the kernel which workers have ended, and how, and leave reaping them to Gunicorn."""
+    for pid in pids:
+        try:
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError:
+            continue
+        if found is not None and len(_statuses) < _MOST_STATUSES:
+            _statuses[pid] = (found.si_code, found.si_status)
+
+
+def note(worker: Worker) -> None:
+    """Note in ``child_exit`` that a worker has ended; safe in signal context."""
+    pid = getattr(worker, "pid", None)
+    if isinstance(pid, int):
+        _ends.append(_End(pid, bool(getattr(worker, "aborted", False))))
+
+
+def flush() -> None:
+    """Count what was noted; runs in the arbiter, not in signal context."""
+    if not _ends:
+        return
+    telemetry = importlib.import_module("obskit_gunicorn.telemetry")
+    while _ends:
+        end = _ends.pop(0)
+        status = _statuses.pop(end.pid, None)
+        directory = slots.process.directory
+        record = directory.last_record(end.pid) if directory is not None else {}
+        # A worker that ended in order has counted itself, also if nothing of it is left to read.
+        is_in_order = not record and status == (os.CLD_EXITED, 0)
+        if not record.get("is_counted") and not is_in_order:
+            telemetry.count_exit(_reason(end, status))
+
+
+def _reason(end: _End, status: tuple[int, int] | None) -> str:
+    if end.is_timeout:
+        return "timeout"
+    if status is None:
+        return "killed"
+    code, number = status
+    if code == os.CLD_EXITED:
+        if number in _BOOT_ERRORS:
+            return "boot_error"
+        return "error" if number else "graceful"
+    if number == signal.SIGKILL:
+        return "killed"
+    if number == signal.SIGTERM:
+        return "graceful"  # Uvicorn's worker ends so
+    return "interrupted" if number in (signal.SIGINT, signal.SIGQUIT) else "error"
+
+
+def _is_uvicorn_recycling(worker: Worker) -> bool:
+    """Return whether it is Uvicorn's worker, which comes here only after ``max_requests``.
+
+    Stopped by a signal it sends itself that signal again, and ends without ``worker_exit``.
+    """
+    config = getattr(worker, "config", None)
+    return bool(getattr(config, "limit_max_requests", None))

@@ -1,0 +1,189 @@
+"""A real Prometheus scrapes exporters while everything about their servers is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support import apps
+from tests.support.client import Load
+from tests.support.exporters import server, wait_until_scraped
+from tests.support.process import (
+    HOST,
+    GunicornProcess,
+    Interpreter,
+    free_port,
+    get,
+    interpreters,
+    wait_until,
+)
+
+UVICORN = "uvicorn_worker.UvicornWorker"
+TOTAL = "app_requests_total"
+
+
+class Prometheus:
+    """A Prometheus that scrapes targets once a second."""
+
+    def __init__(self, directory: Path, targets: list[str]) -> None:
+        """Write its configuration.
+
+        Args:
+            directory: Where to put it and its data.
+            targets: What to scrape, as ``host:port``.
+        """
+        self._port = free_port()
+        self._directory = directory
+        (directory / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+            "scrape_configs: [{job_name: exporters, static_configs: "
+            f"[{{targets: {json.dumps(targets)}}}]}}]\n"
+        )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it."""
+        command = [
+            "prometheus",
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=data",
+            f"--web.listen-address={HOST}:{self._port}",
+            "--log.level=warn",
+        ]
+        with (self._directory / "log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=self._directory, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+    def samples(self, query: str) -> dict[str, list[tuple[float, float]]]:
+        """Return what a query finds, by target: times and values."""
+        path = "/api/v1/query?" + urllib.parse.urlencode({"query": query})
+        try:
+            answer = get(self._port, path)
+        except (OSError, http.client.HTTPException):
+            return {}  # it is starting
+        if answer.status == 503:
+            return {}
+        assert answer.status == 200, answer
+        return {
+            found["metric"]["instance"]: [
+                (float(at), float(value)) for at, value in found.get("values", [found.get("value")])
+            ]
+            for found in json.loads(answer.body)["data"]["result"]
+        }
+
+    def last(self, query: str) -> dict[str, float]:
+        """Return the newest value that a query finds, by target."""
+        return {instance: values[-1][1] for instance, values in self.samples(query).items()}
+
+
+def combinations() -> list[tuple[Interpreter, str, str]]:
+    """Return what to scrape: interpreter, worker class, application."""
+    found = []
+    for interpreter in dict.fromkeys((interpreters()[0], interpreters()[-1])):
+        found += [(interpreter, "sync", apps.WSGI), (interpreter, UVICORN, apps.ASGI)]
+        if interpreter.version >= (24,):
+            found.append((interpreter, "asgi", apps.ASGI))
+    return found
+
+
+def replace(running: GunicornProcess, loads: list[Load]) -> int:
+    """Replace the arbiter by SIGUSR2, and return the one that is to be ended."""
+    old = running.arbiter_pid
+    running.send_signal(signal.SIGUSR2)
+    new = wait_until(running.upgraded_arbiter_pid, "there is a new arbiter")
+    wait_until(lambda: running.exporter_pids(new), "it has an exporter")
+    wait_until(lambda: len(running.worker_pids(new)) >= 2, "it has workers")
+    for load in loads:
+        load.wait_for(20)
+    return old
+
+
+def test_prometheus_sees_every_request_and_no_gap(tmp_path: Path) -> None:
+    """Through recycling, SIGHUP, SIGUSR2 and SIGTERM no scrape fails and no request is missing."""
+    if shutil.which("prometheus") is None:
+        message = "there is no prometheus; Debian's package is called prometheus"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                server(interpreter, f"worker_class = {kind!r}\nmax_requests = 60", app=app)
+            )
+            for interpreter, kind, app in combinations()
+        ]
+        targets = [f"{HOST}:{running.metrics_port}" for running in servers]
+        for running in servers:
+            wait_until_scraped(running)
+            assert running.get("/").status == 200
+        prometheus = Prometheus(tmp_path, targets)
+        stack.enter_context(prometheus.running())
+        first = wait_until(
+            lambda: len(found := prometheus.last(TOTAL)) == len(targets) and found,
+            "each has been scraped",
+        )
+        assert first == dict.fromkeys(targets, 1)
+
+        loads = [
+            stack.enter_context(Load(running.port, threads=1, pause=0.02)) for running in servers
+        ]
+        for load in loads:
+            load.wait_for(70)
+        for running in servers:
+            running.send_signal(signal.SIGHUP)
+        for load in loads:
+            load.wait_for(50)
+        old = [replace(running, loads) for running in servers]
+        for running, pid in zip(servers, old, strict=True):
+            running.send_signal(signal.SIGTERM, pid)
+        for load in loads:
+            load.wait_for(50)
+        for load in loads:
+            load.stop()
+        expected = {
+            target: running.tally() for target, running in zip(targets, servers, strict=True)
+        }
+        for running, load in zip(servers, loads, strict=True):
+            answered = load.answered + 1
+            assert answered <= running.tally() <= answered + len(load.unknown)
+        wait_until(
+            lambda: prometheus.last(TOTAL) == expected, "the last request is seen", seconds=10
+        )
+        assert prometheus.last(f"resets({TOTAL}[10m])") == dict.fromkeys(targets, 0)
+        history = prometheus.samples(f"{TOTAL}[10m]")
+        for target in targets:
+            values = [value for _, value in history[target]]
+            assert values[-1] - values[0] == expected[target] - 1
+            assert values == sorted(values)
+
+        wait_until(
+            lambda: all(running.arbiter_pid not in old for running in servers), "the old ones end"
+        )
+        end = time.time()
+        for running in servers:
+            running.send_signal(signal.SIGTERM)
+        wait_until(
+            lambda: prometheus.last("up") == dict.fromkeys(targets, 0), "they have gone", seconds=15
+        )
+        for target, ups in prometheus.samples("up[10m]").items():
+            before = [value for at, value in ups if at < end]
+            assert set(before) == {1}, (target, ups)
+            assert len(before) >= 5
+        for running in servers:
+            running.wait_until_gone()

@@ -1,0 +1,453 @@
+"""Clients that are slow, silent, many or mad: they cost the others nothing, and leave nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tests.support.forks import Nursery, join
+from tests.support.process import HOST, wait_until
+from tests.support.serving import ServeProcess, reset
+
+MOST_THREADS = 64 + 4
+SOON_SECONDS = 4.0
+"""How long a scrape may take; it is a fraction of a second where nothing else runs."""
+
+LARGE = 3_000
+"""How many series a body has that a slow client's socket does not hold."""
+
+
+@pytest.fixture(name="large", scope="module")
+def _large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory whose exposition has megabytes."""
+    path = tmp_path_factory.mktemp("metrics")
+    with Nursery() as nursery:
+        nursery.load(sys.modules[__name__])
+        process = nursery.start()
+        process.call(join, str(path))
+        process.call(_count_many, LARGE)
+        yield path
+        nursery.forget_all()
+
+
+def _count_many(series: int) -> None:
+    from prometheus_client import Counter
+
+    counter = Counter("large", "A metric with many series.", ["label"])
+    for number in range(series):
+        counter.labels(f"{number}-{'x' * 1000}").inc()
+
+
+@pytest.fixture(name="served")
+def _served(tmp_path: Path) -> Iterator[ServeProcess]:
+    with ServeProcess(tmp_path) as served:
+        served.get()
+        yield served
+
+
+@pytest.fixture(name="many_descriptors")
+def _many_descriptors() -> Iterator[int]:
+    """Let this process have as many descriptors as it may; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Scrapes:
+    """A thread that scrapes again and again as Prometheus does; a context manager.
+
+    Attributes:
+        slowest: How long the slowest scrape took, in seconds.
+        count: How many were answered.
+        failures: What became of the others.
+    """
+
+    def __init__(self, served: ServeProcess, path: str = "/metrics") -> None:
+        """Prepare the thread."""
+        self.slowest = 0.0
+        self.count = 0
+        self.failures: list[str] = []
+        self.most_threads = 0
+        self.most_descriptors = 0
+        self._served = served
+        self._path = path
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Scrapes:
+        """Start to scrape."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self._stopped.set()
+        self._thread.join(30)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many more were answered."""
+        goal = self.count + count
+        wait_until(lambda: self.count >= goal or self.failures, f"{count} more scrapes")
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.05):
+            started = time.monotonic()
+            try:
+                assert self._served.get(self._path, timeout=10).status == 200
+                self.count += 1
+            except Exception as error:
+                self.failures.append(repr(error))
+            self.slowest = max(self.slowest, time.monotonic() - started)
+            self.most_threads = max(self.most_threads, self._served.threads())
+            self.most_descriptors = max(self.most_descriptors, self._served.descriptors())
+
+
+def check(scrapes: Scrapes) -> None:
+    """Check that nobody was kept from scraping, and that what it uses is bounded."""
+    assert scrapes.failures == []
+    assert scrapes.count > 0
+    assert scrapes.slowest < SOON_SECONDS
+    assert scrapes.most_threads <= MOST_THREADS
+    assert scrapes.most_descriptors <= MOST_THREADS + 16
+
+
+# ------------------------------------------------------------------------------------------------
+# Slow and silent ones
+
+
+def test_silent_connections(served: ServeProcess) -> None:
+    """Connections that send nothing, or half a request, are cut off in seconds; all are."""
+    before = served.descriptors()
+    with contextlib.ExitStack() as stack, Scrapes(served) as scrapes:
+        clients = [stack.enter_context(served.connect()) for _ in range(200)]
+        for number, client in enumerate(clients):
+            with contextlib.suppress(OSError):
+                client.sendall((b"", b"G", b"GET /metrics HTTP/1.1\r\nHost: x")[number % 3])
+        started = time.monotonic()
+        for client in clients:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        assert time.monotonic() - started < 8
+        check(scrapes)
+    served.wait_until_idle(descriptors=before)
+
+
+def test_one_byte_at_a_time(served: ServeProcess) -> None:
+    """A request that trickles in, never pausing for long, has seconds and no more."""
+    with contextlib.ExitStack() as stack, Scrapes(served) as scrapes:
+        clients = {stack.enter_context(served.connect()) for _ in range(MOST_THREADS + 20)}
+        text = b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 1000
+        started = time.monotonic()
+        for byte in text:
+            for client in list(clients):
+                try:
+                    client.send(bytes([byte]))
+                except OSError:
+                    clients.discard(client)
+            if not clients:
+                break
+            time.sleep(0.25)
+        assert not clients
+        assert time.monotonic() - started < 8
+        check(scrapes)
+    served.wait_until_idle()
+
+
+def test_slow_readers(large: Path) -> None:
+    """Clients that ask for a large body and do not read it keep nobody else from his."""
+    with ServeProcess(large) as served:
+        body = served.get().body
+        assert len(body) > 2_500_000
+        before, memory = served.descriptors(), served.resident_kilobytes()
+        with contextlib.ExitStack() as stack, Scrapes(served) as scrapes:
+            for _ in range(MOST_THREADS + 30):
+                client = stack.enter_context(served.connect(receive_bytes=2048))
+                with contextlib.suppress(OSError):
+                    client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            wait_until(lambda: served.threads() > MOST_THREADS // 2, "they keep it busy")
+            scrapes.wait_for(5)
+            assert scrapes.failures == []
+            assert scrapes.slowest < SOON_SECONDS
+            assert scrapes.most_threads <= MOST_THREADS
+            started = time.monotonic()
+            assert served.get("/-/healthy").status == 200
+            assert time.monotonic() - started < SOON_SECONDS
+        served.wait_until_idle(descriptors=before)
+        assert served.get().status == 200
+        assert served.resident_kilobytes() < memory + 100_000
+
+
+def test_patient_reader(large: Path) -> None:
+    """A client that reads slowly, but does read, gets its body whole while nobody is in need."""
+    with ServeProcess(large) as served, served.connect(receive_bytes=1 << 16) as client:
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        answer = bytearray()
+        deadline = time.monotonic() + 20
+        while chunk := client.recv(1 << 16):
+            answer += chunk
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        head, _, body = bytes(answer).partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}\r\n".encode() in head + b"\r\n"
+        assert len(body) > 2_500_000
+
+
+@pytest.mark.parametrize("when", ["connected", "asking", "asked", "reading"])
+def test_resets(large: Path, when: str) -> None:
+    """Clients that go away in the middle are no event: nothing stays, nothing is logged."""
+    with ServeProcess(large) as served:
+        served.get()
+        before = served.descriptors()
+        for number in range(40):
+            client = served.connect(receive_bytes=4096)
+            if when == "asking":
+                client.sendall(b"GET /metrics HT")
+            elif when != "connected":
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            if when == "reading":
+                client.recv(100)
+            if number % 2:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_WR)
+            reset(client)
+        assert served.get("/-/healthy").status == 200
+        served.wait_until_idle(descriptors=before)
+        assert served.log().count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------
+# Many
+
+
+def connect_many(count: int, port: int, data: bytes = b"") -> Iterator[socket.socket]:
+    """Connect again and again without waiting, and send something on each that gets through."""
+    for _ in range(count):
+        client = socket.socket()
+        client.setblocking(False)
+        error = client.connect_ex((HOST, port))
+        assert error in (0, errno.EINPROGRESS, errno.EADDRNOTAVAIL, errno.EAGAIN), os.strerror(
+            error
+        )
+        if data:
+            with contextlib.suppress(OSError):
+                client.send(data)
+        yield client
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n", b"GET /-/healthy HTTP/1.0\r\n\r\n"])
+def test_ten_thousand_connections(served: ServeProcess, data: bytes, many_descriptors: int) -> None:
+    """While ten thousand connections come in as fast as they can, scrapes are answered."""
+    before, memory = served.descriptors(), served.resident_kilobytes()
+    at_once = min(4000, many_descriptors - 500)
+    with Scrapes(served) as scrapes:
+        for _ in range(0, 10_000, at_once):
+            clients = list(connect_many(min(at_once, 10_000), served.port, data))
+            scrapes.wait_for(1)
+            for client in clients:
+                client.close()
+        scrapes.wait_for(3)
+        check(scrapes)
+    served.wait_until_idle(descriptors=before)
+    assert served.resident_kilobytes() < memory + 30_000
+
+
+def test_connections_that_come_back(served: ServeProcess) -> None:
+    """Nor does it matter that each connection which is cut off is made anew at once."""
+    stopped = threading.Event()
+
+    def attack() -> None:
+        with selectors.DefaultSelector() as waiting:
+            for client in connect_many(200, served.port):
+                waiting.register(client, selectors.EVENT_READ)
+            while not stopped.is_set():
+                for key, _ in waiting.select(0.05):
+                    old = key.fileobj
+                    assert isinstance(old, socket.socket)
+                    waiting.unregister(old)
+                    old.close()
+                    (client,) = connect_many(1, served.port)
+                    waiting.register(client, selectors.EVENT_READ)
+            for key in list(waiting.get_map().values()):
+                assert isinstance(key.fileobj, socket.socket)
+                key.fileobj.close()
+
+    thread = threading.Thread(target=attack, daemon=True)
+    thread.start()
+    try:
+        with Scrapes(served) as scrapes, Scrapes(served, "/-/healthy") as probes:
+            scrapes.wait_for(10)
+            probes.wait_for(10)
+    finally:
+        stopped.set()
+        thread.join(10)
+    check(scrapes)
+    check(probes)
+    served.wait_until_idle()
+
+
+def test_no_descriptors(tmp_path: Path) -> None:
+    """Without descriptors for all connections it makes room, does not spin, and does not end."""
+    with ServeProcess(tmp_path, descriptors=24) as served:
+        served.get()
+        before = served.descriptors()
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(served.connect())
+            started, used = time.monotonic(), served.cpu_seconds()
+            assert served.get("/-/healthy").status == 200
+            assert time.monotonic() - started < SOON_SECONDS
+            while time.monotonic() - started < 2:
+                assert served.process.poll() is None
+                time.sleep(0.1)
+            assert served.cpu_seconds() - used < 0.5
+        served.wait_until_idle(descriptors=before)
+        assert served.get().status == 200
+
+
+# ------------------------------------------------------------------------------------------------
+# Mad ones
+
+
+def _random(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+GARBAGE = {
+    "nothing": b"\r\n\r\n",
+    "random": _random(3000),
+    "random and long": _random(300_000),
+    "random lines": _random(3000).replace(b"\xff", b"\r\n"),
+    "NUL bytes": b"\0" * 70_000,
+    "NUL in the path": b"GET /met\0rics HTTP/1.1\r\n\r\n",
+    "NUL in a header": b"GET /nowhere HTTP/1.1\r\nX\0: \0\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + _random(500),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0",
+    "HTTP/9": b"GET / HTTP/9.9\r\n\r\n",
+    "HTTP/x": b"GET / HTTP/x.y\r\n\r\n",
+    "HTTP/²": "GET / HTTP/².²\r\n\r\n".encode("latin-1"),
+    "no HTTP": b"GET / FTP/1.0\r\n\r\n",
+    "one word": b"GET\r\n\r\n",
+    "four words": b"GET / / HTTP/1.1\r\n\r\n",
+    "long line": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    "long line without end": b"a" * 200_000,
+    "long method": b"A" * 60_000 + b" / HTTP/1.1\r\n\r\n",
+    "long header": b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    "1,000 headers": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+    "headers of 6 MB": b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 60_000 + b"\r\n") * 99 + b"\r\n",
+    "no colon": b"GET /nowhere HTTP/1.1\r\nnonsense\r\n\r\n",
+    "only colons": b"GET /nowhere HTTP/1.1\r\n:::\r\n: x\r\n\r\n",
+    "folded": b"GET /nowhere HTTP/1.1\r\n Folded: x\r\n\r\n",
+    "odd length": b"POST / HTTP/1.1\r\nContent-Length: -7\r\n\r\nabc",
+    "huge length": b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    "chunks": b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    "smuggled": b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+    "upgrade": b"GET /nowhere HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "expect": b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    "CONNECT": b"CONNECT example.com:443 HTTP/1.1\r\n\r\n",
+    "asterisk": b"OPTIONS * HTTP/1.1\r\n\r\n",
+    "odd escapes": b"GET /%zz%%%e4%00%0d%0a HTTP/1.1\r\n\r\n",
+    "not ASCII": "GET /öäü€ HTTP/1.1\r\nHost: ü\r\n\r\n".encode(),
+    "up": b"GET /../../../../etc/passwd HTTP/1.1\r\n\r\n",
+    "header in the path": b"GET /a%0d%0aX:%20y HTTP/1.1\r\n\r\n",
+    "odd URI": b"GET http://[:::/metric HTTP/1.1\r\n\r\n",
+}
+
+
+@pytest.fixture(name="target", scope="module")
+def _target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    with ServeProcess(tmp_path_factory.mktemp("metrics")) as served:
+        served.get()
+        yield served
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage(target: ServeProcess, name: str) -> None:
+    """What is no request, or none for anything here, is answered in HTTP or not at all."""
+    with target.connect() as client:
+        with contextlib.suppress(OSError):
+            client.sendall(GARBAGE[name])
+            client.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := client.recv(1 << 16):
+                answer += chunk
+    if answer:
+        head, separator, body = answer.partition(b"\r\n\r\n")
+        status, *headers = head.split(b"\r\n")
+        assert separator
+        assert status.startswith(b"HTTP/1.0 ")
+        known = {b"server", b"date", b"content-type", b"content-length", b"cache-control", b"allow"}
+        assert {line.partition(b":")[0].lower() for line in headers} <= known | {b"connection"}
+        (length,) = [line for line in headers if line.lower().startswith(b"content-length: ")]
+        assert int(length.partition(b":")[2]) == len(body)
+        assert b"root:" not in body
+        assert int(status.split()[1]) >= 400 or name in ("asterisk",)
+    assert target.get().status == 200
+    assert target.log().count("\n") == 1
+
+
+def test_much_garbage(target: ServeProcess) -> None:
+    """Random bytes, and requests with random damage, leave no thread, memory or line behind."""
+    random_numbers = random.Random(7)
+    request = (
+        b"GET /metrics?name[]=x HTTP/1.1\r\nHost: x\r\nAccept: text/plain;version=1.0.0\r\n\r\n"
+    )
+    memory = target.resident_kilobytes()
+
+    def send(data: bytes) -> None:
+        with target.connect() as client, contextlib.suppress(OSError):
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(1 << 16):
+                pass
+
+    for _ in range(400):
+        damaged = bytearray(request)
+        for _ in range(random_numbers.randrange(1, 6)):
+            damaged[random_numbers.randrange(len(damaged))] = random_numbers.randrange(256)
+        send(bytes(damaged))
+    for _ in range(20):
+        send(GARBAGE["headers of 6 MB"])
+    target.wait_until_idle(descriptors=8)
+    assert target.get().status == 200
+    assert target.resident_kilobytes() < memory + 30_000
+    assert target.log().count("\n") == 1
+
+
+def test_large_requests_at_once(target: ServeProcess) -> None:
+    """Many large requests at once cost no more memory than their limit allows."""
+    memory = target.resident_kilobytes()
+    most = memory
+    line = b"X: " + b"y" * 60_000 + b"\r\n"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(target.connect()) for _ in range(60)]
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.sendall(b"GET / HTTP/1.1\r\n")
+        for _ in range(10):
+            for client in clients:
+                client.settimeout(0.01)
+                with contextlib.suppress(OSError):
+                    client.sendall(line)
+            most = max(most, target.resident_kilobytes())
+        assert most < memory + 40_000
+        assert target.get().status == 200

@@ -1,0 +1,392 @@
+"""What Gunicorn's own metrics say, compared with what a scripted client and scripted faults did."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import apps
+from tests.support.process import (
+    HOST,
+    GunicornProcess,
+    Interpreter,
+    Metrics,
+    get,
+    wait_until,
+)
+
+UVICORN = "uvicorn_worker.UvicornWorker"
+
+WSGI = (
+    apps.COUNTED
+    + """
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/raise":
+        raise ZeroDivisionError("on purpose")
+    if path == "/late":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return late()
+    if path == "/none":
+        start_response("204 No Content", [])
+        return []
+    if path == "/block":
+        block(float(parameter(environ["QUERY_STRING"], "1")))
+    if path == "/sleep":
+        time.sleep(float(parameter(environ["QUERY_STRING"], "1")))
+    status = "404 Not Found" if path == "/missing" else "200 OK"
+    body = str(os.getpid()).encode()
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def late():
+    yield b"a beginning"
+    raise ZeroDivisionError("in the middle")
+"""
+)
+
+ASGI = (
+    apps.COUNTED
+    + """
+import asyncio
+
+
+async def application(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    path = scope["path"]
+    if path == "/raise":
+        raise ZeroDivisionError("on purpose")
+    if path == "/block":
+        block(float(parameter(scope["query_string"].decode(), "1")))
+    if path == "/sleep":
+        await asyncio.sleep(float(parameter(scope["query_string"].decode(), "1")))
+    status = {"/missing": 404, "/none": 204}.get(path, 200)
+    body = b"" if status == 204 else str(os.getpid()).encode()
+    headers = [(b"content-type", b"text/plain")]
+    if status != 204 and path != "/late":
+        headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if path == "/late":
+        await send({"type": "http.response.body", "body": b"a beginning", "more_body": True})
+        raise ZeroDivisionError("in the middle")
+    await send({"type": "http.response.body", "body": body})
+"""
+)
+
+APPLICATIONS = {"sync": WSGI, "gthread": WSGI, "gevent": WSGI, "asgi": ASGI, UVICORN: ASGI}
+
+CONFIG = """
+from obskit_gunicorn import ObskitGunicornConfig
+
+
+class Config(ObskitGunicornConfig):
+    workers = 2
+    worker_class = {worker_class!r}
+    threads = 3 if worker_class == "gthread" else 1
+    worker_connections = 50
+    {settings}
+"""
+
+
+@pytest.fixture(name="worker_class", params=APPLICATIONS)
+def _worker_class(request: pytest.FixtureRequest, interpreter: Interpreter) -> str:
+    name = str(request.param)
+    if name == "asgi" and interpreter.version < (24,):
+        pytest.skip("this Gunicorn has no asgi worker")
+    return name
+
+
+def server(interpreter: Interpreter, worker_class: str, settings: str = "") -> GunicornProcess:
+    """Return a server with an exporter."""
+    config = CONFIG.format(worker_class=worker_class, settings=settings)
+    return GunicornProcess(interpreter, config, app=APPLICATIONS[worker_class], exporter=True)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    """Return one sample, 0 if there is none."""
+    return metrics.get((name, frozenset(labels.items())), 0.0)
+
+
+def by_label(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """Return the samples of a name by the values of their labels, in the order of their names."""
+    return {
+        tuple(text for _label, text in sorted(labels)): number
+        for (sample, labels), number in metrics.items()
+        if sample == name
+    }
+
+
+def wait_for(running: GunicornProcess, condition: Callable[[Metrics], bool], text: str) -> Metrics:
+    """Scrape until a condition is true of the exposition, and return it."""
+    found: Metrics = {}
+
+    def holds() -> bool:
+        nonlocal found
+        try:
+            found = running.scrape()
+        except OSError:
+            return False
+        return condition(found)
+
+    try:
+        wait_until(holds, text, seconds=15)
+    except AssertionError:
+        print({key: number for key, number in found.items() if key[0].startswith("gunicorn_")})
+        raise
+    return found
+
+
+def wait_until_counted(running: GunicornProcess) -> None:
+    """Wait until both workers serve, and the one request that found that out is counted."""
+    wait_for(
+        running,
+        lambda m: (
+            value(m, "gunicorn_workers_ready") == 2
+            and value(m, "gunicorn_requests_total", method="GET", code="200") == 1
+        ),
+        "the first request is counted",
+    )
+
+
+def send(running: GunicornProcess, method: str, path: str) -> None:
+    """Send one request; whether it is answered is the server's affair."""
+    connection = http.client.HTTPConnection(HOST, running.port, timeout=10)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request(method, path, headers={"Connection": "close"})
+        connection.getresponse().read()
+    connection.close()
+
+
+def test_requests(interpreter: Interpreter, worker_class: str) -> None:
+    """Each request is counted once, by its method and the code that its client got."""
+    with server(interpreter, worker_class) as running:
+        wait_until_counted(running)
+        script = [
+            *[("GET", "/")] * 5,
+            *[("POST", "/")] * 3,
+            *[("GET", "/missing")] * 2,
+            ("DELETE", "/none"),
+            ("BREW", "/"),
+            *[("GET", "/raise")] * 2,
+            ("GET", "/late"),
+        ]
+        for method, path in script:
+            send(running, method, path)
+        expected = {
+            ("200", "GET"): 5 + 1 + 1,
+            ("200", "POST"): 3,
+            ("404", "GET"): 2,
+            ("204", "DELETE"): 1,
+            ("200", "other"): 1,
+            ("500", "GET"): 2,
+        }
+        found = wait_for(
+            running,
+            lambda m: sum(by_label(m, "gunicorn_requests_total").values()) >= len(script) + 1,
+            "all are counted",
+        )
+        assert by_label(found, "gunicorn_requests_total") == expected
+        counts = by_label(found, "gunicorn_request_duration_seconds_count")
+        assert counts == {("DELETE",): 1, ("GET",): 11, ("POST",): 3, ("other",): 1}
+        assert value(found, "gunicorn_requests_in_progress") == 0
+
+
+def test_in_progress_and_capacity(interpreter: Interpreter, worker_class: str) -> None:
+    """Requests that are being answered are shown as such, out of as many as there is room for."""
+    with server(interpreter, worker_class) as running:
+        capacity = {"sync": 2, "gthread": 6, "gevent": 100, "asgi": 100}.get(worker_class)
+        found = wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
+        assert found.get(("gunicorn_capacity", frozenset())) == capacity
+        with pytest.raises(TimeoutError):
+            get(running.port, "/sleep?s=3", timeout=0.3)
+        wait_for(running, lambda m: value(m, "gunicorn_requests_in_progress") == 1, "one request")
+        wait_for(running, lambda m: value(m, "gunicorn_requests_in_progress") == 0, "none")
+        (labels,) = by_label(found, "gunicorn_info")
+        assert labels[1] == ".".join(map(str, interpreter.version))
+        assert value(found, "gunicorn_workers") == 2
+
+
+def test_streaming_is_counted_to_its_last_byte(interpreter: Interpreter) -> None:
+    """A response is in progress, and its duration runs, until it has been sent."""
+    app = WSGI.replace(
+        '    yield b"a beginning"\n    raise',
+        '    yield b"1"\n    time.sleep(0.6)\n    return\n    raise',
+    )
+    config = CONFIG.format(worker_class="gthread", settings="")
+    with GunicornProcess(interpreter, config, app=app, exporter=True) as running:
+        send(running, "GET", "/late")
+        found = wait_for(
+            running,
+            lambda m: value(m, "gunicorn_request_duration_seconds_sum", method="GET") > 0.5,
+            "a long one",
+        )
+        assert value(found, "gunicorn_requests_in_progress") == 0
+
+
+def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
+    """Boots and ends are counted one by one, each with its reason."""
+    settings = "timeout = 3\n    graceful_timeout = 1"
+    with server(interpreter, worker_class, settings) as running:
+        workers = running.wait_for_workers(2)
+        wait_for(running, lambda m: value(m, "gunicorn_worker_boots_total") == 2, "two boots")
+        running.send_signal(signal.SIGKILL, min(workers))
+        running.wait_for_workers(2, without={min(workers)})
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_worker_exits_total", reason="killed") == 1,
+            "a kill is counted",
+        )
+        before = running.wait_for_workers(2)
+        wait_for(running, lambda m: value(m, "gunicorn_worker_boots_total") == 3, "three boots")
+        with running.log_path.open("a") as log:
+            log.write("-- now a time-out\n")
+        if worker_class != "gthread":
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                get(running.port, "/block?s=20", timeout=0.5)
+        else:  # its main thread is never busy
+            running.send_signal(signal.SIGSTOP, min(before))
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_worker_exits_total", reason="timeout") == 1,
+            "a time-out is counted",
+        )
+        now = running.wait_for_workers(2)
+        assert len(now - before) == 1
+        wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "both serve")
+        running.send_signal(signal.SIGHUP)
+        running.wait_for_workers(2, without=now)
+        found = wait_for(
+            running,
+            lambda m: (
+                value(m, "gunicorn_worker_boots_total") == 6
+                and value(m, "gunicorn_reloads_total") == 1
+            ),
+            "a reload is counted",
+        )
+        if worker_class != UVICORN or interpreter.version >= (24,):
+            found = wait_for(
+                running,
+                lambda m: value(m, "gunicorn_worker_exits_total", reason="graceful") == 2,
+                "both old ones left gracefully",
+            )
+            assert by_label(found, "gunicorn_worker_exits_total") == {
+                ("killed",): 1,
+                ("timeout",): 1,
+                ("graceful",): 2,
+            }
+        assert value(found, "gunicorn_worker_boot_seconds_count") == 6
+
+
+def test_recycled_workers(interpreter: Interpreter, worker_class: str) -> None:
+    """A worker that has served its number of requests is counted as such, and as nothing else."""
+    with server(interpreter, worker_class, "max_requests = 4") as running:
+        for _ in range(30):
+            send(running, "GET", "/")
+        found = wait_for(
+            running,
+            lambda m: value(m, "gunicorn_worker_exits_total", reason="max_requests") >= 1,
+            "an end is counted",
+        )
+        assert set(by_label(found, "gunicorn_worker_exits_total")) == {("max_requests",)}
+        found = wait_for(
+            running,
+            lambda m: (
+                value(m, "gunicorn_worker_boots_total")
+                == 2 + value(m, "gunicorn_worker_exits_total", reason="max_requests")
+            ),
+            "each end has its boot",
+        )
+
+
+def test_figures_of_processes(newest: Interpreter) -> None:
+    """CPU, memory, descriptors, threads and start time of arbiter and workers, by slot."""
+    with server(newest, "gthread") as running:
+        running.wait_for_workers(2)
+        found = wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
+        for name in (
+            "cpu_seconds_total",
+            "resident_memory_bytes",
+            "proportional_memory_bytes",
+            "open_fds",
+            "max_fds",
+            "threads",
+            "start_time_seconds",
+        ):
+            figures = by_label(found, f"gunicorn_process_{name}")
+            assert sorted(role for role, _slot in figures) == ["arbiter", "worker", "worker"]
+            assert all(figure > 0 for figure in figures.values()) or name == "cpu_seconds_total"
+            assert {slot for _role, slot in figures} == {"slot0", "slot1", "slot2"}
+
+
+def test_listen_backlog(newest: Interpreter) -> None:
+    """Connections that no worker accepts are shown as waiting, out of as many as may wait."""
+    with server(newest, "sync", "workers = 1\n    backlog = 7") as running:
+        address = f"{HOST}:{running.port}"
+        found = wait_for(
+            running, lambda m: value(m, "gunicorn_listen_backlog_limit", address=address) == 7, "7"
+        )
+        assert value(found, "gunicorn_listen_backlog", address=address) == 0
+        with pytest.raises(TimeoutError):
+            get(running.port, "/sleep?s=3", timeout=0.2)
+        waiting = [socket.create_connection((HOST, running.port)) for _ in range(3)]
+        wait_for(
+            running, lambda m: value(m, "gunicorn_listen_backlog", address=address) >= 3, "three"
+        )
+        for connection in waiting:
+            connection.close()
+
+
+def test_without_requests(interpreter: Interpreter, worker_class: str) -> None:
+    """Turned off, there is no trace of request metrics: no series, no hook, no wrapper."""
+    with server(interpreter, worker_class, "metrics_requests = False") as running:
+        send(running, "GET", "/")
+        found = wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
+        assert not [key for key in found if key[0].startswith("gunicorn_request")]
+
+
+def test_overridden_hooks_without_super(interpreter: Interpreter, worker_class: str) -> None:
+    """Hooks that are overridden and forget super() lose no figure."""
+    hooks = "\n".join(
+        f"    def {name}(self, *args): pass"
+        for name in ("post_fork", "post_worker_init", "worker_exit", "child_exit", "on_reload")
+    )
+    settings = (
+        "pass\n"
+        + hooks
+        + "\n    def pre_request(self, worker, req): pass"
+        + "\n    def post_request(self, worker, req, environ, resp): pass"
+    )
+    with server(interpreter, worker_class, settings) as running:
+        workers = running.wait_for_workers(2)
+        wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
+        wait_until_counted(running)
+        for _ in range(5):
+            send(running, "GET", "/")
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_requests_total", method="GET", code="200") == 6,
+            "the requests are counted",
+        )
+        running.send_signal(signal.SIGKILL, min(workers))
+        running.send_signal(signal.SIGHUP)
+        wait_for(
+            running,
+            lambda m: (
+                value(m, "gunicorn_requests_total", method="GET", code="200") == 6
+                and value(m, "gunicorn_worker_exits_total", reason="killed") == 1
+                and value(m, "gunicorn_reloads_total") == 1
+            ),
+            "all is counted",
+        )

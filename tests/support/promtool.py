@@ -1,0 +1,75 @@
+"""promtool, Prometheus' own judge of rules, configurations, expositions and expressions."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+__all__ = ["checks_expressions", "find_promtool", "metric_names", "run_promtool"]
+
+_STRINGS = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
+_GROUPINGS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
+_NAMES = re.compile(r"(?<![\w:$])[a-zA-Z_:][\w:]*(?![\w:])(?!\s*\()")
+_WORDS = {"and", "or", "unless", "offset", "bool", "by", "without", "on", "ignoring"}
+
+
+def find_promtool() -> str:
+    """Return promtool's path; skip the test where it is missing, and fail it under CI."""
+    found = shutil.which("promtool")
+    if found is None:
+        message = "promtool is missing: install the Debian package prometheus"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+def run_promtool(*arguments: str | Path, text: str | None = None) -> tuple[int, str]:
+    """Run promtool; return its exit status and everything it has said.
+
+    Args:
+        arguments: Its command line.
+        text: What it reads from its standard input.
+    """
+    done = subprocess.run(
+        [find_promtool(), *map(str, arguments)],
+        input=text,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def checks_expressions(expressions: list[str], directory: Path) -> tuple[int, str]:
+    """Have promtool parse expressions, each as a recording rule; see :func:`run_promtool`.
+
+    Args:
+        expressions: PromQL, without variables.
+        directory: Where the rules may be written.
+    """
+    rules = [{"record": f"x:{i}:x", "expr": one} for i, one in enumerate(expressions)]
+    path = directory / "expressions.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": rules}]}), encoding="utf-8")
+    return run_promtool("check", "rules", path)
+
+
+def metric_names(expression: str) -> set[str]:
+    """Return the names of metrics in a PromQL expression.
+
+    Every word is one that is no label name (in braces or a grouping), function, operator, duration
+    or number.
+    """
+    bare = _STRINGS.sub('""', expression)
+    bare = re.sub(r"\{[^}]*\}", " ", bare)
+    bare = re.sub(r"\[[^\]]*\]", " ", bare)
+    bare = _GROUPINGS.sub(" ", bare)
+    return set(_NAMES.findall(bare)) - _WORDS
