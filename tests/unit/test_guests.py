@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 from prometheus_client.openmetrics import exposition, parser
 
@@ -389,7 +390,7 @@ class TestBad:
         family.samples[0].labels["l"] = object()
         family.samples.append(None)
         family.name = "other name"
-        assert b'g_one{l="x"} 1.0' in generate_latest(guests._Families([found]))
+        assert b'g_one{l="x"} 1.0' in prometheus_client.generate_latest(guests._Families([found]))
 
 
 class TestNames:
