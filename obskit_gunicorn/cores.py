@@ -194,10 +194,13 @@ def _core_post_worker_init(publication: Publication, worker: Worker) -> None:
 
 
 def _count_requests(publication: Publication, worker: Worker) -> None:
-    """Wrap the application where request hooks are silent: under ASGI workers."""
+    """Begin to count requests; under ASGI workers, where request hooks are silent, by a wrapper."""
     buckets = publication.options.buckets
+    if buckets is None:
+        return
     name = "asgi" if hasattr(worker, "asgi") else "wsgi"
-    if buckets is None or (name == "wsgi" and not hasattr(worker, "CONFIG_KWARGS")):
+    if name == "wsgi" and not hasattr(worker, "CONFIG_KWARGS"):
+        hooked_requests(buckets)  # so that "none in progress" is there before the first one
         return
     asgi = importlib.import_module("obskit_gunicorn.asgi")
     application = getattr(worker, name)

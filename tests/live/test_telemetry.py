@@ -9,8 +9,10 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import apps
+from tests.support.metrics_page import documented
 from tests.support.process import (
     HOST,
     GunicornProcess,
@@ -390,3 +392,41 @@ def test_overridden_hooks_without_super(interpreter: Interpreter, worker_class: 
             ),
             "all is counted",
         )
+
+
+def test_every_metric_is_documented(newest: Interpreter) -> None:
+    """What is exposed is what the page of metrics lists: names, types and labels."""
+    collector = """
+class Failing:
+    def collect(self):
+        raise ZeroDivisionError
+"""
+    settings = """metrics_collectors = ["failing:Failing"]
+
+    def on_reload(self, server):
+        raise ZeroDivisionError"""
+    config = CONFIG.format(worker_class="sync", settings=settings)
+    with GunicornProcess(
+        newest, config, app=WSGI, exporter=True, files={"failing.py": collector}
+    ) as running:
+        wait_until_counted(running)
+        before = running.wait_for_workers(2)
+        running.send_signal(signal.SIGHUP)
+        running.wait_for_workers(2, without=before)
+        wait_for(
+            running,
+            lambda m: (
+                value(m, "gunicorn_worker_exits_total", reason="graceful") == 2
+                and value(m, "gunicorn_hook_failures_total", hook="on_reload") == 1
+            ),
+            "the reload is counted",
+        )
+        text = get(running.metrics_port, "/metrics").body
+    found: dict[str, tuple[str, set[str]]] = {}
+    for family in text_string_to_metric_families(text):
+        if not family.name.startswith(("gunicorn_", "obskit_gunicorn_")):
+            continue
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels}
+        found[name] = (family.type, labels - {"le"})
+    assert found == {name: (kind, set(labels)) for name, (kind, labels) in documented().items()}
