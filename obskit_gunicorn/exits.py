@@ -82,7 +82,7 @@ def listen(server: Arbiter) -> None:
 
     Gunicorn's handler must be in place already.
     """
-    _arbiter.pid, _arbiter.server = os.getpid(), server
+    _arbiter.pid, _arbiter.workers = os.getpid(), server.WORKERS
     if not _arbiter.is_listening and hasattr(os, "waitid"):  # macOS: from Python 3.13 on
         with contextlib.suppress(ValueError):  # not on the main thread
             _arbiter.previous = signal.signal(signal.SIGCHLD, _on_child)
@@ -93,7 +93,7 @@ class _Arbiter:
     """What the handler of SIGCHLD knows."""
 
     pid = 0
-    server: Any = None
+    workers: Any = ()
     previous: Any = None
     is_listening = False
 
@@ -103,7 +103,7 @@ _arbiter = _Arbiter()
 
 def _on_child(number: int, frame: types.FrameType | None) -> None:
     if os.getpid() == _arbiter.pid:
-        _look(list(_arbiter.server.WORKERS))
+        _look(list(_arbiter.workers))
     if callable(_arbiter.previous):
         _arbiter.previous(number, frame)
 
