@@ -191,10 +191,10 @@ def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
     for attribute, below in zip(node.body, node.body[1:], strict=False):
         if not isinstance(attribute, ast.AnnAssign) or not isinstance(below, ast.Expr):
             continue
-        default = "" if attribute.value is None else ast.unparse(attribute.value)
+        # Double quotes in every Python: unparse chooses single ones.
+        default = "" if attribute.value is None else ast.unparse(attribute.value).replace("'", '"')
         text = ast.literal_eval(below.value)
         name = ast.unparse(attribute.target)
-        # Double quotes in every Python: unparse chooses single ones.
         annotation = ast.unparse(attribute.annotation).replace("'", '"')
         yield name, annotation, default, re.sub(r"\n    ", "\n", text)
 

@@ -142,10 +142,7 @@ class ObskitGunicornConfig:
     ``False`` leaves no trace of it, and so no cost.
     """
 
-    metrics_buckets: Sequence[float] = (
-        *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-        *(1.0, 2.5, 5.0, 10.0),
-    )
+    metrics_buckets: Sequence[float] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
     """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
 
     In the environment, commas separate them.
