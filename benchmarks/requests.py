@@ -1,48 +1,36 @@
 """What counting requests costs each of them: the same application with it and without, in pairs.
 
-The request path of Gunicorn's sync worker is run in this process, with a socket pair in place of a
-client, so that nothing but the hooks differs and the network adds no noise. Both sides take turns;
-the median of many turns is printed.
+The request path of Gunicorn's sync worker is run in a process, with a socket pair in place of a
+client, so that nothing but the counting differs and no network adds its noise. Requests come in
+pairs, one of each side; the median of their differences is printed.
+``gunicorn-prometheus-exporter`` stands beside it where it is installed; it does not run on every
+Gunicorn that we run on.
 
 Run it with ``make bench``, or ``python -m benchmarks.requests``.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import platform
 import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
 
+from gunicorn import __version__ as gunicorn_version
 from gunicorn.config import Config as Settings
 from gunicorn.glogging import Logger
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.sync import SyncWorker
 
-os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="obskit-bench-"))
-
-import obskit_gunicorn.multiprocess
-from obskit_gunicorn import ObskitGunicornConfig, as_options
-
-REQUESTS = 300
-TURNS = 60
+PAIRS = 8000
 REQUEST = b"GET /path?x=1 HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: bench\r\n\r\n"
-
-
-class With(ObskitGunicornConfig):
-    """Counts requests."""
-
-    metrics_bind = None
-
-
-class Without(ObskitGunicornConfig):
-    """Does not."""
-
-    metrics_bind = None
-    metrics_requests = False
 
 
 def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -51,49 +39,91 @@ def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [b"ok\n"]
 
 
-def worker(config: type[ObskitGunicornConfig]) -> SyncWorker:
+def worker(kind: Any, options: dict[str, Any]) -> SyncWorker:
     """Return a worker that has not been forked and serves nobody."""
     settings = Settings()
-    for name, value in as_options(config).items():
+    for name, value in options.items():
         settings.set(name, value)
-    nobody: Any = None
-    made = SyncWorker(1, os.getppid(), [], nobody, 30, settings, Logger(settings))
+    made: SyncWorker = kind(1, os.getppid(), [], None, 30, settings, Logger(settings))
     served: Any = application
     made.wsgi = served
     return made
 
 
-def turn(made: SyncWorker, listener: socket.socket) -> float:
-    """Serve so many requests; return the microseconds of each."""
-    spent = 0.0
-    for _ in range(REQUESTS):
-        ours, theirs = socket.socketpair()
-        theirs.sendall(REQUEST)
-        request: Any = next(RequestParser(made.cfg, ours, ("127.0.0.1", 1)))
-        started = time.perf_counter()
-        made.handle_request(listener, request, ours, ("127.0.0.1", 1))
-        spent += time.perf_counter() - started
-        ours.close()
-        theirs.close()
-    return spent / REQUESTS * 1e6
+def ours() -> tuple[SyncWorker, SyncWorker]:
+    """Return a worker that counts requests and one that does not."""
+    importlib.import_module("obskit_gunicorn.multiprocess").take_lease()
+    package = importlib.import_module("obskit_gunicorn")
+    # What a worker does when it has booted.
+    counting = importlib.import_module("obskit_gunicorn.cores").counting
+    telemetry = importlib.import_module("obskit_gunicorn.telemetry")
+    counting.requests = telemetry.requests(package.ObskitGunicornConfig.metrics_buckets)
+    options = [
+        package.as_options(
+            type("Config", (package.ObskitGunicornConfig,), {"metrics_requests": counts})
+        )
+        for counts in (True, False)
+    ]
+    return worker(SyncWorker, options[0]), worker(SyncWorker, options[1])
+
+
+def peer() -> tuple[SyncWorker, SyncWorker]:
+    """Return a worker of gunicorn-prometheus-exporter and Gunicorn's own."""
+    os.environ.setdefault("PROMETHEUS_METRICS_PORT", "19999")
+    os.environ.setdefault("PROMETHEUS_BIND_ADDRESS", "127.0.0.1")
+    os.environ.setdefault("GUNICORN_WORKERS", "1")
+    plugin = importlib.import_module("gunicorn_prometheus_exporter.plugin")
+    return worker(plugin.PrometheusWorker, {}), worker(SyncWorker, {})
+
+
+def serve(made: SyncWorker, listener: socket.socket) -> float:
+    """Serve one request; return how many microseconds it took."""
+    client, server = socket.socketpair()
+    client.sendall(REQUEST)
+    request: Any = next(RequestParser(made.cfg, server, ("127.0.0.1", 1)))
+    started = time.perf_counter()
+    made.handle_request(listener, request, server, ("127.0.0.1", 1))
+    spent = time.perf_counter() - started
+    client.close()
+    server.close()
+    return spent * 1e6
+
+
+def measure(side: str) -> None:
+    """Print what a side costs; in a process of its own."""
+    counting, plain = {"ours": ours, "peer": peer}[side]()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        pairs = []
+        for number in range(PAIRS):
+            if number % 2:
+                pairs.append((serve(counting, listener), serve(plain, listener)))
+            else:
+                pairs.append((serve(plain, listener), serve(counting, listener))[::-1])
+    added = statistics.median(with_it - without for with_it, without in pairs)
+    figures = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    print(f"{figures[1]:>10.1f}{figures[0]:>10.1f}{added:>10.1f}")
 
 
 def main() -> None:
     """Run everything."""
-    obskit_gunicorn.multiprocess.take_lease()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        sides = {"without": worker(Without), "with": worker(With)}
-        figures: dict[str, list[float]] = {side: [] for side in sides}
-        for number in range(TURNS):
-            for side in sides if number % 2 else reversed(sides):
-                figures[side].append(turn(sides[side], listener))
-    pairs = zip(figures["with"], figures["without"], strict=True)
-    added = statistics.median(counted - plain for counted, plain in pairs)
-    print(f"\nPython {platform.python_version()}; request telemetry, microseconds a request")
-    for side, values in figures.items():
-        print(f"{side:<10}{statistics.median(values):>8.1f}")
-    print(f"{'added':<10}{added:>8.1f}")
+    print(f"\nPython {platform.python_version()}, Gunicorn {gunicorn_version}; request telemetry")
+    print(f"{'microseconds a request':<32}{'without':>10}{'with':>10}{'added':>10}")
+    sides = {"ours": "obskit_gunicorn", "peer": "gunicorn_prometheus_exporter"}
+    for side, package in sides.items():
+        if importlib.util.find_spec(package) is None:
+            print(f"{package:<32}not installed")
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            program = f"from benchmarks.requests import measure; measure({side!r})"
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": directory},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+        print(f"{package:<32}{done.stdout.rstrip()}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from obskit_gunicorn.checks import Publication
     from obskit_gunicorn.telemetry import Requests
 
-__all__ = ["CORES", "failures", "flush_failures", "hooked_requests", "sharing"]
+__all__ = ["CORES", "counting", "failures", "flush_failures", "sharing"]
 
 
 _MOST_LISTENERS = 16
@@ -176,7 +176,7 @@ def _core_pre_fork(publication: Publication, server: Arbiter, worker: Worker) ->
 
 def _core_post_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     slots.process.role = "worker"
-    _worker.forked_at = time.monotonic()
+    counting.forked_at = time.monotonic()
     supervision.place.forked_by_gunicorn()
 
 
@@ -188,7 +188,7 @@ def _core_post_worker_init(publication: Publication, worker: Worker) -> None:
     if exporter is not None and slots.process.lease is None:
         exporter.tell_booted()
     if shared is not None:
-        forked_at = _worker.forked_at
+        forked_at = counting.forked_at
         _telemetry().count_boot(None if forked_at is None else time.monotonic() - forked_at)
         _count_requests(publication, worker)
 
@@ -200,7 +200,7 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
         return
     name = "asgi" if hasattr(worker, "asgi") else "wsgi"
     if name == "wsgi" and not hasattr(worker, "CONFIG_KWARGS"):
-        hooked_requests(buckets)  # so that "none in progress" is there before the first one
+        counting.requests = _telemetry().requests(buckets)
         return
     asgi = importlib.import_module("obskit_gunicorn.asgi")
     application = getattr(worker, name)
@@ -211,7 +211,6 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
         return
     requests = _telemetry().requests(buckets)
     setattr(worker, name, asgi.CountedApplication(application, requests))
-    _worker.is_wrapped = True
     # What nobody overrides need not be called for each request.
     for hook in ("pre_request", "post_request"):
         if not overrides(publication.config, hook):
@@ -219,26 +218,22 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
             setting.value = setting.default
 
 
-def hooked_requests(buckets: tuple[float, ...]) -> Requests | None:
-    """Return where request hooks count; ``None`` where the application is wrapped."""
-    if _worker.is_wrapped:
-        return None
-    counted = _worker.requests
-    if counted is None:
-        counted = _worker.requests = _telemetry().requests(buckets)
-    return counted
+class Counting:
+    """What this process counts, if it is a worker.
 
-
-class _Worker:
-    """What the cores of a worker remember."""
+    Attributes:
+        forked_at: When it was forked, on the monotonic clock.
+        requests: Where request hooks count; ``None`` where the application is wrapped, and where
+            requests are not counted.
+    """
 
     def __init__(self) -> None:
+        """It is no worker yet."""
         self.forked_at: float | None = None
-        self.is_wrapped = False
         self.requests: Requests | None = None
 
 
-_worker = _Worker()
+counting = Counting()
 
 
 def _telemetry() -> Any:

@@ -19,9 +19,9 @@ from obskit_gunicorn import slots
 from obskit_gunicorn.checks import PARAMETERS, Publication, accepted_arguments, overrides
 from obskit_gunicorn.cores import (
     CORES,
+    counting,
     failures,
     flush_failures,
-    hooked_requests,
     is_signal_context,
     sharing,
 )
@@ -64,8 +64,8 @@ def hook_function(
     core = CORES.get(name)
     accepted = accepted_arguments(name, method)
     if name in _REQUEST_HOOKS:
-        counting = _request_function(publication, name, method, accepted)
-        return _dressed(publication, name, method, counting)
+        run_for_each = _request_function(publication, name, method, accepted)
+        return _dressed(publication, name, method, run_for_each)
     watches_events = overrides(publication.config, "hook_event")
 
     def run(*args: Any) -> Any:
@@ -95,20 +95,19 @@ def _request_function(
     publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
 ) -> Callable[..., Any]:
     """Return the function for a hook that runs for each request, and so must cost little."""
-    buckets = publication.options.buckets
-    if buckets is None or sharing() is None:
+    if publication.options.buckets is None or sharing() is None:
         return lambda *args: method(*args[:accepted])
 
     def run_before(worker: Worker, req: Request) -> Any:
-        requests = hooked_requests(buckets)
-        if requests is not None:
-            requests.begin_hook(req)
+        if counting.requests is not None:
+            counting.requests.begin_hook(req)
         return method(worker, req)
 
     def run_after(worker: Worker, req: Request, environ: Any, resp: Any) -> Any:
-        requests = hooked_requests(buckets)
-        if requests is not None:
-            requests.end_hook(req, resp)
+        if counting.requests is not None:
+            counting.requests.end_hook(req, resp)
+        if accepted == 4:
+            return method(worker, req, environ, resp)
         return method(*(worker, req, environ, resp)[:accepted])
 
     return run_before if name == "pre_request" else run_after

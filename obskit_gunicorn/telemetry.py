@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -34,6 +36,14 @@ _OTHER = "other"
 """What a client may call a method has no bound, so the rest have one name."""
 
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class _Child(NamedTuple):
+    """What is called for each request of one method and code."""
+
+    add_one: Callable[[float], None]
+    add_seconds: Callable[[float], None]
+    add_to_buckets: list[Callable[[float], None]]
 
 
 class Requests:
@@ -68,14 +78,18 @@ class Requests:
             multiprocess_mode="livesum",
             registry=None,
         )
-        self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
+        # Bound methods of the values behind the metrics. The metrics' own methods check what is
+        # known here, and a request pays for each call.
+        self._count_in_progress: Callable[[float], None] = self._in_progress._value.inc
+        self._bounds = buckets
+        self._children: dict[tuple[str | None, int], _Child] = {}
 
     def begin(self) -> float:
         """Note that a request has arrived; return what :meth:`end` wants to know."""
-        self._in_progress.inc()
-        return time.perf_counter()
+        self._count_in_progress(1)
+        return perf_counter()
 
-    def end(self, method: str, code: int, started: float | None) -> None:
+    def end(self, method: str | None, code: int, started: float | None) -> None:
         """Note that a request was answered.
 
         Args:
@@ -83,23 +97,21 @@ class Requests:
             code: The status code of the response.
             started: What :meth:`begin` has returned; ``None`` if it was not called.
         """
-        key = (method if method in _METHODS else _OTHER, code)
-        children = self._children.get(key)
-        if children is None:
-            total = self._total.labels(key[0], str(code))
-            children = self._children[key] = (total, self._duration.labels(key[0]))
-        children[0].inc()
+        child = self._children.get((method, code)) or self._child(method, code)
+        child.add_one(1)
         if started is not None:
-            children[1].observe(time.perf_counter() - started)
-            self._in_progress.dec()
+            seconds = perf_counter() - started
+            child.add_seconds(seconds)
+            child.add_to_buckets[bisect_left(self._bounds, seconds)](1)
+            self._count_in_progress(-1)
 
     def begin_hook(self, req: Request) -> None:
         """Note in ``pre_request`` that a request has arrived."""
-        started = self.begin()
+        self._count_in_progress(1)
         try:
-            req.obskit_started = started  # type: ignore[attr-defined]
+            req.obskit_started = perf_counter()  # type: ignore[attr-defined]
         except AttributeError:  # a request that takes no notes has no duration
-            self._in_progress.dec()
+            self._count_in_progress(-1)
 
     def end_hook(self, req: Request, resp: Response | None) -> None:
         """Note in ``post_request`` that a request was answered.
@@ -114,8 +126,19 @@ class Requests:
             error = sys.exc_info()[1]
             if error is not None and not isinstance(error, OSError):
                 code = 500
-        method = getattr(req, "method", None)
-        self.end(method or _OTHER, code, getattr(req, "obskit_started", None))
+        self.end(getattr(req, "method", None), code, getattr(req, "obskit_started", None))
+
+    def _child(self, method: str | None, code: int) -> _Child:
+        name = method if method in _METHODS else _OTHER
+        seconds: Any = self._duration.labels(name)
+        child = _Child(
+            self._total.labels(name, str(code))._value.inc,
+            seconds._sum.inc,
+            [bucket.inc for bucket in seconds._buckets],
+        )
+        if name is not _OTHER:  # or clients would fill the memory with names
+            self._children[name, code] = child
+        return child
 
 
 @functools.cache
