@@ -10,14 +10,8 @@ import pytest
 
 from tests.support import apps
 from tests.support.client import Load, Watch
-from tests.support.process import (
-    HOST,
-    GunicornProcess,
-    Interpreter,
-    free_port,
-    get,
-    wait_until,
-)
+from tests.support.exporters import descriptors, server, wait_until_scraped
+from tests.support.process import HOST, Interpreter, free_port, get, wait_until
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 APPLICATIONS = {
@@ -27,38 +21,6 @@ APPLICATIONS = {
     "asgi": apps.ASGI,
     UVICORN: apps.ASGI,
 }
-
-CONFIG = """
-from obskit_gunicorn import ObskitGunicornConfig
-
-
-class Config(ObskitGunicornConfig):
-    workers = 2
-    threads = 2
-    {settings}
-"""
-
-
-def server(interpreter: Interpreter, settings: str = "", **options: object) -> GunicornProcess:
-    """Return a server with an exporter."""
-    return GunicornProcess(
-        interpreter,
-        CONFIG.format(settings=settings),
-        exporter=True,
-        **options,  # type: ignore[arg-type]
-    )
-
-
-def wait_until_scraped(running: GunicornProcess) -> None:
-    """Wait until the exporter answers."""
-
-    def answers() -> bool:
-        try:
-            return get(running.metrics_port, "/-/healthy").status == 200
-        except OSError:
-            return False
-
-    wait_until(answers, "the exporter answers")
 
 
 @pytest.fixture(name="worker_class", params=APPLICATIONS)
@@ -88,7 +50,7 @@ def test_answers_while_all_workers_are_blocked(interpreter: Interpreter) -> None
     with server(interpreter, "timeout = 60") as running:
         wait_until_scraped(running)
         wait_until(lambda: get(running.metrics_port, "/-/ready").status == 200, "it is ready")
-        for _ in range(6):
+        for _ in range(3):
             with pytest.raises(TimeoutError):
                 get(running.port, "/block?s=4", timeout=0.2)
         for path in ("/metrics", "/-/healthy", "/-/ready"):
@@ -212,7 +174,11 @@ def test_answers_through_the_drain(interpreter: Interpreter) -> None:
         wait_until_scraped(running)
         running.get("/")
         with pytest.raises(TimeoutError):
-            get(running.port, "/sleep?s=1.5", timeout=0.2)
+            get(running.port, "/sleep?s=1.8", timeout=0.2)
+        wait_until(
+            lambda: running.scrape()["gunicorn_requests_in_progress", frozenset()] == 1,
+            "a worker is at it",
+        )
         running.send_signal(signal.SIGTERM)
         started = time.monotonic()
         seen = 0
@@ -256,25 +222,23 @@ def test_inherits_next_to_nothing(newest: Interpreter) -> None:
     with server(newest, shared=True) as running:
         wait_until_scraped(running)
         (pid,) = running.exporter_pids()
-        targets = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+
+        def sockets() -> list[str]:
+            targets = descriptors(pid).values()
+            return [target for target in targets if target.startswith("socket:")]
+
+        wait_until(lambda: len(sockets()) == 2, "connections of earlier scrapes are closed")
+        targets = descriptors(pid).values()
         assert not [target for target in targets if "lease" in target or target.endswith(".db")]
-        sockets = [target for target in targets if target.startswith("socket:")]
-        assert len(sockets) == 2
         for worker in running.worker_pids():
-            theirs = [
-                os.readlink(f"/proc/{worker}/fd/{name}")
-                for name in os.listdir(f"/proc/{worker}/fd")
-            ]
-            listening = os.readlink(f"/proc/{pid}/fd/{_listener(pid)}")
-            assert listening not in theirs
+            assert _listener(pid) not in descriptors(worker).values()
 
 
 def _listener(pid: int) -> str:
-    """Return the descriptor of a process's listening TCP socket."""
+    """Return a process's listening TCP socket, as /proc shows it."""
     with open(f"/proc/{pid}/net/tcp", encoding="ascii") as file:
         listening = {line.split()[9] for line in file if line.split()[3] == "0A"}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{name}")
+    for target in descriptors(pid).values():
         if target.startswith("socket:") and target[8:-1] in listening:
-            return name
+            return target
     raise AssertionError("it does not listen")

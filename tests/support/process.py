@@ -275,6 +275,7 @@ class GunicornProcess:
         self._serving = serving
         self._mark = f"{_MARK}={uuid.uuid4()}"
         self._may_be_left = False
+        self._seen: dict[tuple[int, int], _Process] = {}
         texts = {"app.py": app, **(files or {})}
         if config is not None:
             texts[config_name] = config
@@ -443,24 +444,35 @@ class GunicornProcess:
         return int(self.pid_path.read_text())
 
     def processes(self) -> list[_Process]:
-        """Return all processes that came of this server and are alive."""
-        found = []
+        """Return all processes that came of this server and have not ended.
+
+        One that is about to end has no memory any more, and so no environment to know it by, while
+        its files are still open and their locks held: it is remembered until it is a zombie.
+        """
+        found = {}
         for name in os.listdir("/proc"):
             if not name.isdigit():
                 continue
+            pid = int(name)
+            environment = command = b""
             try:
-                environment = Path(f"/proc/{name}/environ").read_bytes()
-                if self._mark.encode() not in environment:
-                    continue
-                state, parent = _stat(int(name))
-                command = Path(f"/proc/{name}/cmdline").read_bytes()
+                state, parent, started = _stat(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    environment = Path(f"/proc/{pid}/environ").read_bytes()
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if state not in "ZX":
+            if state in "ZX":
+                continue
+            process = self._seen.get((pid, started))
+            if self._mark.encode() in environment:
                 variables = frozenset(environment.decode(errors="replace").split("\0"))
                 is_exporter = b"obskit_gunicorn.exporter" in command
-                found.append(_Process(int(name), parent, variables, is_exporter))
-        return found
+                process = _Process(pid, parent, variables, is_exporter)
+            if process is not None:
+                found[pid, started] = process
+        self._seen = found
+        return list(found.values())
 
     def upgraded_arbiter_pid(self) -> int | None:
         """Return the arbiter that a SIGUSR2 to the present one has started."""
@@ -586,7 +598,7 @@ def can_run(interpreter: Interpreter, user: int) -> bool:
     return done.returncode == 0
 
 
-def _stat(pid: int) -> tuple[str, int]:
-    """Return a process's state and parent, see proc(5)."""
+def _stat(pid: int) -> tuple[str, int, int]:
+    """Return a process's state, parent and start in clock ticks since boot, see proc(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], int(fields[1])
+    return fields[0], int(fields[1]), int(fields[19])
