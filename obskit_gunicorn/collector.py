@@ -151,7 +151,7 @@ class _Family:
 
     def __init__(self, prefix: str, members: list[tuple[int, _Series]]) -> None:
         first = members[0][1]
-        self.prefix = prefix
+        self.prefix, self.type = prefix, prefix.partition("_")[0]
         self.name, self.help = first.metric, first.help
         self.samples: list[tuple[str, _Labels]] = []
         """Name and labels of each sample, in prometheus_client's order."""
@@ -196,7 +196,7 @@ class _Family:
 
     def metric(self, values: Iterable[float] = ()) -> Metric:
         """Return a fresh family with these values, or with no samples."""
-        metric = Metric(self.name, self.help, self.prefix.partition("_")[0])
+        metric = Metric(self.name, self.help, self.type)
         metric.samples = [
             Sample(name, dict(labels), value)
             for (name, labels), value in zip(self.samples, values, strict=False)
@@ -279,9 +279,10 @@ class Snapshot:
             ]
             yield metric
 
-    def names(self) -> set[str]:
-        """Return the names of the families."""
-        return {family.name for family in self._families} | {each.name for each in self._others}
+    def types(self) -> dict[str, str]:
+        """Return the type of each family, by name."""
+        types = {family.name: family.type for family in self._families}
+        return types | {metric.name: metric.type for metric in self._others}
 
     def series_count(self) -> int:
         """Return how many samples there are."""

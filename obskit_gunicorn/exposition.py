@@ -92,28 +92,34 @@ class SharedRegistry(CollectorRegistry):
         scrape = _Scrape(self._path or _current_path())
         shared = scrape.snapshot.rendered(format_) if scrape.snapshot is not None else b""
         facts = list(scrape.facts())
-        names = set() if scrape.snapshot is None else scrape.snapshot.names()
-        rest = [*facts, *self._other_families({*names, *(fact.name for fact in facts)})]
+        types = {} if scrape.snapshot is None else scrape.snapshot.types()
+        types |= {fact.name: fact.type for fact in facts}
+        rest = [*facts, *self._other_families(types)]
         return shared + format_.encode(_Families(lambda: rest))
 
     def _shared_families(self) -> Iterator[Metric]:
         scrape = _Scrape(self._path or _current_path())
-        names = set()
+        types = {}
         shared = [] if scrape.snapshot is None else scrape.snapshot.metrics()
         for family in chain(shared, scrape.facts()):
-            names.add(family.name)
+            types[family.name] = family.type
             yield family
-        yield from self._other_families(names)
+        yield from self._other_families(types)
 
-    def _other_families(self, names: set[str]) -> Iterator[Metric]:
+    def _other_families(self, types: dict[str, str]) -> Iterator[Metric]:
         """Return the families of other collectors, without those of names that are taken.
 
         Prometheus refuses a whole exposition in which one name stands twice.
+
+        Args:
+            types: The families that there are, each with its type.
         """
+        taken = {name for family in types.items() for name in _exposed_names(*family)}
         for collector in self._others:
             for family in collector.collect():
-                if family.name not in names:
-                    names.add(family.name)
+                names = _exposed_names(family.name, family.type)
+                if taken.isdisjoint(names):
+                    taken |= names
                     yield family
                 elif family.name not in self._reported:
                     self._reported.add(family.name)
@@ -215,6 +221,20 @@ def make_multiprocess_app(path: str | None = None) -> Callable[..., Iterable[byt
         path: The directory; by default the one this process uses at each scrape.
     """
     return make_wsgi_app(setup_multiprocess_registry(path))
+
+
+_SUFFIXES = {
+    "counter": ("_total", "_created"),
+    "summary": ("_sum", "_count", "_created"),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+    "info": ("_info",),
+}
+
+
+def _exposed_names(name: str, type_: str) -> set[str]:
+    """Return the names under which a family may be seen, as a registry counts them."""
+    return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
 
 
 class _Families(Collector):

@@ -132,7 +132,7 @@ class Lease:
             "pid_namespace": pid_namespace(),
             "start_ticks": _start_ticks(),
             "role": role,
-            "state": "booting",
+            "state": "booting" if role == "worker" else "",
             "reason": "",
             "values_not_shared": 0,
             # The arbiter may learn of an end when the slot has its next holder already.

@@ -49,7 +49,7 @@ class TestInspect:
         assert f"directory  {served}" in text
         assert "slots      2, 1 leased" in text
         assert "slot0      free" in text
-        assert f"slot1      leased: process, pid {nursery.started[1].pid}, booting" in text
+        assert f"slot1      leased: process, pid {nursery.started[1].pid}\n" in text
         assert "files      4, 16384 bytes" in text
         assert "no arbiter has been here" in text
 

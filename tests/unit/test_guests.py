@@ -404,6 +404,7 @@ class TestNames:
             "    def collect(self):\n"
             "        yield GaugeMetricFamily('obskit_gunicorn_slots', 'Mine.', 99)\n"
             "        yield CounterMetricFamily('obskit_gunicorn_collector_failures', 'M.', 99)\n"
+            "        yield GaugeMetricFamily('obskit_gunicorn_collector_failures_total', 'M', 99)\n"
             "        yield GaugeMetricFamily('g_depth', 'Mine.', 1)\n"
         )
         registry = exposed(f"{name}:Mine", f"{module(GOOD)}:depth")
@@ -415,7 +416,7 @@ class TestNames:
             openmetrics(registry)
         assert "obskit_gunicorn_collector_failures_total{" in text
         said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 3
+        assert len(said) == 4
         assert all("is exposed once" in line for line in said)
 
 

@@ -370,7 +370,7 @@ class TestAsking:
         assert record["pid"] == holder.pid
         assert record["pid_namespace"] == os.readlink("/proc/self/ns/pid")
         assert record["start_ticks"] == _start_ticks(holder.pid)
-        assert (record["role"], record["state"]) == ("process", "booting")
+        assert (record["role"], record["state"]) == ("process", "")
 
     def test_record_can_be_changed(self, nursery: Nursery, directory: str) -> None:
         """What a holder notes replaces what it noted before, also when it is shorter."""
