@@ -114,10 +114,13 @@ class Pages:
             records = slots.SlotDirectory(self._directory).records().values()
         except OSError:
             return True
+        # A holder that found no room to say who it is may be a worker.
         return any(
             record is not None
-            and record.get("role") == "worker"
-            and record.get("state") == "booted"
+            and (
+                "role" not in record
+                or (record["role"] == "worker" and record.get("state") == "booted")
+            )
             for record in records
         )
 

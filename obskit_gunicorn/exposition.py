@@ -369,7 +369,7 @@ class _Scrape:
             skipped.add_metric([reason], collector.skipped[reason] if collector else 0)
         yield skipped
         yield from _volume(collector)
-        yield from _gunicorn(held)
+        yield from _gunicorn(held, generation)
         info = GaugeMetricFamily(
             "obskit_gunicorn_info",
             "Which multiprocess directory is read, and by which release.",
@@ -397,19 +397,20 @@ def _volume(collector: DirectoryCollector | None) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"obskit_gunicorn_directory_{name}_bytes", text, value)
 
 
-def _gunicorn(held: list[dict[str, Any]]) -> Iterator[Metric]:
+def _gunicorn(held: list[dict[str, Any]], generation: dict[str, Any]) -> Iterator[Metric]:
     """Return what arbiters and workers have written down beside their leases."""
     arbiters = [record for record in held if type(record.get("workers")) is int]
-    if not arbiters:
-        return
     ready = sum(
         record.get("role") == "worker" and record.get("state") == "booted" for record in held
     )
+    if arbiters or generation:  # Gunicorn is here, or was
+        yield GaugeMetricFamily(
+            "gunicorn_workers_ready", "Workers that have booted and hold a lease.", ready
+        )
+    if not arbiters:
+        return
     wanted = sum(record["workers"] for record in arbiters)
     yield GaugeMetricFamily("gunicorn_workers", "Workers that Gunicorn is asked for.", wanted)
-    yield GaugeMetricFamily(
-        "gunicorn_workers_ready", "Workers that have booted and hold a lease.", ready
-    )
     capacities = [record.get("capacity") for record in arbiters]
     known = [capacity for capacity in capacities if type(capacity) is int]
     if len(known) == len(capacities):

@@ -552,6 +552,7 @@ class Process:
         self.published: dict[str, Any] | None = None
         self._arbiter_pid = 0
         self._begun: set[str] = set()
+        self._facts: dict[str, object] = {}
 
     def begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
         """Take the arbiter's place in a directory; runs in the arbiter, may be called again.
@@ -672,10 +673,15 @@ class Process:
                 if self.role == "worker" and ids is not None and os.geteuid() != ids[0]:
                     raise NotYetError(errno.EAGAIN, "the worker has not dropped root yet")
                 self.lease = self.directory.acquire(self.role, wait_seconds=wait_seconds)
+                self.lease.note(**self._facts)
             return self.lease
 
     def note(self, **facts: object) -> None:
-        """Change the record of the lease, if there is one; never raises."""
+        """Change the record of this lease, and of those that this process takes after it.
+
+        Never raises.
+        """
+        self._facts.update(facts)
         if self.lease is not None:
             self.lease.note(**facts)
 
@@ -728,6 +734,7 @@ class Process:
         if lease is not None:
             lease.drop()
         self.role = "process"
+        self._facts = {}
 
 
 process = Process()

@@ -753,7 +753,7 @@ def test_root_arbiter_with_user_and_group(
         with Load(server.port) as load, Watch(server) as watch:
             load.wait_for(100)
             with load.paused():
-                server.send_signal(signal.SIGKILL, min(server.worker_pids()))
+                server.kill_a_worker()
             load.wait_for(30)
             server.send_signal(signal.SIGHUP)
             load.wait_for(30)
@@ -926,7 +926,7 @@ def test_two_pid_namespaces_share_one_directory(interpreter: Interpreter, place:
                 for server, load in ((one, first), (two, second)):
                     # The last request may have been the last of a worker that is to be replaced.
                     with load.paused(), suppress(ProcessLookupError):
-                        server.send_signal(signal.SIGKILL, min(server.worker_pids()))
+                        server.kill_a_worker()
                     load.wait_for(40)
             for server, load in ((one, first), (two, second)):
                 server.send_signal(signal.SIGHUP)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import apps
-from tests.support.client import Watch
+from tests.support.client import Load, Watch
 from tests.support.exporters import (
     descriptors,
     is_free,
@@ -840,18 +840,64 @@ def check_metrics_in_memory(running: GunicornProcess) -> None:
 @pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "size=24k"])
 def test_full_volume(newest: Interpreter, place: Path, options: str) -> None:
     """A volume without room takes neither the service nor its readiness down."""
+    with on_a_volume(newest, place, options) as running:
+        check_metrics_in_memory(running)
+        assert running.stop() == 0
+
+
+@needs_root
+def test_reload_on_a_full_volume(newest: Interpreter, place: Path) -> None:
+    """Workers that find no room any more are ready, for the sidecar too, and are seen later."""
+    with on_a_volume(newest, place, "size=128k") as running:
+        wait_until_scraped(running)
+        old = running.wait_for_workers(2)
+        enter = ["nsenter", "--target", str(running.arbiter_pid), "--mount"]
+        filler = place / "filler"
+        command = [*enter, "dd", "if=/dev/zero", f"of={filler}", "bs=4096"]
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        assert b"No space left" in done.stderr
+        running.send_signal(signal.SIGHUP)
+        running.wait_for_workers(2, without=old)
+        for _ in range(10):
+            assert running.get("/").status == 200
+
+        port = free_port()
+        program = [running.interpreter.path, "-m", "obskit_gunicorn", "serve"]
+        arguments = ["--directory", str(place), "--bind", f"{HOST}:{port}"]
+        sidecar = subprocess.Popen([*enter, *program, *arguments])
+        try:
+            wait_until(lambda: is_scraped(port), "the sidecar answers")
+            for each in (running.metrics_port, port):
+                wait_until(
+                    lambda each=each: get(each, "/-/ready").status == 200,  # type: ignore[misc]
+                    "it is ready",
+                )
+        finally:
+            sidecar.terminate()
+            assert sidecar.wait(20) == 0
+
+        subprocess.run([*enter, "rm", str(filler)], timeout=20, check=True)
+
+        with Load(running.port):
+            wait_until(
+                lambda: running.scrape()["gunicorn_workers_ready", NO_LABELS] == 2,
+                "the workers are seen",
+            )
+        assert running.stop() == 0
+
+
+def on_a_volume(interpreter: Interpreter, place: Path, options: str) -> GunicornProcess:
+    """Return a server whose metrics directory is a file system of its own."""
     done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     if done.returncode != 0:
         pytest.skip("mount namespaces are not to be had")
     variable = "PROMETHEUS_MULTIPROC_DIR"
     script = f'mount -t tmpfs -o {options} tmpfs "${variable}" && exec "$0" "$@"'
-    with server(
-        newest,
+    return server(
+        interpreter,
         environment={variable: str(place)},
         prefix=["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-    ) as running:
-        check_metrics_in_memory(running)
-        assert running.stop() == 0
+    )
 
 
 def test_unusable_directory(interpreter: Interpreter, place: Path) -> None:

@@ -71,7 +71,7 @@ def test_override_that_forgets_super_everywhere_still_counts_exactly(
         with Load(server.port) as load, Watch(server) as watch:
             load.wait_for(100)
             with load.paused():
-                server.send_signal(signal.SIGKILL, min(server.worker_pids()))
+                server.kill_a_worker()
             load.wait_for(30)
             server.send_signal(signal.SIGTTIN)
             server.send_signal(signal.SIGHUP)

@@ -518,6 +518,18 @@ class GunicornProcess:
         """Send a signal to the arbiter, or to one of the server's processes."""
         os.kill(pid or self.arbiter_pid, number)
 
+    def kill_a_worker(self) -> None:
+        """Kill one of the workers; not one that ends by itself at this moment."""
+
+        def killed() -> bool:
+            for pid in self.worker_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            return False
+
+        wait_until(killed, "a worker is killed")
+
     def exit_status(self, *, seconds: float = DEADLINE_SECONDS) -> int:
         """Wait for the end of the process that was started, and return its status."""
         assert self.launcher is not None

@@ -503,6 +503,24 @@ class TestNote:
         assert leased(directory) == {"slot0": True}
         lease.release()
 
+    def test_what_is_known_before_there_is_a_lease(self, directory: str) -> None:
+        """What was noted stands beside each lease that the process takes afterwards."""
+        place = slots.Process()
+        place.note(state="booted", workers=3)
+        place.join(directory)
+        for _ in range(2):
+            place.acquire()
+            record = SlotDirectory(directory).records()["slot0"]
+            assert record is not None
+            assert (record["state"], record["workers"]) == ("booted", 3)
+            place.release()
+        place.forked()
+        place.acquire()
+        record = SlotDirectory(directory).records()["slot0"]
+        assert record is not None
+        assert "workers" not in record
+        place.release()
+
 
 def _note_after_closerange(place: str) -> list[bytes]:
     lease = _leases[-1]
