@@ -31,8 +31,13 @@ if TYPE_CHECKING:
     from obskit_gunicorn.checks import Publication
     from obskit_gunicorn.telemetry import Requests
 
-__all__ = ["CORES", "counting", "failures", "flush_failures", "sharing"]
+__all__ = ["CONTAINED", "CORES", "counting", "failures", "flush_failures", "sharing"]
 
+
+CONTAINED = frozenset(
+    {"child_exit", "worker_exit", "nworkers_changed", "on_reload", "pre_exec", "on_exit"}
+)
+"""Hooks in which an exception is logged and counted, and the server goes on, once it runs."""
 
 _MOST_LISTENERS = 16
 
@@ -149,13 +154,20 @@ def _private_path() -> str | None:
 
 def _core_when_ready(publication: Publication, server: Arbiter) -> None:
     exits.listen(server)
+    _begin_counting(publication)
     _keep_exporter(publication, server)
 
 
 def _core_on_reload(publication: Publication, server: Arbiter) -> None:
+    _begin_counting(publication)
     if sharing() is not None:
         _telemetry().count_reload()
     _keep_exporter(publication, server)
+
+
+def _begin_counting(publication: Publication) -> None:
+    if sharing() is not None:
+        _telemetry().begin([name for name in CONTAINED if overrides(publication.config, name)])
 
 
 def _keep_exporter(publication: Publication, server: Arbiter) -> None:

@@ -1,7 +1,7 @@
 """The function that Gunicorn calls for a hook: the core, then the user's method.
 
 An error in a core is logged and never reaches Gunicorn. One in a user's override keeps Gunicorn's
-meaning, except for the hooks in :data:`CONTAINED` once the server runs: it is logged with its
+meaning, except for the hooks in :data:`cores.CONTAINED` once the server runs: it is logged with its
 traceback and counted, and the server goes on. In signal context nothing is logged or counted; that
 is done by the next core that runs elsewhere.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from obskit_gunicorn import slots
 from obskit_gunicorn.checks import PARAMETERS, Publication, accepted_arguments, overrides
 from obskit_gunicorn.cores import (
+    CONTAINED,
     CORES,
     counting,
     failures,
@@ -31,12 +32,7 @@ if TYPE_CHECKING:
     from gunicorn.http.message import Request
     from gunicorn.workers.base import Worker
 
-__all__ = ["ACTING", "CONTAINED", "hook_function", "needs_publishing"]
-
-CONTAINED = frozenset(
-    {"child_exit", "worker_exit", "nworkers_changed", "on_reload", "pre_exec", "on_exit"}
-)
-"""Hooks in which an exception is logged and counted, and the server goes on, once it runs."""
+__all__ = ["ACTING", "hook_function", "needs_publishing"]
 
 _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from gunicorn.http.wsgi import Response
 
 __all__ = [
+    "REASONS",
     "Requests",
+    "begin",
     "count_boot",
     "count_exit",
     "count_hook_failure",
@@ -34,6 +36,9 @@ _METHODS = frozenset(
 )
 _OTHER = "other"
 """What a client may call a method has no bound, so the rest have one name."""
+
+REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
+"""Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
 
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -163,13 +168,46 @@ def _boot_seconds() -> Histogram:
     )
 
 
+def _boots() -> Counter:
+    return _counter("gunicorn_worker_boots", "Workers that have come to serve.")
+
+
+def _exits() -> Counter:
+    return _counter("gunicorn_worker_exits", "Workers that have ended, by reason.", "reason")
+
+
+def _reloads() -> Counter:
+    return _counter("gunicorn_reloads", "Reloads of the configuration by SIGHUP.")
+
+
+def _hook_failures() -> Counter:
+    text = "Exceptions in overridden server hooks that were contained."
+    return _counter("gunicorn_hook_failures", text, "hook")
+
+
+def begin(hooks: Iterable[str]) -> None:
+    """Show what has not happened yet as 0, so that ``increase()`` sees it happen the first time.
+
+    Runs in the arbiter; may be called again.
+
+    Args:
+        hooks: The server hooks whose failures would be contained.
+    """
+    _boots()
+    _reloads()
+    for reason in REASONS:
+        _exits().labels(reason)
+    for hook in hooks:
+        _hook_failures().labels(hook)
+
+
 def count_boot(seconds: float | None) -> None:
     """Count a worker that serves now; runs in the worker.
 
     Args:
         seconds: The time since it was forked, ``None`` if unknown.
     """
-    _counter("gunicorn_worker_boots", "Workers that have come to serve.").inc()
+    _boots().inc()
     if seconds is not None:
         _boot_seconds().observe(seconds)
 
@@ -178,15 +216,14 @@ def count_exit(reason: str) -> None:
     """Count a worker that has ended, or is about to; not for signal context.
 
     Args:
-        reason: Why, one of those in ``docs/metrics.md``.
+        reason: Why, one of :data:`REASONS`.
     """
-    text = "Workers that have ended, by reason."
-    _counter("gunicorn_worker_exits", text, "reason").labels(reason).inc()
+    _exits().labels(reason).inc()
 
 
 def count_reload() -> None:
     """Count a SIGHUP; runs in the arbiter."""
-    _counter("gunicorn_reloads", "Reloads of the configuration by SIGHUP.").inc()
+    _reloads().inc()
 
 
 def count_hook_failure(hook: str) -> None:
@@ -195,5 +232,4 @@ def count_hook_failure(hook: str) -> None:
     Args:
         hook: The name of the server hook.
     """
-    text = "Exceptions in overridden server hooks that were contained."
-    _counter("gunicorn_hook_failures", text, "hook").labels(hook).inc()
+    _hook_failures().labels(hook).inc()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from obskit_gunicorn.telemetry import REASONS
 from tests.support import apps
 from tests.support.metrics_page import documented
 from tests.support.process import (
@@ -88,6 +89,8 @@ async def application(scope, receive, send):
 )
 
 APPLICATIONS = {"sync": WSGI, "gthread": WSGI, "gevent": WSGI, "asgi": ASGI, UVICORN: ASGI}
+
+NO_EXITS = dict.fromkeys([(reason,) for reason in REASONS], 0.0)
 
 CONFIG = """
 from obskit_gunicorn import ObskitGunicornConfig
@@ -242,7 +245,11 @@ def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
     settings = "timeout = 3\n    graceful_timeout = 1"
     with server(interpreter, worker_class, settings) as running:
         workers = running.wait_for_workers(2)
-        wait_for(running, lambda m: value(m, "gunicorn_worker_boots_total") == 2, "two boots")
+        found = wait_for(
+            running, lambda m: value(m, "gunicorn_worker_boots_total") == 2, "two boots"
+        )
+        assert by_label(found, "gunicorn_worker_exits_total") == NO_EXITS
+        assert found["gunicorn_reloads_total", frozenset()] == 0
         running.send_signal(signal.SIGKILL, min(workers))
         running.wait_for_workers(2, without={min(workers)})
         wait_for(
@@ -284,6 +291,7 @@ def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
                 "both old ones left gracefully",
             )
             assert by_label(found, "gunicorn_worker_exits_total") == {
+                **NO_EXITS,
                 ("killed",): 1,
                 ("timeout",): 1,
                 ("graceful",): 2,
@@ -301,7 +309,8 @@ def test_recycled_workers(interpreter: Interpreter, worker_class: str) -> None:
             lambda m: value(m, "gunicorn_worker_exits_total", reason="max_requests") >= 1,
             "an end is counted",
         )
-        assert set(by_label(found, "gunicorn_worker_exits_total")) == {("max_requests",)}
+        exits = by_label(found, "gunicorn_worker_exits_total")
+        assert {reason for reason, count in exits.items() if count} == {("max_requests",)}
         found = wait_for(
             running,
             lambda m: (

@@ -299,7 +299,7 @@ def test_a_mixin_before_the_base_chains() -> None:
 class TestRunning:
     """The published function: containment and events."""
 
-    @pytest.mark.parametrize("name", sorted(dispatch.CONTAINED - {"pre_exec", "nworkers_changed"}))
+    @pytest.mark.parametrize("name", sorted(cores.CONTAINED - {"pre_exec", "nworkers_changed"}))
     def test_contained_hooks_log_and_go_on(
         self, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:

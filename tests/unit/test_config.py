@@ -230,7 +230,7 @@ class TestDocstrings:
     @pytest.mark.parametrize("hook", HOOKS)
     def test_hook_says_whether_an_exception_is_contained(self, hook: str) -> None:
         """The docstring and the published function agree."""
-        from obskit_gunicorn.dispatch import CONTAINED
+        from obskit_gunicorn.cores import CONTAINED
 
         said = first_sentence(facts(hook)["Exception"])
         assert said in {"contained", "contained once the server runs", "not contained"}
