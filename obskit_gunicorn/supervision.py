@@ -90,6 +90,15 @@ class Exporter:
 
     Belongs to the arbiter's main thread. :meth:`revive` may run in signal context; it takes no lock
     and logs nothing.
+
+    Attributes:
+        options: What it serves, and where.
+        directory: The multiprocess directory, ``None`` if there is none to be had.
+        errorlog: The file that Gunicorn logs to; ``None`` for the standard error.
+        listener: The listening socket, once there is one.
+        has_booted: A worker without a lease has said that it serves.
+        starts: How often the process was started.
+        is_busy: The process is being started or reaped at this moment.
     """
 
     def __init__(
@@ -116,7 +125,7 @@ class Exporter:
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._delay_seconds = 0.0
         self._early_ends = 0
-        self._is_busy = False
+        self.is_busy = False
         self._put_off: Callable[[], object] | None = None
 
     def identity(self) -> tuple[ExporterOptions, str | None, str | None]:
@@ -153,14 +162,18 @@ class Exporter:
         }
         self._started = time.monotonic()
         self.starts += 1
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _PROGRAM, json.dumps(order)],
-            stdin=self._theirs.fileno(),
-            pass_fds=() if self.listener is None else (self.listener.fileno(),),
-            env=_environment(),
-            start_new_session=True,
-            **self._credentials,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _PROGRAM, json.dumps(order)],
+                stdin=self._theirs.fileno(),
+                pass_fds=() if self.listener is None else (self.listener.fileno(),),
+                env=_environment(),
+                start_new_session=True,
+                **self._credentials,
+            )
+        except BaseException:
+            self._early_ends += 1  # the child that could not exec has ended
+            raise
 
     def revive(self, *, by_signal: bool = False) -> None:
         """Start the process again if it has ended; safe in signal context, never raises.
@@ -170,7 +183,7 @@ class Exporter:
                 not even wait as long as it is told cannot run; then only forks try again, lest one
                 end brings the next.
         """
-        if self._is_busy:
+        if self.is_busy:
             return
         # What fails now is tried again by the next signal, or the next fork.
         with self._undisturbed(), contextlib.suppress(Exception):
@@ -186,20 +199,20 @@ class Exporter:
         It must not start a second process, and the one that is being started may be the child: only
         when its pid is known is it told from a worker.
         """
-        self._is_busy = True
+        self.is_busy = True
         try:
             yield
         finally:
-            self._is_busy = False
+            self.is_busy = False
             put_off, self._put_off = self._put_off, None
             if put_off is not None:
                 place.child_ended(put_off)
 
     def put_off(self, handle: Callable[[], object]) -> bool:
         """Put the handling of a child's end off if need be; return whether it was put off."""
-        if self._is_busy:
+        if self.is_busy:
             self._put_off = handle
-        return self._is_busy
+        return self.is_busy
 
     def reap(self) -> None:
         """Take the exit status of the process if it has ended.
@@ -391,10 +404,15 @@ class Place:
         A child of the arbiter that Gunicorn forks is told apart later: a worker by ``post_fork``,
         the arbiter-to-be of a SIGUSR2 by its exec.
         """
-        if os.getppid() == self._arbiter_pid and _is_forked_by_gunicorn():
+        exporter = self.exporter
+        if os.getppid() == self._arbiter_pid and (
+            _is_forked_by_gunicorn()
+            # gevent's Popen forks in Python; this is the exporter that is to be, before its exec.
+            or (exporter is not None and exporter.is_busy)
+        ):
             return
         self._drop_handed()
-        exporter, self.exporter = self.exporter, None
+        self.exporter = None
         if exporter is not None:
             exporter.abandon()
 

@@ -17,6 +17,7 @@ import pytest
 from tests.support import apps
 from tests.support.client import Load, Watch
 from tests.support.exporters import (
+    CONFIG,
     descriptors,
     is_free,
     is_scraped,
@@ -907,4 +908,66 @@ def test_unusable_directory(interpreter: Interpreter, place: Path) -> None:
         interpreter, environment={"PROMETHEUS_MULTIPROC_DIR": str(place / "file")}
     ) as running:
         check_metrics_in_memory(running)
+        assert running.stop() == 0
+
+
+PATCHED = "import gevent.monkey\n\ngevent.monkey.patch_all()\n"
+
+
+@pytest.mark.parametrize("place_of_patch", ["configuration", "preloaded application"])
+def test_patched_arbiter(interpreter: Interpreter, place_of_patch: str) -> None:
+    """An arbiter that gevent has patched starts its exporter once, and brings it back.
+
+    From Gunicorn 24 on such an arbiter learns of no child's end, not even of a worker's: there the
+    next fork brings it back.
+    """
+    config, app = CONFIG.format(settings='worker_class = "gevent"'), apps.WSGI
+    if place_of_patch == "configuration":
+        config = PATCHED + config
+    else:
+        config, app = config + "    preload_app = True\n", PATCHED + app
+    with GunicornProcess(interpreter, config, app, exporter=True) as running:
+        wait_until_scraped(running, seconds=10)
+        workers = running.wait_for_workers(2)
+        pid = exporter_pid(running)
+        running.send_signal(signal.SIGKILL, pid)
+        if interpreter.version < (24,):
+            pid = wait_for_another_exporter(running, pid)
+            check_unharmed(running, workers)
+        running.send_signal(signal.SIGHUP)
+        running.wait_for_workers(2, without=workers)
+        if interpreter.version < (24,):
+            assert exporter_pid(running) == pid
+        else:
+            wait_for_another_exporter(running, pid)
+        assert running.get("/").status == 200
+        assert "cannot" not in running.log()
+        assert running.stop() == 0
+
+
+def test_interpreter_that_is_gone(interpreter: Interpreter) -> None:
+    """Where it cannot be started it is tried a few times, not as fast as the machine can."""
+    settings = """
+python = os.environ.setdefault("TEST_PYTHON", sys.executable)
+
+def when_ready(self, server):
+    sys.executable = "/nonexistent/python"
+
+def on_reload(self, server):
+    sys.executable = self.python
+"""
+    with server(interpreter, settings) as running:
+        wait_until_scraped(running)
+        workers = running.wait_for_workers(2)
+        pid = exporter_pid(running)
+        running.send_signal(signal.SIGKILL, pid)
+        wait_until(lambda: not running.exporter_pids(), "it is gone")
+        time.sleep(1)
+        check_unharmed(running, workers)
+        running.send_signal(signal.SIGHUP)
+        running.wait_for_workers(2, without=workers)
+        wait_for_another_exporter(running, pid)
+        times = [int(number) for number in re.findall(r"started again, (\d+) times", running.log())]
+        assert times
+        assert max(times) <= 8
         assert running.stop() == 0
