@@ -7,9 +7,12 @@ are, and each message as it is.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn.telemetry import CLIENT_CLOSED
 
 if TYPE_CHECKING:
     from obskit_gunicorn.telemetry import Requests
@@ -20,29 +23,32 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-CLIENT_CLOSED = 499
-"""The code of a request whose client has gone before there was a response."""
-
 
 class CountedApplication:
     """Counts the requests of an ASGI application, each when the last byte of its answer is sent.
 
     Runs in workers, on the event loop. What the application raises is counted as 500 if no response
-    had begun, and goes on as it is.
+    had begun, and goes on as it is. A request that is cancelled while the worker serves has lost
+    its client: Gunicorn cancels it a few seconds later.
     """
 
-    def __init__(self, application: Any, requests: Requests) -> None:
+    def __init__(self, application: Any, requests: Requests, worker: Any = None) -> None:
         """Wrap an application.
 
         Args:
             application: What is called for each request.
             requests: Where to count.
+            worker: The worker that calls it; its ``alive`` says whether it serves.
         """
         self._application = application
         self._requests = requests
+        self._worker = worker
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever looks at the worker's application finds what it knows.
+        # Whoever looks at the worker's application finds what it knows. A copy in the making does
+        # not have it yet.
+        if name == "_application":
+            raise AttributeError(name)
         return getattr(self._application, name)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -63,20 +69,27 @@ class CountedApplication:
             return message
 
         async def sent(message: Message) -> None:
-            nonlocal code, is_counted
-            await send(message)
+            nonlocal code, is_counted, has_left
+            try:
+                await send(message)
+            except OSError:
+                has_left = True
+                raise
             kind = message["type"]
             if kind == "http.response.start":
-                code = message["status"]
+                code = code or message["status"]
             elif not is_counted and (
                 (kind == "http.response.body" and not message.get("more_body"))
                 or kind == "http.response.pathsend"
             ):
                 is_counted = True
-                requests.end(method, code, started)
+                requests.end(method, code or 500, started)
 
         try:
             await self._application(scope, received, sent)
+        except asyncio.CancelledError:
+            has_left = has_left or getattr(self._worker, "alive", True)
+            raise
         finally:
             if not is_counted:
                 requests.end(method, code or (CLIENT_CLOSED if has_left else 500), started)

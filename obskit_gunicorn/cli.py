@@ -78,18 +78,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("inspect", "show the slots of a multiprocess directory, who holds them, and their files"),
-        ("check", "find out whether a directory can be used, and what is wrong in it"),
+    for name, text, more in (
+        (
+            "inspect",
+            "show the slots of a multiprocess directory, who holds them, and their files",
+            "Changes nothing. Exit status: 0; 2 for wrong use.",
+        ),
+        (
+            "check",
+            "find out whether a directory can be used, and what is wrong in it",
+            "Makes a file in the directory and removes it, so it needs the right to write there. "
+            "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
+        ),
     ):
-        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command = commands.add_parser(
+            name, help=text, description=text.capitalize() + ".", epilog=more
+        )
+        command.set_defaults(parser=command)
         command.add_argument(
             "directory",
             nargs="?",
             default=os.environ.get(DIRECTORY_VARIABLE),
             help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
         )
-        command.add_argument("--format", choices=("text", "json"), default="text")
+        command.add_argument(
+            "--format", choices=("text", "json"), default="text", help="how to print it"
+        )
     _add_serve(commands)
     options = parser.parse_args(arguments)
     try:
@@ -97,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "serve":
             exporter = _exporter_options(options)
     except ConfigurationError as error:
-        parser.error(str(error))
+        options.parser.error(str(error))
     if options.command == "serve":
         return _serve(path, exporter)
     run = {"inspect": _inspect, "check": _check}[options.command]
@@ -114,6 +128,7 @@ def _add_serve(commands: Any) -> None:
     command = commands.add_parser(
         "serve", help=text, description=text.capitalize() + ".", epilog=more
     )
+    command.set_defaults(parser=command)
     command.add_argument(
         "--directory",
         default=os.environ.get(DIRECTORY_VARIABLE),
@@ -218,7 +233,9 @@ def _directory(given: argparse.Namespace) -> str:
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
-            mend=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}.",
+            mend=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
+            'running server logs it ("obskit: metrics are shared in ..."), and '
+            "obskit_gunicorn_info{directory} shows it.",
         )
     return os.path.abspath(path)
 

@@ -45,11 +45,15 @@ failures: list[tuple[str, str, bool]] = []
 """What could not be logged or counted in signal context: hook, text, whether to count it."""
 
 
+_import_error: list[str] = []
+
+
 def sharing() -> Any:
     """Return :mod:`obskit_gunicorn.multiprocess`, or ``None`` without prometheus_client."""
     try:
         return importlib.import_module("obskit_gunicorn.multiprocess")
-    except ImportError:
+    except ImportError as error:
+        _import_error[:] = [str(error)]
         return None
 
 
@@ -85,8 +89,9 @@ def _core_nworkers_changed(
     if shared is None:
         if old_value is None:
             slots.process.log.warning(
-                "obskit: prometheus-client is not installed, there are no metrics; "
-                "pip install prometheus-client"
+                "obskit: prometheus-client cannot be imported (%s), there are no metrics; "
+                "pip install prometheus-client",
+                _import_error[-1],
             )
         return
     shared.install()
@@ -111,10 +116,18 @@ def _describe(server: Arbiter, workers: int) -> None:
         gunicorn=str(importlib.import_module("gunicorn").__version__),
         python=platform.python_version(),
         backlog=settings.backlog,
-        listeners=[list(address[:2]) for address in settings.address if isinstance(address, tuple)][
-            :_MOST_LISTENERS
-        ],
+        listeners=_listeners(server),
     )
+
+
+def _listeners(server: Arbiter) -> list[list[Any]]:
+    """Return the addresses of the TCP sockets, as the kernel writes them once they are bound."""
+    addresses = []
+    for listener in server.LISTENERS:
+        with contextlib.suppress(OSError):
+            addresses.append(listener.sock.getsockname())
+    found = [address for address in addresses or server.cfg.address if isinstance(address, tuple)]
+    return [list(address[:2]) for address in found[:_MOST_LISTENERS]]
 
 
 def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
@@ -154,6 +167,7 @@ def _private_path() -> str | None:
 
 def _core_when_ready(publication: Publication, server: Arbiter) -> None:
     exits.listen(server)
+    _describe(server, server.num_workers)
     _begin_counting(publication)
     _keep_exporter(publication, server)
 
@@ -222,7 +236,7 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
         )
         return
     requests = _telemetry().requests(buckets)
-    setattr(worker, name, asgi.CountedApplication(application, requests))
+    setattr(worker, name, asgi.CountedApplication(application, requests, worker))
     # What nobody overrides need not be called for each request.
     for hook in ("pre_request", "post_request"):
         if not overrides(publication.config, hook):

@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn import slots
@@ -25,6 +24,13 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
 __all__ = ["Leaving", "flush", "leaving", "listen", "note"]
+
+_SIGNALS: dict[int, str] = {
+    signal.SIGKILL: "killed",
+    signal.SIGTERM: "graceful",  # Uvicorn's worker ends so
+    signal.SIGINT: "interrupted",
+    signal.SIGQUIT: "interrupted",
+}
 
 _BOOT_ERRORS = (3, 4)
 """The exit statuses of a Gunicorn worker that cannot boot: WORKER_BOOT_ERROR, APP_LOAD_ERROR."""
@@ -72,8 +78,16 @@ class _End(NamedTuple):
     is_timeout: bool
 
 
+class _Status(NamedTuple):
+    """How a process has ended, as the kernel says; see waitid(2)."""
+
+    code: int
+    number: int
+    start_ticks: int
+
+
 _ends: list[_End] = []
-_statuses: dict[int, tuple[int, int]] = {}
+_statuses: dict[int, _Status] = {}
 _MOST_STATUSES = 1000
 
 
@@ -102,25 +116,32 @@ _arbiter = _Arbiter()
 
 
 def _on_child(number: int, frame: types.FrameType | None) -> None:
-    if os.getpid() == _arbiter.pid:
-        _look(list(_arbiter.workers))
+    _look_at_workers()
     if callable(_arbiter.previous):
         _arbiter.previous(number, frame)
 
 
-def _look(pids: Iterable[int]) -> None:
+def _look_at_workers() -> None:
     """Ask the kernel which workers have ended, and how, and leave reaping them to Gunicorn."""
-    for pid in pids:
+    if os.getpid() != _arbiter.pid or not _arbiter.is_listening:
+        return
+    # Any child first: one that has ended at once is not among Gunicorn's workers yet.
+    for kind, pid in ((os.P_ALL, 0), *((os.P_PID, pid) for pid in list(_arbiter.workers))):
         try:
-            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            found = os.waitid(kind, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except OSError:
             continue
-        if found is not None and len(_statuses) < _MOST_STATUSES:
-            _statuses[pid] = (found.si_code, found.si_status)
+        if found is not None:
+            _statuses[found.si_pid] = _Status(
+                found.si_code, found.si_status, slots.start_ticks(found.si_pid)
+            )
+            while len(_statuses) > _MOST_STATUSES:  # of children that are no workers
+                _statuses.pop(next(iter(_statuses)), None)
 
 
 def note(worker: Worker) -> None:
     """Note in ``child_exit`` that a worker has ended; safe in signal context."""
+    _look_at_workers()  # Gunicorn reaps the next one at once, perhaps before SIGCHLD tells of it
     pid = getattr(worker, "pid", None)
     if isinstance(pid, int):
         _ends.append(_End(pid, bool(getattr(worker, "aborted", False))))
@@ -135,28 +156,27 @@ def flush() -> None:
         end = _ends.pop(0)
         status = _statuses.pop(end.pid, None)
         directory = slots.process.directory
-        record = directory.last_record(end.pid) if directory is not None else {}
+        started = 0 if status is None else status.start_ticks
+        record = directory.last_record(end.pid, started) if directory is not None else {}
         # A worker that ended in order has counted itself, also if nothing of it is left to read.
-        is_in_order = not record and status == (os.CLD_EXITED, 0)
+        is_in_order = not record and status is not None and status[:2] == (os.CLD_EXITED, 0)
         if not record.get("is_counted") and not is_in_order:
-            telemetry.count_exit(_reason(end, status))
+            telemetry.count_exit(_reason(end, status, record))
 
 
-def _reason(end: _End, status: tuple[int, int] | None) -> str:
+def _reason(end: _End, status: _Status | None, record: dict[str, Any]) -> str:
     if end.is_timeout:
         return "timeout"
     if status is None:
         return "killed"
-    code, number = status
-    if code == os.CLD_EXITED:
-        if number in _BOOT_ERRORS:
-            return "boot_error"
-        return "error" if number else "graceful"
-    if number == signal.SIGKILL:
-        return "killed"
-    if number == signal.SIGTERM:
-        return "graceful"  # Uvicorn's worker ends so
-    return "interrupted" if number in (signal.SIGINT, signal.SIGQUIT) else "error"
+    has_exited, number = status.code == os.CLD_EXITED, status.number
+    if not has_exited and number in _SIGNALS:
+        return _SIGNALS[number]
+    # A worker that has booted has had a lease, where leases can be had.
+    had_booted = record.get("state") != "booting" if record else slots.process.lease is None
+    if not had_booted or (has_exited and number in _BOOT_ERRORS):
+        return "boot_error"
+    return "graceful" if has_exited and number == 0 else "error"
 
 
 def _is_uvicorn_recycling(worker: Worker) -> bool:
@@ -165,4 +185,4 @@ def _is_uvicorn_recycling(worker: Worker) -> bool:
     Stopped by a signal it sends itself that signal again, and ends without ``worker_exit``.
     """
     config = getattr(worker, "config", None)
-    return bool(getattr(config, "limit_max_requests", None))
+    return getattr(config, "limit_max_requests", None) not in (None, 0, sys.maxsize)

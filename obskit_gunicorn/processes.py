@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ _FIGURES = (
     ("threads", "gauge", "Threads of the process."),
     ("start_time_seconds", "gauge", "When the process was started, in Unix time."),
 )
-_LISTENING = "0A"
+_LISTENING = b" 0A "
 
 
 class Processes(Collector):
@@ -119,7 +120,11 @@ def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
             limits[host, port] = (_text(host, port), record.get("backlog") or 0)
     if not limits:
         return
-    waiting = dict(_waiting_connections())
+    waiting: dict[tuple[str, int], int] = {}
+    sockets: Counter[tuple[str, int]] = Counter()  # several where they share a port
+    for place, connections in _waiting_connections():
+        waiting[place] = waiting.get(place, 0) + connections
+        sockets[place] += 1
     current = GaugeMetricFamily(
         "gunicorn_listen_backlog",
         "Connections that wait to be accepted by a worker.",
@@ -134,7 +139,8 @@ def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
     for (host, port), (text, limit) in limits.items():
         if (host, port) in waiting:
             current.add_metric([text], waiting[host, port])
-            most.add_metric([text], min(limit, system) if system else limit)
+            each = min(limit, system) if system else limit
+            most.add_metric([text], each * sockets[host, port])
     if current.samples:
         yield current
         yield most
@@ -146,9 +152,9 @@ def _waiting_connections() -> Iterator[tuple[tuple[str, int], int]]:
     For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``.
     """
     for name, family in (("tcp", 4), ("tcp6", 6)):
-        for line in _lines(f"/proc/net/{name}")[1:]:
-            fields = line.decode().split()
-            if fields[3] == _LISTENING:
+        for line in _lines(f"/proc/net/{name}"):
+            if _LISTENING in line:  # a busy server has thousands of others
+                fields = line.decode().split()
                 address, _, port = fields[1].partition(":")
                 yield (
                     (_address(address, family), int(port, 16)),

@@ -62,7 +62,9 @@ __all__ = [
     "explain",
     "fork_guard",
     "forked",
+    "pid_namespace",
     "process",
+    "start_ticks",
 ]
 
 Role = Literal["arbiter", "worker", "process"]
@@ -99,7 +101,7 @@ def fork_guard() -> threading.RLock:
 
 _guard = threading.RLock()
 
-_REMEMBERED = ("pid", "pid_namespace", "is_counted")
+_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
 
 
 class NotYetError(OSError):
@@ -130,7 +132,7 @@ class Lease:
         self.record: dict[str, Any] = {
             "pid": os.getpid(),
             "pid_namespace": pid_namespace(),
-            "start_ticks": _start_ticks(),
+            "start_ticks": start_ticks(),
             "role": role,
             "state": "booting" if role == "worker" else "",
             "reason": "",
@@ -306,10 +308,15 @@ class SlotDirectory:
         except OSError:
             return self._records(sure=False)
 
-    def last_record(self, pid: int) -> dict[str, Any]:
+    def last_record(self, pid: int, start_ticks: int) -> dict[str, Any]:
         """Return what a process of this pid namespace has left beside its lease, ended or not.
 
         Never raises; empty if it had no lease, or if its slot has had two more holders since.
+
+        Args:
+            pid: The process.
+            start_ticks: When it was started, to tell it from others that had its pid before; 0 if
+                that is not known.
         """
         with contextlib.suppress(OSError), os.scandir(self.path) as entries:
             for entry in entries:
@@ -322,7 +329,10 @@ class SlotDirectory:
                     finally:
                         os.close(descriptor)
                     for each in (record, record.get("previous") or {}):
-                        if each.get("pid") == pid and each.get("pid_namespace") == pid_namespace():
+                        is_its = each.get("pid") == pid and (
+                            each.get("start_ticks") == start_ticks or not start_ticks
+                        )
+                        if is_its and each.get("pid_namespace") == pid_namespace():
                             return each
         return {}
 
@@ -925,10 +935,14 @@ def pid_namespace() -> str:
         return ""
 
 
-def _start_ticks() -> int:
-    """Return when this process started, in clock ticks since boot (proc(5)); 0 if unknown."""
+def start_ticks(pid: int | None = None) -> int:
+    """Return when a process started, in clock ticks since boot (proc(5)); 0 if unknown.
+
+    Args:
+        pid: The process, ended or not as long as nobody has reaped it; this one by default.
+    """
     try:
-        with open("/proc/self/stat", "rb") as file:
+        with open(f"/proc/{pid or 'self'}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0

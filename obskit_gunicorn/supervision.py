@@ -378,7 +378,8 @@ class Place:
                 error,
             )
         else:
-            slots.process.log.info("obskit: metrics at %s%s", bind, path)
+            if exporter.listener is not None:
+                slots.process.log.info("obskit: metrics at %s%s", bind, path)
 
     def leave(self, *, is_last: bool) -> None:
         """Remove the file of a Unix socket, if no other arbiter goes on with it."""

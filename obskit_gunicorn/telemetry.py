@@ -7,6 +7,7 @@ workers nothing: see :mod:`obskit_gunicorn.exposition` and :mod:`obskit_gunicorn
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from bisect import bisect_left
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gunicorn.http.wsgi import Response
 
 __all__ = [
+    "CLIENT_CLOSED",
     "REASONS",
     "Requests",
     "begin",
@@ -34,6 +36,12 @@ __all__ = [
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 )
+CLIENT_CLOSED = 499
+"""The code of a request whose client has gone before there was a response."""
+
+_LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""What Gunicorn takes for a client that has gone."""
+
 _OTHER = "other"
 """What a client may call a method has no bound, so the rest have one name."""
 
@@ -125,16 +133,16 @@ class Requests:
         application is on its way. If nothing had been sent, Gunicorn answers 500.
         """
         code = getattr(resp, "status_code", None)
-        if code is None:
-            code = 500
-        elif not getattr(resp, "headers_sent", True):
-            error = sys.exc_info()[1]
-            if error is not None and not isinstance(error, OSError):
-                code = 500
+        if code is None or not getattr(resp, "headers_sent", True):
+            code = _code_of(sys.exc_info()[1], code)
         self.end(getattr(req, "method", None), code, getattr(req, "obskit_started", None))
 
     def _child(self, method: str | None, code: int) -> _Child:
         name = method if method in _METHODS else _OTHER
+        try:
+            code = int(code)  # the text of an enum's member is its name
+        except (TypeError, ValueError):
+            code = 500
         seconds: Any = self._duration.labels(name)
         child = _Child(
             self._total.labels(name, str(code))._value.inc,
@@ -144,6 +152,19 @@ class Requests:
         if name is not _OTHER:  # or clients would fill the memory with names
             self._children[name, code] = child
         return child
+
+
+def _code_of(error: BaseException | None, code: int | None) -> int:
+    """Return the code of a request that ended before its headers were sent.
+
+    Args:
+        error: What is on its way.
+        code: What the application has asked for, ``None`` if it did not come to that.
+    """
+    if type(error).__module__ == "gunicorn.http.errors":  # while the application read the body
+        return CLIENT_CLOSED if type(error).__name__ == "NoMoreData" else 400
+    is_lost = isinstance(error, OSError) and error.errno in _LOST
+    return 500 if code is None or not (error is None or is_lost) else code
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from tests.support.process import (
     GunicornProcess,
     Interpreter,
     Metrics,
+    free_port,
     get,
     wait_until,
 )
@@ -36,6 +37,14 @@ def application(environ, start_response):
     if path == "/late":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return late()
+    if path == "/backend":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        raise FileNotFoundError(2, "a backend is gone")
+    if path == "/first":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return first()
+    if path == "/read":
+        environ["wsgi.input"].read()
     if path == "/none":
         start_response("204 No Content", [])
         return []
@@ -49,6 +58,11 @@ def application(environ, start_response):
     return [body]
 
 
+def first():
+    raise ConnectionRefusedError(111, "a backend is gone")
+    yield b""
+
+
 def late():
     yield b"a beginning"
     raise ZeroDivisionError("in the middle")
@@ -59,6 +73,7 @@ ASGI = (
     apps.COUNTED
     + """
 import asyncio
+import sys
 
 
 async def application(scope, receive, send):
@@ -71,6 +86,8 @@ async def application(scope, receive, send):
     path = scope["path"]
     if path == "/raise":
         raise ZeroDivisionError("on purpose")
+    if path == "/leave":
+        asyncio.get_running_loop().call_later(0.2, sys.exit, 0)
     if path == "/block":
         block(float(parameter(scope["query_string"].decode(), "1")))
     if path == "/sleep":
@@ -357,6 +374,141 @@ def test_listen_backlog(newest: Interpreter) -> None:
         )
         for connection in waiting:
             connection.close()
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "[0:0:0:0:0:0:0:1]"])
+def test_listen_backlog_of_other_spellings(newest: Interpreter, host: str) -> None:
+    """However an address is spelt, its backlog is there, under the kernel's spelling."""
+    port = free_port()
+    config = CONFIG.format(worker_class="sync", settings="pass")
+    with GunicornProcess(
+        newest, config, app=WSGI, exporter=True, arguments=["--bind", f"{host}:{port}"]
+    ) as running:
+        found = wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
+        texts = {text for (text,) in by_label(found, "gunicorn_listen_backlog")}
+        (own,) = [text for text in texts if text.endswith(f":{port}")]
+        assert own in (f"0.0.0.0:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", f"[::]:{port}")
+
+
+def test_listen_backlog_of_a_shared_port(newest: Interpreter) -> None:
+    """Workers with a socket each at one port have their queues added up."""
+    settings = "reuse_port = True\n    backlog = 7"
+    with server(newest, "sync", settings) as running:
+        address = f"{HOST}:{running.port}"
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_listen_backlog_limit", address=address) == 14,
+            "twice seven",
+        )
+        workers = running.wait_for_workers(2)
+        for pid in workers:
+            running.send_signal(signal.SIGSTOP, pid)
+        waiting = [socket.create_connection((HOST, running.port)) for _ in range(9)]
+        wait_for(
+            running, lambda m: value(m, "gunicorn_listen_backlog", address=address) == 9, "nine"
+        )
+        for pid in workers:
+            running.send_signal(signal.SIGCONT, pid)
+        for connection in waiting:
+            connection.close()
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+def test_errors_before_the_headers(interpreter: Interpreter, kind: str) -> None:
+    """What a client got no answer to, because the application failed, is 500 and no 200."""
+    with server(interpreter, kind) as running:
+        wait_until_counted(running)
+        for path in ("/backend", "/first", "/backend"):
+            send(running, "GET", path)
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_requests_total", method="GET", code="500") == 3,
+            "three errors",
+        )
+        wait_until_idle(running)
+
+
+def test_malformed_body(interpreter: Interpreter) -> None:
+    """A client that sends nonsense is at fault itself, and one that goes half-way has gone."""
+    head = b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with server(interpreter, "gthread") as running:
+        wait_until_counted(running)
+        for body in (b"ZZ\r\n", b"5\r\nab"):
+            with socket.create_connection((HOST, running.port)) as client:
+                client.sendall(head + body)
+                client.shutdown(socket.SHUT_WR)
+                client.settimeout(10)
+                with contextlib.suppress(OSError):
+                    client.recv(1000)
+        wait_for(
+            running,
+            lambda m: (
+                value(m, "gunicorn_requests_total", method="POST", code="400") == 1
+                and value(m, "gunicorn_requests_total", method="POST", code="499") == 1
+            ),
+            "one of each",
+        )
+        found = by_label(running.scrape(), "gunicorn_requests_total")
+        assert set(found) == {("200", "GET"), ("400", "POST"), ("499", "POST")}
+
+
+def test_client_that_does_not_wait(newest: Interpreter) -> None:
+    """A request that Gunicorn cancels because its client has gone is no error of the server's."""
+    settings = "asgi_disconnect_grace_period = 1"
+    with server(newest, "asgi", settings) as running:
+        wait_until_counted(running)
+        with pytest.raises(TimeoutError):
+            get(running.port, "/sleep?s=8", timeout=0.3)
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_requests_total", method="GET", code="499") == 1,
+            "it is counted",
+        )
+        wait_until_idle(running)
+
+
+@pytest.mark.parametrize("kind", ["asgi", UVICORN])
+def test_worker_that_leaves_by_itself(newest: Interpreter, kind: str) -> None:
+    """A worker that the application ends in order was not recycled."""
+    with server(newest, kind) as running:
+        wait_until_counted(running)
+        send(running, "GET", "/leave")
+        found = wait_for(running, lambda m: value(m, "gunicorn_worker_boots_total") == 3, "another")
+        exits = by_label(found, "gunicorn_worker_exits_total")
+        assert exits == {**NO_EXITS, ("graceful",): 1}
+
+
+def wait_until_idle(running: GunicornProcess) -> None:
+    """Wait until no request is in progress."""
+    wait_for(
+        running, lambda m: value(m, "gunicorn_requests_in_progress") == 0, "no request is left"
+    )
+
+
+@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGSEGV)"])
+@pytest.mark.parametrize("has_lease", [False, True])
+def test_workers_that_die_while_they_boot(
+    interpreter: Interpreter, end: str, has_lease: bool
+) -> None:
+    """Death before a worker is ready is one of booting, whether it had a metric already or not."""
+    dies = f"import signal\nif os.path.exists('fatal'):\n    {end}\n"
+    app = WSGI + dies if has_lease else "import os\n" + dies + WSGI
+    config = CONFIG.format(worker_class="sync", settings="pass")
+    with GunicornProcess(interpreter, config, app=app, exporter=True) as running:
+        wait_until_counted(running)
+        (running.root / "fatal").touch()
+        old = running.wait_for_workers(2)
+        running.send_signal(signal.SIGTERM, min(old))
+        wait_for(
+            running,
+            lambda m: value(m, "gunicorn_worker_exits_total", reason="boot_error") >= 2,
+            "deaths are counted",
+        )
+        (running.root / "fatal").unlink()
+        running.wait_for_workers(2)
+        found = wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
+        exits = by_label(found, "gunicorn_worker_exits_total")
+        assert {reason for (reason,), count in exits.items() if count} == {"boot_error", "graceful"}
 
 
 def test_without_requests(interpreter: Interpreter, worker_class: str) -> None:

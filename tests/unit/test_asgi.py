@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -152,6 +153,73 @@ def test_a_cancelled_request() -> None:
 
     asyncio.run(main())
     assert (counts.ended, counts.in_progress) == ([("GET", 201)], 0)
+
+
+@pytest.mark.parametrize(("alive", "code"), [(True, 499), (False, 500)])
+def test_a_request_that_is_cancelled_before_its_response(alive: bool, code: int) -> None:
+    """While the worker serves it is the client that has gone; later the server is at fault."""
+    counts = Counts()
+
+    class Worker:
+        pass
+
+    worker: Any = Worker()
+    worker.alive = True
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        counted: Any = CountedApplication(application, counts, worker)  # type: ignore[arg-type]
+        task = asyncio.create_task(counted(HTTP, None, None))
+        await asyncio.sleep(0)
+        worker.alive = alive
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert (counts.ended, counts.in_progress) == ([("GET", code)], 0)
+
+
+@pytest.mark.parametrize("message", [START, body(b"text", more=True)])
+def test_a_client_that_sending_finds_gone(message: dict[str, Any]) -> None:
+    """A response that cannot be begun, because nobody is there, is no error of the server's."""
+    counts = Counts()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(body(b"text", more=True))
+
+    async def send(sent: dict[str, Any]) -> None:
+        if sent == message:
+            raise BrokenPipeError
+
+    counted: Any = CountedApplication(application, counts)  # type: ignore[arg-type]
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(counted(HTTP, None, send))
+    assert counts.ended == [("GET", 499 if message is START else 201)]
+
+
+def test_messages_out_of_order() -> None:
+    """A body without a beginning is an error, and only the first beginning is sent."""
+
+    async def no_start(scope: Any, receive: Any, send: Any) -> None:
+        await send(body(b"text"))
+
+    async def two_starts(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({**START, "status": 404})
+        await send(body(b"text"))
+
+    assert run(no_start, HTTP)[0].ended == [("GET", 500)]
+    assert run(two_starts, HTTP)[0].ended == [("GET", 201)]
+
+
+def test_a_copy() -> None:
+    """The application may be copied."""
+    counted: Any = CountedApplication(body, Counts())  # type: ignore[arg-type]
+    assert copy.copy(counted)._application is body
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])

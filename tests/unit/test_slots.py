@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
@@ -369,7 +370,7 @@ class TestAsking:
         assert record is not None
         assert record["pid"] == holder.pid
         assert record["pid_namespace"] == os.readlink("/proc/self/ns/pid")
-        assert record["start_ticks"] == _start_ticks(holder.pid)
+        assert record["start_ticks"] == slots.start_ticks(holder.pid)
         assert (record["role"], record["state"]) == ("process", "")
 
     def test_record_can_be_changed(self, nursery: Nursery, directory: str) -> None:
@@ -452,10 +453,6 @@ class TestAsking:
             assert stranger.call(leased, str(path)) == {"slot0": False}
 
 
-def _start_ticks(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
 def _note(facts: dict[str, Any]) -> None:
     _leases[-1].note(**facts)
 
@@ -502,6 +499,21 @@ class TestNote:
         lease.note(state="booted")
         assert leased(directory) == {"slot0": True}
         lease.release()
+
+    def test_last_record_of_a_pid_that_came_again(self, directory: str) -> None:
+        """What others of the same pid have left is not taken for a process's own."""
+        for number in range(1, 20):
+            old = {"pid": 7, "pid_namespace": slots.pid_namespace(), "start_ticks": number}
+            record = {**old, "pid": 8, "previous": {**old, "is_counted": True}}
+            text = json.dumps(record if number % 2 else old)
+            (Path(directory) / f"slot{number}.lease").write_text(text)
+        place = SlotDirectory(directory)
+        for number in range(1, 20):
+            assert place.last_record(7, number)["start_ticks"] == number
+            assert place.last_record(7, number).get("is_counted", False) == bool(number % 2)
+        assert place.last_record(7, 99) == {}
+        assert place.last_record(9, 0) == {}
+        assert place.last_record(7, 0)["pid"] == 7
 
     def test_what_is_known_before_there_is_a_lease(self, directory: str) -> None:
         """What was noted stands beside each lease that the process takes afterwards."""
