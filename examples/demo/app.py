@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -42,7 +43,7 @@ curl -s http://127.0.0.1:9464/metrics | grep demo_requests_total
 kill -9 {pid}          # this worker; another takes its slot and goes on from its count
 kill -HUP {ppid}         # reload: all workers are replaced
 kill -TTIN {ppid}        # one worker more
-obskit-gunicorn inspect {directory}
+{python} -m obskit_gunicorn inspect {directory}
 </pre>
 """
 
@@ -66,7 +67,9 @@ def _answer(path: str) -> tuple[str, str, str, bytes]:
     """Return the path's template, the status, the content type and the body."""
     if path == "/":
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
-        page = PAGE.format(pid=os.getpid(), ppid=os.getppid(), directory=directory)
+        page = PAGE.format(
+            pid=os.getpid(), ppid=os.getppid(), directory=directory, python=sys.executable
+        )
         return "/", "200 OK", "text/html; charset=utf-8", page.encode()
     if path.startswith("/hello/"):
         name = path.removeprefix("/hello/")

@@ -38,6 +38,9 @@ class Config(ObskitGunicornConfig):
         address = os.environ.get("GATE_ADDRESS")
         if not address:
             return None
+        if not address.rpartition(":")[2].isdigit():
+            server.log.error("Gate: GATE_ADDRESS is %r, expected host:port", address)
+            return False
         seconds = float(os.environ.get("GATE_SECONDS", "30"))
         if _answers_within(address, seconds):
             server.log.info("Gate: %s answers", address)
