@@ -124,7 +124,7 @@ def _listeners(server: Arbiter) -> list[list[Any]]:
     """Return the addresses of the TCP sockets, as the kernel writes them once they are bound."""
     addresses = []
     for listener in server.LISTENERS:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):
             addresses.append(listener.sock.getsockname())
     found = [address for address in addresses or server.cfg.address if isinstance(address, tuple)]
     return [list(address[:2]) for address in found[:_MOST_LISTENERS]]

@@ -68,7 +68,6 @@ __all__ = [
 ]
 
 Role = Literal["arbiter", "worker", "process"]
-State = Literal["booting", "booted", "leaving"]
 
 PROTOCOL = 1
 """The version of the rules in this module. A directory in use by a later one is left alone."""

@@ -1,4 +1,4 @@
-"""Fixtures for tests of one module at a time."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
