@@ -186,7 +186,9 @@ class RemoteProcess:
         self._channel.send(("fork",))
         pid, descriptor = self._receive(DEADLINE_SECONDS)
         assert descriptor is not None
-        return RemoteProcess(_Channel(socket.socket(fileno=descriptor)), pid, self._nursery)
+        child = RemoteProcess(_Channel(socket.socket(fileno=descriptor)), pid, self._nursery)
+        child.call(os.getpid)  # until it has run at all, it holds whatever its parent does
+        return child
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal and wait until the process has ended by it."""
