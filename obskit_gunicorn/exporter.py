@@ -173,6 +173,7 @@ def serve(
     gc.freeze()
     wait()
     server.shutdown()
+    listener.close()  # whoever comes now is refused, or served by whoever else listens there
     server.drain(_DRAIN_SECONDS)
 
 

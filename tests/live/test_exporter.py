@@ -136,6 +136,8 @@ def test_reload_with_another_address(interpreter: Interpreter) -> None:
                 get(ports[0], "/-/healthy")
             except ConnectionRefusedError:
                 return True
+            except ConnectionResetError:  # it was closed while we were waiting to be accepted
+                pass
             return False
 
         wait_until(is_refused, "nobody is at the old address")
