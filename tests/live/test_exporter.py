@@ -174,13 +174,15 @@ def test_answers_through_the_drain(interpreter: Interpreter) -> None:
     """While workers finish what they have begun, they are scraped; then the exporter ends."""
     with server(interpreter) as running:
         wait_until_scraped(running)
+
+        def in_progress() -> float:
+            return running.scrape()["gunicorn_requests_in_progress", frozenset()]
+
         running.get("/")
+        wait_until(lambda: in_progress() == 0, "the first request is over")
         with pytest.raises(TimeoutError):
             get(running.port, "/sleep?s=1.8", timeout=0.2)
-        wait_until(
-            lambda: running.scrape()["gunicorn_requests_in_progress", frozenset()] == 1,
-            "a worker is at it",
-        )
+        wait_until(lambda: in_progress() == 1, "a worker is at the second one")
         running.send_signal(signal.SIGTERM)
         started = time.monotonic()
         seen = 0
