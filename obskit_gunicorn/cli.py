@@ -91,10 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
         ),
     ):
-        command = commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", epilog=more
-        )
-        command.set_defaults(parser=command)
+        command = _add_command(commands, name, text, more)
         command.add_argument(
             "directory",
             nargs="?",
@@ -118,6 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(path, as_json=options.format == "json")
 
 
+def _add_command(commands: Any, name: str, text: str, more: str) -> argparse.ArgumentParser:
+    """Add a command, which says what is wrong with its arguments by its own usage."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text.capitalize() + ".", epilog=more
+    )
+    command.set_defaults(parser=command)
+    return command
+
+
 def _add_serve(commands: Any) -> None:
     """Add the command that runs an exporter; its flags are the class's options."""
     text = "serve the metrics of a multiprocess directory, beside the server that writes them"
@@ -125,10 +131,7 @@ def _add_serve(commands: Any) -> None:
         "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
         "are read by themselves."
     )
-    command = commands.add_parser(
-        "serve", help=text, description=text.capitalize() + ".", epilog=more
-    )
-    command.set_defaults(parser=command)
+    command = _add_command(commands, "serve", text, more)
     command.add_argument(
         "--directory",
         default=os.environ.get(DIRECTORY_VARIABLE),

@@ -71,10 +71,8 @@ def flush_failures() -> None:
         name, message, counts = failures.pop(0)
         slots.process.log.error("%s", message)
         if counts and sharing() is not None:
-            from obskit_gunicorn import telemetry
-
             with contextlib.suppress(Exception):  # counting it must not add a failure to it
-                telemetry.count_hook_failure(name)
+                _telemetry().count_hook_failure(name)
 
 
 def _core_nworkers_changed(

@@ -116,11 +116,7 @@ class Pages:
             return True
         # A holder that found no room to say who it is may be a worker.
         return any(
-            record is not None
-            and (
-                "role" not in record
-                or (record["role"] == "worker" and record.get("state") == "booted")
-            )
+            record is not None and ("role" not in record or slots.is_ready_worker(record))
             for record in records
         )
 

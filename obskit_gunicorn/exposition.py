@@ -400,9 +400,7 @@ def _volume(collector: DirectoryCollector | None) -> Iterator[Metric]:
 def _gunicorn(held: list[dict[str, Any]], generation: dict[str, Any]) -> Iterator[Metric]:
     """Return what arbiters and workers have written down beside their leases."""
     arbiters = [record for record in held if type(record.get("workers")) is int]
-    ready = sum(
-        record.get("role") == "worker" and record.get("state") == "booted" for record in held
-    )
+    ready = sum(map(slots.is_ready_worker, held))
     if arbiters or generation:  # Gunicorn is here, or was
         yield GaugeMetricFamily(
             "gunicorn_workers_ready", "Workers that have booted and hold a lease.", ready

@@ -62,6 +62,7 @@ __all__ = [
     "explain",
     "fork_guard",
     "forked",
+    "is_ready_worker",
     "pid_namespace",
     "process",
     "start_ticks",
@@ -809,6 +810,11 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=forked)
+
+
+def is_ready_worker(record: dict[str, Any]) -> bool:
+    """Return whether what stands beside a lease is about a worker that has booted."""
+    return record.get("role") == "worker" and record.get("state") == "booted"
 
 
 def _is_slot(name: str) -> bool:

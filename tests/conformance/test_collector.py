@@ -14,9 +14,7 @@ import json
 import math
 import os
 import re
-import shutil
 import struct
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +48,7 @@ from obskit_gunicorn.multiprocess import (
 )
 from tests.support import forks
 from tests.support.forks import Nursery, RemoteProcess, act, metric, wait_until
+from tests.support.promtool import run_promtool
 
 pytestmark = pytest.mark.conformance
 
@@ -852,19 +851,7 @@ def _spellings(families: Iterable[Metric]) -> list[list[tuple[str, list[tuple[st
     return [legacy, as_they_are]
 
 
-@pytest.fixture(name="promtool")
-def _promtool() -> str:
-    """Prometheus's own checker."""
-    found = shutil.which("promtool")
-    if found is None:
-        message = "promtool is missing: install the Debian package prometheus"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
-def test_promtool_accepts_the_text(promtool: str, nursery: Nursery, directory: str) -> None:
+def test_promtool_accepts_the_text(nursery: Nursery, directory: str) -> None:
     """Prometheus's own checker finds no fault with well-named metrics, ours among them."""
     for number in range(2):
         process = nursery.start()
@@ -872,20 +859,16 @@ def test_promtool_accepts_the_text(promtool: str, nursery: Nursery, directory: s
         process.call(_use_well_named_metrics, number)
     text = generate_latest(setup_multiprocess_registry(directory))
     assert b"obskit_gunicorn_slots_leased 2.0" in text
-    assert _promtool_check(promtool, text) == (0, "")
+    assert run_promtool("check", "metrics", text=text.decode()) == (0, "")
 
 
-def test_promtool_judges(promtool: str) -> None:
+def test_promtool_judges() -> None:
     """It does find faults where there are some, in the text and in the names."""
-    assert _promtool_check(promtool, b"# HELP a A.\n# TYPE a gauge\na{ 1\n")[0] == 1
-    assert _promtool_check(promtool, b"# HELP a A.\n# TYPE a counter\na 1\n")[0] == 3
-
-
-def _promtool_check(promtool: str, text: bytes) -> tuple[int, str]:
-    done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, timeout=60, check=False
-    )
-    return done.returncode, (done.stdout + done.stderr).decode()
+    for status, text in (
+        (1, "# HELP a A.\n# TYPE a gauge\na{ 1\n"),
+        (3, "# HELP a A.\n# TYPE a counter\na 1\n"),
+    ):
+        assert run_promtool("check", "metrics", text=text)[0] == status
 
 
 def _use_well_named_metrics(number: int) -> None:

@@ -19,7 +19,16 @@ import pytest
 from tests.support import apps
 from tests.support.checks import check_counts, slot_of, total_as_others_read_it
 from tests.support.client import Load, Watch
-from tests.support.process import GunicornProcess, can_run, interpreters, metric_files, wait_until
+from tests.support.process import (
+    GunicornProcess,
+    can_run,
+    can_unshare,
+    interpreters,
+    metric_files,
+    on_a_volume,
+    send_if_alive,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,12 +47,6 @@ class Config(ObskitGunicornConfig):
 """
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
-
-
-def can_unshare(*kinds: str) -> bool:
-    """Return whether this process may make namespaces."""
-    done = subprocess.run(["unshare", *kinds, "true"], capture_output=True, check=False, timeout=10)
-    return done.returncode == 0
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(interpreter: Inte
         # At one stroke: an orphaned worker that finds the time removes the directory.
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in killed.processes():
-                with_suppressed_signal(process.pid, number)
+                send_if_alive(number, process.pid)
         killed.wait_until_gone()
         assert left.is_dir()
         successor = stack.enter_context(
@@ -178,14 +181,6 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(interpreter: Inte
             more.wait_for(20)
         check_counts(alive, load)
         assert successor.metric("app_requests_total") == more.answered
-
-
-def with_suppressed_signal(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that may be gone."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 # ------------------------------------------------------------------------------------------------
@@ -350,14 +345,11 @@ def test_full_volume(interpreter: Interpreter, place: Path) -> None:
 
 def mounted(interpreter: Interpreter, place: Path, options: str) -> GunicornProcess:
     """Return a server whose metrics directory is a file system of its own."""
-    if not can_unshare("--mount"):
-        pytest.skip("mount namespaces are not to be had")
-    script = f'mount -t tmpfs -o {options} tmpfs "${VARIABLE}" && exec "$0" "$@"'
     return GunicornProcess(
         interpreter,
         CONFIG,
         environment={VARIABLE: str(place)},
-        prefix=["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        prefix=on_a_volume(VARIABLE, options),
     )
 
 
@@ -887,7 +879,7 @@ def parallel_starts(interpreter: Interpreter, *, rounds: int, at_once: int) -> N
                     for server in servers:
                         server.may_leave_processes()
                         for process in server.processes():
-                            with_suppressed_signal(process.pid, signal.SIGKILL)
+                            send_if_alive(signal.SIGKILL, process.pid)
         names = metric_files(directory)["counter"]
         assert len(names) <= 2 * 2 * at_once
 

@@ -33,6 +33,7 @@ from tests.support.process import (
     can_run,
     free_port,
     get,
+    on_a_volume,
     wait_until,
 )
 
@@ -841,7 +842,7 @@ def check_metrics_in_memory(running: GunicornProcess) -> None:
 @pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "size=24k"])
 def test_full_volume(newest: Interpreter, place: Path, options: str) -> None:
     """A volume without room takes neither the service nor its readiness down."""
-    with on_a_volume(newest, place, options) as running:
+    with mounted(newest, place, options) as running:
         check_metrics_in_memory(running)
         assert running.stop() == 0
 
@@ -849,7 +850,7 @@ def test_full_volume(newest: Interpreter, place: Path, options: str) -> None:
 @needs_root
 def test_reload_on_a_full_volume(newest: Interpreter, place: Path) -> None:
     """Workers that find no room any more are ready, for the sidecar too, and are seen later."""
-    with on_a_volume(newest, place, "size=128k") as running:
+    with mounted(newest, place, "size=128k") as running:
         wait_until_scraped(running)
         old = running.wait_for_workers(2)
         enter = ["nsenter", "--target", str(running.arbiter_pid), "--mount"]
@@ -887,17 +888,13 @@ def test_reload_on_a_full_volume(newest: Interpreter, place: Path) -> None:
         assert running.stop() == 0
 
 
-def on_a_volume(interpreter: Interpreter, place: Path, options: str) -> GunicornProcess:
+def mounted(interpreter: Interpreter, place: Path, options: str) -> GunicornProcess:
     """Return a server whose metrics directory is a file system of its own."""
-    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip("mount namespaces are not to be had")
     variable = "PROMETHEUS_MULTIPROC_DIR"
-    script = f'mount -t tmpfs -o {options} tmpfs "${variable}" && exec "$0" "$@"'
     return server(
         interpreter,
         environment={variable: str(place)},
-        prefix=["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        prefix=on_a_volume(variable, options),
     )
 
 

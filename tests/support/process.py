@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import apps
@@ -36,10 +37,14 @@ __all__ = [
     "Metrics",
     "Response",
     "can_run",
+    "can_unshare",
     "free_port",
     "interpreters",
     "metric_files",
+    "on_a_volume",
     "parse_metrics",
+    "process_stat",
+    "send_if_alive",
     "wait_until",
 ]
 
@@ -456,7 +461,7 @@ class GunicornProcess:
             pid = int(name)
             environment = command = b""
             try:
-                state, parent, started = _stat(pid)
+                state, parent, started = process_stat(pid)
                 with contextlib.suppress(ProcessLookupError):
                     environment = Path(f"/proc/{pid}/environ").read_bytes()
                     command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -522,11 +527,7 @@ class GunicornProcess:
         """Kill one of the workers; not one that ends by itself at this moment."""
 
         def killed() -> bool:
-            for pid in self.worker_pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                    return True
-            return False
+            return any(send_if_alive(signal.SIGKILL, pid) for pid in self.worker_pids())
 
         wait_until(killed, "a worker is killed")
 
@@ -569,22 +570,45 @@ class GunicornProcess:
             for process in left:
                 if process.parent not in pids and process.pid not in signalled:
                     signalled.add(process.pid)
-                    self._send(signal.SIGCONT, process.pid)
-                    self._send(signal.SIGTERM, process.pid)
+                    send_if_alive(signal.SIGCONT, process.pid)
+                    send_if_alive(signal.SIGTERM, process.pid)
             return not left
 
         with contextlib.suppress(AssertionError):
             wait_until(ended, "all processes have ended", seconds=20)
         killed = [process.pid for process in self._left()]
         for pid in killed:
-            self._send(signal.SIGKILL, pid)
+            send_if_alive(signal.SIGKILL, pid)
         self.wait_until_gone()
         return killed
 
-    @staticmethod
-    def _send(number: signal.Signals, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+
+def send_if_alive(number: signal.Signals, pid: int) -> bool:
+    """Send a signal to a process; return whether it was there."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def can_unshare(*kinds: str) -> bool:
+    """Return whether this process may make namespaces."""
+    done = subprocess.run(["unshare", *kinds, "true"], capture_output=True, check=False, timeout=10)
+    return done.returncode == 0
+
+
+def on_a_volume(variable: str, options: str) -> list[str]:
+    """Return what to run a server with that is to have a tmpfs of its own, or skip the test.
+
+    Args:
+        variable: The environment variable that says where.
+        options: Those of the tmpfs, as for mount.
+    """
+    if not can_unshare("--mount"):
+        pytest.skip("mount namespaces are not to be had")
+    script = f'mount -t tmpfs -o {options} tmpfs "${variable}" && exec "$0" "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
 
 
 def can_run(interpreter: Interpreter, user: int) -> bool:
@@ -610,7 +634,7 @@ def can_run(interpreter: Interpreter, user: int) -> bool:
     return done.returncode == 0
 
 
-def _stat(pid: int) -> tuple[str, int, int]:
+def process_stat(pid: int) -> tuple[str, int, int]:
     """Return a process's state, parent and start in clock ticks since boot, see proc(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], int(fields[1]), int(fields[19])

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 
-__all__ = ["checks_expressions", "find_promtool", "metric_names", "run_promtool"]
+from tests.support.missing import find_program
+
+__all__ = ["checks_expressions", "metric_names", "run_promtool"]
 
 _STRINGS = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
 _GROUPINGS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 _NAMES = re.compile(r"(?<![\w:$])[a-zA-Z_:][\w:]*(?![\w:])(?!\s*\()")
 _WORDS = {"and", "or", "unless", "offset", "bool", "by", "without", "on", "ignoring"}
-
-
-def find_promtool() -> str:
-    """Return promtool's path; skip the test where it is missing, and fail it under CI."""
-    found = shutil.which("promtool")
-    if found is None:
-        message = "promtool is missing: install the Debian package prometheus"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
 
 
 def run_promtool(*arguments: str | Path, text: str | None = None) -> tuple[int, str]:
@@ -38,7 +26,7 @@ def run_promtool(*arguments: str | Path, text: str | None = None) -> tuple[int, 
         text: What it reads from its standard input.
     """
     done = subprocess.run(
-        [find_promtool(), *map(str, arguments)],
+        [find_program("promtool", "prometheus"), *map(str, arguments)],
         input=text,
         text=True,
         stdout=subprocess.PIPE,

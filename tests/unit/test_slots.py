@@ -23,6 +23,7 @@ from obskit_gunicorn.mmapfile import MetricFile, MetricFileName
 from obskit_gunicorn.slots import NotYetError, SlotDirectory, explain, process
 from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, act, join, read, slot, wait_until
+from tests.support.process import process_stat
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
@@ -370,7 +371,7 @@ class TestAsking:
         assert record is not None
         assert record["pid"] == holder.pid
         assert record["pid_namespace"] == os.readlink("/proc/self/ns/pid")
-        assert record["start_ticks"] == slots.start_ticks(holder.pid)
+        assert record["start_ticks"] == process_stat(holder.pid)[2]
         assert (record["role"], record["state"]) == ("process", "")
 
     def test_record_can_be_changed(self, nursery: Nursery, directory: str) -> None:
