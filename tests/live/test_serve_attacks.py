@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
+from tests.support.client import Repeating
 from tests.support.forks import Nursery, join
 from tests.support.process import HOST, wait_until
 from tests.support.serving import ServeProcess, reset
@@ -67,7 +67,7 @@ def _many_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class Scrapes:
+class Scrapes(Repeating):
     """A thread that scrapes again and again as Prometheus does; a context manager.
 
     Attributes:
@@ -85,40 +85,24 @@ class Scrapes:
         self.most_descriptors = 0
         self._served = served
         self._path = path
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Scrapes:
-        """Start to scrape."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop."""
-        self._stopped.set()
-        self._thread.join(30)
+        super().__init__(0.05)
 
     def wait_for(self, count: int) -> None:
         """Wait until so many more were answered."""
         goal = self.count + count
         wait_until(lambda: self.count >= goal or self.failures, f"{count} more scrapes")
 
-    def _run(self) -> None:
-        while not self._stopped.wait(0.05):
-            started = time.monotonic()
-            try:
-                assert self._served.get(self._path, timeout=10).status == 200
-                self.count += 1
-            except Exception as error:
-                self.failures.append(repr(error))
-            self.slowest = max(self.slowest, time.monotonic() - started)
-            self.most_threads = max(self.most_threads, self._served.threads())
-            self.most_descriptors = max(self.most_descriptors, self._served.descriptors())
+    def once(self) -> None:
+        """Scrape."""
+        started = time.monotonic()
+        try:
+            assert self._served.get(self._path, timeout=10).status == 200
+            self.count += 1
+        except Exception as error:
+            self.failures.append(repr(error))
+        self.slowest = max(self.slowest, time.monotonic() - started)
+        self.most_threads = max(self.most_threads, self._served.threads())
+        self.most_descriptors = max(self.most_descriptors, self._served.descriptors())
 
 
 def check(scrapes: Scrapes) -> None:

@@ -7,6 +7,7 @@ import http.client
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tests.support.process import (
     HOST,
@@ -18,7 +19,10 @@ from tests.support.process import (
     wait_until,
 )
 
-__all__ = ["Load", "Watch"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Load", "Repeating", "Watch"]
 
 _COUNTED_SUFFIXES = ("_total", "_count", "_bucket", "_sum")
 
@@ -130,7 +134,44 @@ class Load:
             connection.close()
 
 
-class Watch:
+class Repeating:
+    """A thread that does one thing again and again; a context manager."""
+
+    def __init__(self, pause: float) -> None:
+        """Prepare the thread; entering the context starts it.
+
+        Args:
+            pause: How long to wait before each time, in seconds.
+        """
+        self._pause = pause
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self._stopped.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._pause):
+            self.once()
+
+    def once(self) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+
+class Watch(Repeating):
     """A thread that scrapes again and again and notes what must never be; a context manager.
 
     Attributes:
@@ -156,42 +197,25 @@ class Watch:
         self.wrong: list[str] = []
         self.most_processes = 0
         self.last: Metrics = {}
-        self._server = server
-        self._pause = pause
-        self._port = port or server.port
         self.refused = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Watch:
-        """Start to scrape."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop."""
-        self._stopped.set()
-        self._thread.join(30)
+        self._server = server
+        self._port = port or server.port
+        super().__init__(pause)
 
     def wait_for_scrapes(self, count: int) -> None:
         """Wait until so many more scrapes were answered."""
         goal = self.scrapes + count
         wait_until(lambda: self.scrapes >= goal, f"{count} more scrapes are answered")
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._pause):
-            self.most_processes = max(self.most_processes, len(self._server.processes()))
-            try:
-                response = get(self._port, "/metrics")
-            except (OSError, http.client.HTTPException):
-                self.refused += 1
-                continue  # the worker was killed, or nobody listens
-            self._take(response)
+    def once(self) -> None:
+        """Scrape."""
+        self.most_processes = max(self.most_processes, len(self._server.processes()))
+        try:
+            response = get(self._port, "/metrics")
+        except (OSError, http.client.HTTPException):
+            self.refused += 1
+            return  # the worker was killed, or nobody listens
+        self._take(response)
 
     def _take(self, response: Response) -> None:
         if response.status != 200:
