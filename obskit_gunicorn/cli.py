@@ -14,45 +14,26 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from obskit_gunicorn import __version__
-from obskit_gunicorn.addresses import Address
+from obskit_gunicorn._exporter.addresses import Address
+from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
+from obskit_gunicorn._store.format import MetricFileName
+from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
+from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.slots import SlotDirectory, explain
+from obskit_gunicorn._store.writer import MetricFile
+from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
-from obskit_gunicorn.locks import LockedFile
-from obskit_gunicorn.mmapfile import MetricFile, MetricFileName, read_file
-from obskit_gunicorn.options import DIRECTORY_VARIABLE, ExporterOptions, read_options
-from obskit_gunicorn.slots import SlotDirectory, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from obskit_gunicorn._exporter.protocol import Options
 
 __all__ = ["main"]
-
-
-_FLAGS = (
-    (
-        "bind",
-        "127.0.0.1:9464",
-        "0.0.0.0:9464",
-        "where to listen: host:port, [IPv6]:port or unix:path",
-    ),
-    ("path", "/metrics", "/metrics", "the path of the exposition"),
-    ("certfile", "", "/tls/tls.crt", "a PEM file with the certificate chain, for TLS"),
-    ("keyfile", "", "/tls/tls.key", "a PEM file with its private key"),
-    (
-        "ca-certs",
-        "",
-        "/tls/ca.crt",
-        "a PEM file with the authorities of client certificates, for mutual TLS",
-    ),
-    (
-        "collectors",
-        "",
-        "myapp.metrics:queue_depth",
-        "import strings of further collectors, separated by commas",
-    ),
-)
-"""The flags of ``serve`` that are options of the class: name, default, example, help."""
 
 
 class _FileFacts(NamedTuple):
@@ -137,86 +118,78 @@ def _add_serve(commands: Any) -> None:
         default=os.environ.get(DIRECTORY_VARIABLE),
         help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
     )
-    for flag, default, _, text in _FLAGS:
-        variable = f"OBSKIT_METRICS_{flag.replace('-', '_').upper()}"
-        shown = f" (default: ${variable}" + (f", else {default})" if default else ")")
-        command.add_argument(f"--{flag}", help=text + shown)
+    for option in filter(lambda option: option.is_exporters, OPTIONS):
+        default = getattr(ObskitGunicornConfig, option.name)
+        shown = f" (default: ${option.variable}" + (f", else {default})" if default else ")")
+        command.add_argument(option.flag, dest=option.name, help=option.help + shown)
 
 
-def _exporter_options(given: argparse.Namespace) -> ExporterOptions:
+def _exporter_options(given: argparse.Namespace) -> Options:
     """Return the options of ``serve``: a flag over the environment over the default.
 
     Raises:
         ConfigurationError: One of them is wrong, or there is no address.
     """
-    # The class's options are read by the class's rules; a flag is one that the class has.
-    flags = [flag.replace("-", "_") for flag, *_ in _FLAGS]
-    values: dict[str, object] = {
-        f"metrics_{flag}": getattr(given, flag)
-        for flag in flags
-        if getattr(given, flag) is not None
+    flags = {
+        option.variable: option
+        for option in OPTIONS
+        if option.is_exporters and getattr(given, option.name) is not None
     }
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name.removeprefix("OBSKIT_").lower() not in values
-    }
-    collectors = values.get("metrics_collectors")
-    if isinstance(collectors, str):
-        parts = [part.strip() for part in collectors.split(",")]
-        values["metrics_collectors"] = [part for part in parts if part]
-    config = type("serve", (ObskitGunicornConfig,), values)()
+    # A flag is read as the environment variable of its option is.
+    environment = {**os.environ, **{v: getattr(given, flags[v].name) for v in flags}}
     try:
-        options = read_options(config, environment, source="the command line", base=os.getcwd())
+        options = exporter_options(
+            read_options(
+                ObskitGunicornConfig(), environment, source="the command line", base=os.getcwd()
+            )
+        )
     except ConfigurationError as error:
-        raise _about_flag(error) from None
-    if options.exporter is None:
+        option = flags.get(error.where.rpartition(" ")[2])
+        if option is None:
+            raise
+        raise ConfigurationError(
+            where=option.flag,
+            value=error.value,
+            expected=re.sub(r"\bmetrics_(?=[a-z]+file\b)", "--", error.expected)
+            .replace(", or None for no exporter", "")
+            .replace(", or None", ""),
+            hint=f"Write for example {option.flag} {option.example}, or see --help.",
+        ) from None
+    if options is None:
         raise ConfigurationError(
             where="--bind",
-            value=given.bind or os.environ.get("OBSKIT_METRICS_BIND"),
+            value=environment.get("OBSKIT_METRICS_BIND"),
             expected="an address to listen at",
-            mend="Name one, as in --bind 0.0.0.0:9464.",
+            hint="Name one, as in --bind 0.0.0.0:9464.",
         )
-    return options.exporter
+    return options
 
 
-def _about_flag(error: ConfigurationError) -> ConfigurationError:
-    """Return an error about a class attribute of ours as one about the flag that it is made of."""
-    for flag, _, example, _ in _FLAGS:
-        attribute = f"metrics_{flag.replace('-', '_')}"
-        if error.where.startswith(f"serve.{attribute} "):
-            expected = re.sub(r", or None( for no exporter)?", "", error.expected)
-            return ConfigurationError(
-                where=f"--{flag}",
-                value=error.value,
-                expected=re.sub(r"\bmetrics_(?=[a-z]+file\b)", "--", expected),
-                mend=f"Write for example --{flag} {example}, or see --help.",
-            )
-    return error
-
-
-def _serve(path: str, options: ExporterOptions) -> int:
+def _serve(path: str, options: Options) -> int:
     """Run an exporter until SIGTERM or SIGINT."""
     # Before prometheus_client is loaded: what --collectors make is this process's own.
     for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
         os.environ.pop(variable, None)
-    from obskit_gunicorn import exporter
+    from obskit_gunicorn._exporter import pages, program
 
     # Blocked in every thread, and awaited in this one.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     # Many send it for a reload; there is nothing to load again, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    exporter.log_to(None)
-    address = Address.parse(options.bind, os.sep)
+    program.log_to(None)
+    address = Address.parse(options.metrics_bind, os.sep)
     try:
         listener = address.listen()
     except OSError as error:
-        print(f"obskit-gunicorn: cannot listen at {options.bind}: {error}", file=sys.stderr)
+        print(f"obskit-gunicorn: cannot listen at {options.metrics_bind}: {error}", file=sys.stderr)
         return 1
     sys.path.insert(0, os.getcwd())  # where --collectors are found, as Gunicorn's applications are
-    print(f"obskit-gunicorn: serving {path} at {options.bind}{options.path}", flush=True)
-    exporter.serve(exporter.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
+    print(
+        f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
+        flush=True,
+    )
+    program.serve(pages.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
     if address.path:
         with contextlib.suppress(OSError):
             os.unlink(address.path)
@@ -236,7 +209,7 @@ def _directory(given: argparse.Namespace) -> str:
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
-            mend=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
+            hint=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
             'running server logs it ("obskit: metrics are shared in ..."), and '
             "obskit_gunicorn_info{directory} shows it.",
         )
@@ -285,14 +258,11 @@ def _files(path: str) -> list[_FileFacts]:
     for name in sorted(os.listdir(path)):
         if MetricFileName.parse(name) is None:
             continue
-        try:
-            data, entries = read_file(os.path.join(path, name))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            found.append(_FileFacts(name, 0, 0, str(error)))
-            continue
-        found.append(_FileFacts(name, len(entries.offsets), len(data), entries.damage))
+        reader = MetricFileReader(os.path.join(path, name))
+        with contextlib.suppress(FileNotFoundError):
+            reader.refresh()
+            damage = None if reader.damage is None else reader.damage.text
+            found.append(_FileFacts(name, len(reader.layout.keys), reader.size, damage))
     return found
 
 
@@ -311,8 +281,8 @@ def _check(path: str, *, as_json: bool) -> int:
 def _usability_problems(path: str) -> list[str]:
     """Try what a worker does: make, lock, reserve and map a metric file."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=path) as place:
-            file = MetricFile(os.path.join(place, "counter_check.db"))
+        with tempfile.TemporaryDirectory(prefix=".check-", dir=path) as folder:
+            file = MetricFile(os.path.join(folder, "counter_check.db"))
             try:
                 second = LockedFile(file.path, os.O_RDWR)
                 try:

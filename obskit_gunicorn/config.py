@@ -8,8 +8,9 @@ questions for every hook; the first sentence of each goes into the table of that
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn._gunicorn.contract import Configuration, HookEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,29 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["HookEvent", "ObskitGunicornConfig"]
 
 
-class HookEvent(NamedTuple):
-    """One run of a server hook, as handed to ``hook_event``; immutable."""
-
-    name: Literal["hook_success", "hook_failure"]
-    """``"hook_failure"`` if the hook raised an exception, else ``"hook_success"``."""
-
-    hook: str
-    """The hook that ran, such as ``"child_exit"``."""
-
-    time: float
-    """When it was called, in seconds since the Unix epoch."""
-
-    duration_seconds: float
-    """How long it took."""
-
-    pid: int
-    """The process in which it ran."""
-
-    error: BaseException | None
-    """What it raised, or ``None``."""
-
-
-class ObskitGunicornConfig:
+class ObskitGunicornConfig(Configuration):
     """The configuration of a Gunicorn server whose workers share one ``/metrics``.
 
     Subclass it in ``gunicorn.conf.py``. Gunicorn's settings are class attributes, its server hooks
@@ -151,7 +130,7 @@ class ObskitGunicornConfig:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have the new class published when Gunicorn asks for the names of its module."""
         super().__init_subclass__(**kwargs)
-        from obskit_gunicorn.adapter import watch
+        from obskit_gunicorn._gunicorn.publish import watch
 
         watch(cls)
 
@@ -166,7 +145,7 @@ class ObskitGunicornConfig:
         - Signal context: no. But from Gunicorn 25.1 ``gunicornc worker add`` and ``remove`` call it
           on another thread, the control thread.
         - Base: nothing. The core before it chooses the directory and begins the generation.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: contained once the server runs. At the start (``old_value`` is ``None``) it
           stops the start with exit code 1.
         - Since: every supported Gunicorn.
@@ -211,7 +190,7 @@ class ObskitGunicornConfig:
         - Never under: none. Skipped if an address is in use.
         - Signal context: no. Signals are queued until it returns.
         - Base: nothing. The core before it binds the exporter's address and starts the exporter.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. It stops the start with exit code 1; ``on_exit`` is not called.
         - Since: every supported Gunicorn.
 
@@ -236,7 +215,7 @@ class ObskitGunicornConfig:
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
         - Base: nothing. The core before it looks after directory and exporter.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. It stops the server with exit code 255, without ``on_exit``.
         - Since: every supported Gunicorn.
 
@@ -255,7 +234,7 @@ class ObskitGunicornConfig:
         - Never under: none.
         - Signal context: no.
         - Base: nothing.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. The worker fails to boot, which stops the whole server with exit
           code 3 (from Gunicorn 25 with several workers 1, without ``on_exit``).
         - Since: every supported Gunicorn.
@@ -273,7 +252,7 @@ class ObskitGunicornConfig:
         - Never under: none. Skipped if the application cannot be imported.
         - Signal context: no.
         - Base: nothing. The core before it takes the worker's lease, if no metric has done so.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. The worker fails to boot, which stops the whole server with exit
           code 3 (from Gunicorn 25 with several workers 1, without ``on_exit``).
         - Since: every supported Gunicorn.
@@ -295,7 +274,7 @@ class ObskitGunicornConfig:
           loop, elsewhere in the handler, on any line of the application: no metric updates, no
           locks, no logging; set a flag.
         - Base: nothing.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. It is logged and the worker stops all the same.
         - Since: every supported Gunicorn.
 
@@ -313,7 +292,7 @@ class ObskitGunicornConfig:
           locked (under ``asgi`` it runs in the event loop): no metric updates, no locks, no
           logging. ``faulthandler.dump_traceback`` is fine.
         - Base: nothing.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. It is logged or becomes the application's own (``sync``: status
           500); the worker exits all the same.
         - Since: every supported Gunicorn.
@@ -383,7 +362,7 @@ class ObskitGunicornConfig:
           that cannot be parsed, and when the worker is killed in the middle of a request.
         - Signal context: no.
         - Base: nothing.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. It is logged; the client has its response already.
         - Since: every supported Gunicorn.
 
@@ -409,7 +388,7 @@ class ObskitGunicornConfig:
           ``os._exit``, and in 25.3 under ``asgi`` at a SIGTERM once it has served a request.
         - Signal context: no.
         - Base: nothing. The core before it notes that the worker leaves.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: contained. Gunicorn itself would log it and go on too.
         - Since: every supported Gunicorn.
 
@@ -451,7 +430,7 @@ class ObskitGunicornConfig:
           stops the server, and from Gunicorn 25 when several workers fail to boot.
         - Signal context: no.
         - Base: nothing.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: contained. Otherwise the exit code would be 1.
         - Since: every supported Gunicorn.
 
@@ -471,7 +450,7 @@ class ObskitGunicornConfig:
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
         - Base: nothing. The core before it moves the exporter to where changed options say.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: contained. Otherwise it would stop the server with exit code 255.
         - Since: every supported Gunicorn.
 
@@ -489,7 +468,7 @@ class ObskitGunicornConfig:
         - Never under: none. Skipped if the SIGUSR2 is ignored, as while an upgrade is going on.
         - Signal context: no.
         - Base: nothing. The core before it hands the multiprocess directory on.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: contained. The upgrade goes on; otherwise the child would stop the workers of
           the old arbiter and remove its pid file.
         - Since: every supported Gunicorn.
@@ -508,7 +487,7 @@ class ObskitGunicornConfig:
         - Never under: none. Called only with ``dirty_apps`` and ``dirty_workers``.
         - Signal context: no.
         - Base: nothing.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. The dirty arbiter dies and is forked anew without end, tens of
           times a second; the web workers serve on.
         - Since: Gunicorn 25.
@@ -527,7 +506,7 @@ class ObskitGunicornConfig:
         - Never under: none. Called only with ``dirty_apps`` and ``dirty_workers``.
         - Signal context: no. It runs in the event loop, so it must not block.
         - Base: nothing.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. The dirty arbiter dies and is forked anew without end, tens of
           times a second; the web workers serve on.
         - Since: Gunicorn 25.
@@ -545,7 +524,7 @@ class ObskitGunicornConfig:
         - Never under: none. Called only with ``dirty_apps`` and ``dirty_workers``.
         - Signal context: no.
         - Base: nothing.
-        - super(): first. Forgetting it skips mixins, never counts.
+        - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. The dirty worker dies and is forked anew without end, hundreds
           of times a second; the web workers serve on.
         - Since: Gunicorn 25.
@@ -564,7 +543,7 @@ class ObskitGunicornConfig:
           dirty arbiter dies.
         - Signal context: no. It runs in the event loop, so it must not block.
         - Base: nothing.
-        - super(): last. Forgetting it skips mixins, never counts.
+        - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. asyncio prints it, the dirty worker's socket file stays behind,
           and another worker takes its place.
         - Since: Gunicorn 25.
@@ -585,10 +564,10 @@ class ObskitGunicornConfig:
         Args:
             server: The arbiter.
         """
-        from obskit_gunicorn import slots
+        from obskit_gunicorn._store.membership import membership
 
         if server.log is not None:  # always, in a hook; only the type stubs do not know
-            server.log.info("obskit: %s", slots.process.describe())
+            server.log.info("obskit: %s", membership.describe())
 
     def cleanup_worker(self, server: Arbiter, worker: Worker) -> None:
         """Remove the live-gauge files of ended workers; called by ``child_exit``.
@@ -601,11 +580,9 @@ class ObskitGunicornConfig:
             server: The arbiter.
             worker: The worker that ended.
         """
-        # The core of nworkers_changed has loaded it, unless prometheus-client is missing. It is
-        # not imported here, because before Gunicorn 24 this is signal context.
-        sharing = sys.modules.get("obskit_gunicorn.multiprocess")
-        if sharing is not None:
-            sharing.child_exit(server, worker)
+        from obskit_gunicorn._store.membership import membership
+
+        membership.remove_live_gauges()
 
     def hook_event(self, event: HookEvent) -> None:
         """Be told of every run of a hook, after it; does nothing unless overridden.

@@ -18,13 +18,15 @@ Each is the published function of a class that overrides nothing: it does what
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn.adapter import hook_function
-from obskit_gunicorn.checks import PARAMETERS
+from obskit_gunicorn._gunicorn.contract import PARAMETERS
+from obskit_gunicorn._gunicorn.dispatch import ACTING
+from obskit_gunicorn._gunicorn.publish import hook_function
 from obskit_gunicorn.config import ObskitGunicornConfig
-from obskit_gunicorn.dispatch import ACTING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Config(ObskitGunicornConfig):

@@ -1,0 +1,126 @@
+"""What a configuration class and Gunicorn have in common: hooks, and the class that they belong to.
+
+Knows nothing of :mod:`obskit_gunicorn.config`; that module's class is recognised by
+:class:`Configuration`, which it derives from.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._exporter.protocol import Options
+
+__all__ = [
+    "CONTAINED",
+    "PARAMETERS",
+    "Configuration",
+    "HookEvent",
+    "Publication",
+    "base_class",
+    "is_configuration",
+    "overrides",
+]
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "on_starting": ("server",),
+    "on_reload": ("server",),
+    "when_ready": ("server",),
+    "pre_fork": ("server", "worker"),
+    "post_fork": ("server", "worker"),
+    "post_worker_init": ("worker",),
+    "worker_int": ("worker",),
+    "worker_abort": ("worker",),
+    "pre_exec": ("server",),
+    "pre_request": ("worker", "req"),
+    "post_request": ("worker", "req", "environ", "resp"),
+    "child_exit": ("server", "worker"),
+    "worker_exit": ("server", "worker"),
+    "nworkers_changed": ("server", "new_value", "old_value"),
+    "on_exit": ("server",),
+    "ssl_context": ("config", "default_ssl_context_factory"),
+    "on_dirty_starting": ("arbiter",),
+    "dirty_post_fork": ("arbiter", "worker"),
+    "dirty_worker_init": ("worker",),
+    "dirty_worker_exit": ("arbiter", "worker"),
+}
+"""Every server hook of every supported Gunicorn, and what Gunicorn calls it with."""
+
+CONTAINED = frozenset(
+    {"child_exit", "worker_exit", "nworkers_changed", "on_reload", "pre_exec", "on_exit"}
+)
+"""Hooks in which an exception is logged and counted, and the server goes on, once it runs."""
+
+
+class HookEvent(NamedTuple):
+    """One run of a server hook, as handed to ``hook_event``; immutable."""
+
+    name: Literal["hook_success", "hook_failure"]
+    """``"hook_failure"`` if the hook raised an exception, else ``"hook_success"``."""
+
+    hook: str
+    """The hook that ran, such as ``"child_exit"``."""
+
+    time: float
+    """When it was called, in seconds since the Unix epoch."""
+
+    duration_seconds: float
+    """How long it took."""
+
+    pid: int
+    """The process in which it ran."""
+
+    error: BaseException | None
+    """What it raised, or ``None``."""
+
+
+class Configuration:
+    """What the base class of all configurations derives from, and nothing else does."""
+
+    def hook_event(self, event: HookEvent) -> None:
+        """Be told of every run of a hook; see the class of the users."""
+
+
+class Publication(NamedTuple):
+    """One configuration as it is handed to Gunicorn; each SIGHUP makes a new one."""
+
+    config: Configuration
+    """An instance of the user's class."""
+
+    source: str
+    """The file of the class, for messages."""
+
+    options: Options
+    """Our options, checked."""
+
+    @property
+    def class_name(self) -> str:
+        """The name of the user's class."""
+        return type(self.config).__name__
+
+    def where(self, name: str) -> str:
+        """Return how to call an attribute of the class in an error."""
+        return f"{self.class_name}.{name} in {self.source}"
+
+
+def is_configuration(value: object) -> bool:
+    """Return whether something is a configuration class of the user's."""
+    return (
+        isinstance(value, type)
+        and issubclass(value, Configuration)
+        and Configuration not in (value, *value.__bases__)
+    )
+
+
+def base_class(config: type[Configuration]) -> type[Configuration]:
+    """Return the class that the user's configuration classes derive from."""
+    lineage = config.__mro__
+    base: type[Configuration] = lineage[lineage.index(Configuration) - 1]
+    return base
+
+
+def overrides(config: Configuration, name: str) -> bool:
+    """Return whether a configuration, by its class or by itself, replaces a method of the base."""
+    base = vars(base_class(type(config)))[name]
+    return inspect.getattr_static(config, name) is not base

@@ -1,0 +1,191 @@
+"""The function that Gunicorn calls for a hook: the core, then the user's method.
+
+An error in a core is logged and never reaches Gunicorn. One in a user's override keeps Gunicorn's
+meaning, except for the hooks in :data:`contract.CONTAINED` once the server runs: it is logged with its
+traceback and counted, and the server goes on. In signal context nothing is logged or counted; that
+is done by the next core that runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn._gunicorn.checks import accepted_arguments
+from obskit_gunicorn._gunicorn.contract import (
+    CONTAINED,
+    PARAMETERS,
+    HookEvent,
+    Publication,
+    overrides,
+)
+from obskit_gunicorn._gunicorn.lifecycle import (
+    CORES,
+    counting,
+    failures,
+    flush_failures,
+    is_signal_context,
+    sharing,
+)
+from obskit_gunicorn._log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.http.message import Request
+    from gunicorn.workers.base import Worker
+
+__all__ = ["ACTING", "hook_function", "needs_publishing"]
+
+_GATES = frozenset({"on_starting", "when_ready"})
+_REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
+
+ACTING = frozenset({*CORES, "on_starting"})
+"""Hooks that do something even if nobody overrides them: they have a core, or a base that acts."""
+
+
+def needs_publishing(publication: Publication, name: str) -> bool:
+    """Return whether Gunicorn must call a hook at all; one that does nothing costs nothing."""
+    config = publication.config
+    if name in _REQUEST_HOOKS and publication.options.metrics_requests and sharing() is not None:
+        return True
+    return (
+        name in ACTING
+        or overrides(config, name)
+        or (name not in _REQUEST_HOOKS and overrides(config, "hook_event"))
+    )
+
+
+def hook_function(
+    publication: Publication, name: str, method: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return the function that Gunicorn calls for a hook: the core, then the method."""
+    core = CORES.get(name)
+    accepted = accepted_arguments(name, method)
+    if name in _REQUEST_HOOKS:
+        run_for_each = _request_function(publication, name, method, accepted)
+        return _dressed(publication, name, method, run_for_each)
+    watches_events = overrides(publication.config, "hook_event")
+
+    def run(*args: Any) -> Any:
+        if core is not None:
+            _run_core(name, core, publication, args)
+        started, clock = time.time(), time.monotonic()
+        error: Exception | None = None
+        result = None
+        try:
+            result = method(*args)
+        except Exception as raised:
+            error = raised
+        if watches_events:
+            _tell(publication, name, started, time.monotonic() - clock, error)
+        if error is not None:
+            if not _is_contained(name, args):
+                raise error
+            _contain(publication, name, error)
+        if name in _GATES and result is False:
+            _abort(publication, name, args[0])
+        return result
+
+    return _dressed(publication, name, method, run)
+
+
+def _request_function(
+    publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
+) -> Callable[..., Any]:
+    """Return the function for a hook that runs for each request, and so must cost little."""
+    if not publication.options.metrics_requests or sharing() is None:
+        return lambda *args: method(*args[:accepted])
+
+    def run_before(worker: Worker, req: Request) -> Any:
+        if counting.requests is not None:
+            counting.requests.arrived_hook(req)
+        return method(worker, req)
+
+    def run_after(worker: Worker, req: Request, environ: Any, resp: Any) -> Any:
+        if counting.requests is not None:
+            counting.requests.answered_hook(req, resp)
+        if accepted == 4:
+            return method(worker, req, environ, resp)
+        return method(*(worker, req, environ, resp)[:accepted])
+
+    return run_before if name == "pre_request" else run_after
+
+
+def _dressed(
+    publication: Publication,
+    name: str,
+    method: Callable[..., Any],
+    run: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return the function with the name, the signature and the docstring of the hook."""
+    # Gunicorn counts the parameters that the signature shows.
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in PARAMETERS[name]]
+    )
+    run.__name__ = name
+    run.__qualname__ = f"{publication.class_name}.{name}"
+    run.__doc__ = method.__doc__
+    return run
+
+
+def _run_core(
+    name: str, core: Callable[..., None], publication: Publication, args: tuple[Any, ...]
+) -> None:
+    try:
+        core(publication, *args)
+    except Exception:
+        # Whatever is wrong with us, it is not the service's fault.
+        log.exception("obskit: the core of %s failed; the server goes on", name)
+
+
+def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
+    if name == "nworkers_changed" and args[2] is None:
+        return False  # the server is starting
+    return name in CONTAINED
+
+
+def _contain(publication: Publication, name: str, error: Exception) -> None:
+    text = "".join(traceback.format_exception(error)).rstrip()
+    message = f"obskit: {publication.class_name}.{name} raised; the server goes on\n{text}"
+    failures.append((name, message, True))
+    if not is_signal_context(name):
+        flush_failures()
+
+
+def _tell(
+    publication: Publication,
+    name: str,
+    started: float,
+    duration: float,
+    error: Exception | None,
+) -> None:
+    event = HookEvent(
+        name="hook_success" if error is None else "hook_failure",
+        hook=name,
+        time=started,
+        duration_seconds=duration,
+        pid=os.getpid(),
+        error=error,
+    )
+    try:
+        publication.config.hook_event(event)
+    except Exception as raised:
+        text = "".join(traceback.format_exception(raised)).rstrip()
+        message = f"obskit: {publication.class_name}.hook_event raised in {name}\n{text}"
+        failures.append((name, message, False))
+        if not is_signal_context(name):
+            flush_failures()
+
+
+def _abort(publication: Publication, name: str, server: Arbiter) -> None:
+    """End a start that a gate has refused, with what Gunicorn has opened so far closed again."""
+    log.error("obskit: %s.%s returned False: not starting", publication.class_name, name)
+    server.stop()
+    if server.pidfile is not None:
+        server.pidfile.unlink()
+    raise SystemExit(1)

@@ -1,0 +1,253 @@
+"""Metrics about Gunicorn itself: requests, workers, what ended them.
+
+Counted by the process in which the thing happens, never in signal context, and shared like every
+other metric. What can be read from leases and from /proc is read by the process that serves the
+scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.facts` and
+:mod:`obskit_gunicorn._exporter.procfs`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from obskit_gunicorn import _prometheus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gunicorn.http.message import Request
+    from gunicorn.http.wsgi import Response
+
+__all__ = [
+    "CLIENT_CLOSED",
+    "REASONS",
+    "Requests",
+    "count_boot",
+    "count_exit",
+    "count_hook_failure",
+    "count_reload",
+    "requests",
+    "show_zeros",
+]
+
+_METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
+CLIENT_CLOSED = 499
+"""The code of a request whose client has gone before there was a response."""
+
+_LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""What Gunicorn takes for a client that has gone."""
+
+_OTHER = "other"
+"""What a client may call a method has no bound, so the rest have one name."""
+
+REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
+"""Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
+
+_BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class _Child(NamedTuple):
+    """What is called for each request of one method and code."""
+
+    add_one: Callable[[float], None]
+    observe: Callable[[float], None]
+
+
+class Requests:
+    """The requests of this process. Thread-safe; the calls never raise.
+
+    The metrics are in no registry: they are shared by file, and an application may have metrics of
+    these names in its own.
+    """
+
+    def __init__(self, buckets: tuple[float, ...]) -> None:
+        """Make the metrics; only after the value class was installed.
+
+        Args:
+            buckets: Upper bounds of the durations, in seconds.
+        """
+        self._total = Counter(
+            "gunicorn_requests",
+            "Requests that workers have answered, by method and status code.",
+            ["method", "code"],
+            registry=None,
+        )
+        self._duration = Histogram(
+            "gunicorn_request_duration_seconds",
+            "Time from a request's arrival in a worker to the end of its response.",
+            ["method"],
+            buckets=buckets,
+            registry=None,
+        )
+        self._in_progress = Gauge(
+            "gunicorn_requests_in_progress",
+            "Requests that workers are answering.",
+            multiprocess_mode="livesum",
+            registry=None,
+        )
+        # The metrics' own methods check what is known here, and a request pays for each call.
+        self._count_in_progress = _prometheus.adder(self._in_progress)
+        self._bounds = buckets
+        self._children: dict[tuple[str | None, int], _Child] = {}
+
+    def arrived(self) -> float:
+        """Note that a request has arrived; return what :meth:`answered` wants to know."""
+        self._count_in_progress(1)
+        return perf_counter()
+
+    def answered(self, method: str | None, code: int, started: float | None) -> None:
+        """Note that a request was answered.
+
+        Args:
+            method: Its method, whatever the client has sent.
+            code: The status code of the response.
+            started: What :meth:`arrived` has returned; ``None`` if it was not called.
+        """
+        child = self._children.get((method, code)) or self._child(method, code)
+        child.add_one(1)
+        if started is not None:
+            child.observe(perf_counter() - started)
+            self._count_in_progress(-1)
+
+    def arrived_hook(self, req: Request) -> None:
+        """Note in ``pre_request`` that a request has arrived."""
+        self._count_in_progress(1)
+        try:
+            req.obskit_started = perf_counter()  # type: ignore[attr-defined]
+        except AttributeError:  # a request that takes no notes has no duration
+            self._count_in_progress(-1)
+
+    def answered_hook(self, req: Request, resp: Response | None) -> None:
+        """Note in ``post_request`` that a request was answered.
+
+        Gunicorn calls that hook in the ``finally`` of the request, so an exception of the
+        application is on its way. If nothing had been sent, Gunicorn answers 500.
+        """
+        code = getattr(resp, "status_code", None)
+        if code is None or not getattr(resp, "headers_sent", True):
+            code = _code_of(sys.exc_info()[1], code)
+        self.answered(getattr(req, "method", None), code, getattr(req, "obskit_started", None))
+
+    def _child(self, method: str | None, code: int) -> _Child:
+        name = method if method in _METHODS else _OTHER
+        try:
+            code = int(code)  # the text of an enum's member is its name
+        except (TypeError, ValueError):
+            code = 500
+        child = _Child(
+            _prometheus.adder(self._total.labels(name, str(code))),
+            _prometheus.observer(self._duration.labels(name), self._bounds),
+        )
+        if name is not _OTHER:  # or clients would fill the memory with names
+            self._children[name, code] = child
+        return child
+
+
+def _code_of(error: BaseException | None, code: int | None) -> int:
+    """Return the code of a request that ended before its headers were sent.
+
+    Args:
+        error: What is on its way.
+        code: What the application has asked for, ``None`` if it did not come to that.
+    """
+    if type(error).__module__ == "gunicorn.http.errors":  # while the application read the body
+        return CLIENT_CLOSED if type(error).__name__ == "NoMoreData" else 400
+    is_lost = isinstance(error, OSError) and error.errno in _LOST
+    return 500 if code is None or not (error is None or is_lost) else code
+
+
+@functools.cache
+def requests(buckets: tuple[float, ...]) -> Requests:
+    """Return this process's requests, made when they are first needed."""
+    return Requests(buckets)
+
+
+@functools.cache
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    # Made when it is first needed, so that it never exists before the value class is installed.
+    return Counter(name, text, labels, registry=None)
+
+
+@functools.cache
+def _boot_seconds() -> Histogram:
+    return Histogram(
+        "gunicorn_worker_boot_seconds",
+        "Time from a worker's fork until it serves.",
+        buckets=_BOOT_BUCKETS,
+        registry=None,
+    )
+
+
+def _boots() -> Counter:
+    return _counter("gunicorn_worker_boots", "Workers that have booted and begun to serve.")
+
+
+def _exits() -> Counter:
+    return _counter("gunicorn_worker_exits", "Workers that have ended, by reason.", "reason")
+
+
+def _reloads() -> Counter:
+    return _counter("gunicorn_reloads", "Reloads of the configuration by SIGHUP.")
+
+
+def _hook_failures() -> Counter:
+    text = "Exceptions in overridden server hooks that were contained."
+    return _counter("gunicorn_hook_failures", text, "hook")
+
+
+def show_zeros(hooks: Iterable[str]) -> None:
+    """Show what has not happened yet as 0, so that ``increase()`` sees it happen the first time.
+
+    Runs in the arbiter; may be called again.
+
+    Args:
+        hooks: The server hooks whose failures would be contained.
+    """
+    _boots()
+    _reloads()
+    for reason in REASONS:
+        _exits().labels(reason)
+    for hook in hooks:
+        _hook_failures().labels(hook)
+
+
+def count_boot(seconds: float | None) -> None:
+    """Count a worker that serves now; runs in the worker.
+
+    Args:
+        seconds: The time since it was forked, ``None`` if unknown.
+    """
+    _boots().inc()
+    if seconds is not None:
+        _boot_seconds().observe(seconds)
+
+
+def count_exit(reason: str) -> None:
+    """Count a worker that has ended, or is about to; not for signal context.
+
+    Args:
+        reason: Why, one of :data:`REASONS`.
+    """
+    _exits().labels(reason).inc()
+
+
+def count_reload() -> None:
+    """Count a SIGHUP; runs in the arbiter."""
+    _reloads().inc()
+
+
+def count_hook_failure(hook: str) -> None:
+    """Count an exception that was contained; not for signal context.
+
+    Args:
+        hook: The name of the server hook.
+    """
+    _hook_failures().labels(hook).inc()

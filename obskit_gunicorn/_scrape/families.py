@@ -1,0 +1,326 @@
+"""From the keys of metric files to families of metrics.
+
+Most values add up; a :class:`Family` of those is laid out once and given its values at each scrape.
+What does not simply add up, some gauges and metrics of one name and several types, is merged sample
+by sample by :func:`merge`. Both give what prometheus_client gives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client.core import Metric
+from prometheus_client.samples import Sample
+
+from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, go_float, line_prefixes
+from obskit_gunicorn._store.format import MetricFileName, key_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from obskit_gunicorn._store.reader import MetricFileReader
+
+__all__ = [
+    "ADDING",
+    "Family",
+    "Series",
+    "Unmerged",
+    "add_unmerged",
+    "getter",
+    "make_family",
+    "merge",
+    "parse_key",
+    "sum_row",
+]
+
+ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
+"""The file prefixes whose values add up."""
+
+_WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
+"""Those of them from which prometheus_client takes any label ``pid`` away."""
+
+
+class Series(NamedTuple):
+    """One key of a metric file, parsed."""
+
+    metric: str
+    name: str
+    labels: Labels
+    help: str
+
+
+class Family:
+    """A metric of one type whose values add up, with everything about it that stays the same."""
+
+    def __init__(self, prefix: str, members: list[tuple[int, Series]]) -> None:
+        first = members[0][1]
+        self.prefix, self.type = prefix, prefix.partition("_")[0]
+        self.name, self.help = first.metric, first.help
+        self.samples: list[tuple[str, Labels]] = []
+        """Name and labels of each sample, in prometheus_client's order."""
+        self._steps: list[tuple[int, bool]] = []
+        rows = self._rows(members)
+        self._pick = getter([keys[0] for keys in rows])
+        # One sample may have several keys: their help text differs, or the spelling of a bucket.
+        self._several = [(at, keys) for at, keys in enumerate(rows) if len(keys) > 1]
+        self._prefixes = {TEXT.name: line_prefixes(self, TEXT)}
+
+    def prefixes(self, format_: Format) -> list[str]:
+        """Return what stands before each value, the line break before it included.
+
+        Raises:
+            ValueError: prometheus_client does not render the family one line a sample.
+        """
+        prefixes = self._prefixes.get(format_.name)
+        if prefixes is None:
+            prefixes = self._prefixes[format_.name] = line_prefixes(self, format_)
+        return prefixes
+
+    def values(self, totals: Sequence[float]) -> Sequence[float]:
+        """Return the value of every sample, in the order of :attr:`samples`."""
+        picked: Sequence[float] = self._pick(totals)
+        if self._several:
+            picked = list(picked)
+            for at, keys in self._several:
+                picked[at] = sum_row([totals[key] for key in keys])
+        if not self._steps:
+            return picked
+        values: list[float] = []
+        at = 0
+        for count, is_buckets in self._steps:
+            part = picked[at : at + count]
+            at += count
+            if is_buckets:
+                values.extend(accumulate(part))
+                values.append(values[-1])
+            else:
+                values.extend(part)
+        return values
+
+    def metric(self, values: Iterable[float] = ()) -> Metric:
+        """Return a fresh family with these values, or with no samples."""
+        metric = Metric(self.name, self.help, self.type)
+        metric.samples = [
+            Sample(name, dict(labels), value)
+            for (name, labels), value in zip(self.samples, values, strict=False)
+        ]
+        return metric
+
+    def _rows(self, members: list[tuple[int, Series]]) -> list[list[int]]:
+        """Lay out the samples as prometheus_client does; return the keys of each picked value."""
+        if self.prefix == "histogram":
+            return self._histogram_rows(members)
+        samples: dict[Labels, dict[str, list[int]]] = {}
+        for key, series in members:
+            labels = series.labels
+            if self.prefix in _WITHOUT_PID:
+                labels = tuple(pair for pair in labels if pair[0] != "pid")
+            samples.setdefault(labels, {}).setdefault(series.name, []).append(key)
+        rows = []
+        for labels, by_name in samples.items():
+            for name, keys in by_name.items():
+                self.samples.append((name, labels))
+                rows.append(keys)
+        return rows
+
+    def _histogram_rows(self, members: list[tuple[int, Series]]) -> list[list[int]]:
+        plain: dict[Labels, dict[str, list[int]]] = {}
+        buckets: dict[Labels, dict[float, list[int]]] = {}
+        for key, series in members:
+            others = dict(series.labels)
+            bound = others.pop("le", None)
+            if bound is None:
+                plain.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
+                continue
+            labels = tuple(others.items())
+            buckets.setdefault(labels, {}).setdefault(float(bound), []).append(key)
+            plain.setdefault(labels, {})
+        rows = []
+        bounds: dict[float, str] = {}
+        for labels, by_name in plain.items():
+            by_bound = buckets.get(labels, {})
+            if by_bound:
+                by_name.pop(f"{self.name}_count", None)
+            self._steps.append((len(by_name), False))
+            for sample_name, keys in by_name.items():
+                self.samples.append((sample_name, labels))
+                rows.append(keys)
+            if by_bound:
+                self._steps.append((len(by_bound), True))
+                for value, keys in sorted(by_bound.items()):
+                    if value not in bounds:
+                        bounds[value] = go_float(value)
+                    with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
+                    self.samples.append((f"{self.name}_bucket", with_bound))
+                    rows.append(keys)
+                self.samples.append((f"{self.name}_count", labels))
+        return rows
+
+
+def make_family(prefix: str, members: list[tuple[int, Series]]) -> Family | None:
+    """Return a family of these keys by number, or ``None`` where their values do not add up."""
+    try:
+        return Family(prefix, members)
+    except ValueError:
+        return None
+
+
+class Unmerged(NamedTuple):
+    """A metric whose samples of all files are to be merged one by one."""
+
+    name: str
+    kind: str
+    """The type, as the first file says it."""
+
+    help: str
+    modes: list[str]
+    """The multiprocess modes of its files, if they are a gauge's; the last one counts."""
+
+    samples: list[tuple[str, Labels, float, float]]
+    """Name, labels, value and timestamp of each, holders of gauges as the label ``pid``."""
+
+
+def add_unmerged(
+    metrics: dict[str, Unmerged],
+    file: MetricFileName,
+    reader: MetricFileReader,
+    series: Iterable[tuple[int, Series]],
+) -> None:
+    """Add what a file holds to metrics by name.
+
+    Args:
+        metrics: The metrics so far.
+        file: The file's name.
+        reader: What has read it.
+        series: Which of its keys to add, by number.
+    """
+    kind, _, mode = file.prefix.partition("_")
+    numbers = list(reader.pairs())
+    for at, (name, sample, labels, help_text) in series:
+        metric = metrics.setdefault(name, Unmerged(name, kind, help_text, [], []))
+        if kind == "gauge":
+            metric.modes.append(mode)
+            labels = (*labels, ("pid", file.holder))  # noqa: PLW2901
+        metric.samples.append((sample, labels, numbers[2 * at], numbers[2 * at + 1]))
+
+
+def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
+    """Merge the samples of a metric as prometheus_client does.
+
+    Args:
+        metric: The metric.
+        buckets_add_up: Make each bucket of a histogram include the smaller ones, as the exposition
+            has it.
+    """
+    mode = metric.modes[-1].removeprefix("live") if metric.kind == "gauge" else ""
+    combine = {"min": _smaller, "max": _larger, "all": _later}.get(mode, _added)
+    merged: dict[Labels, dict[tuple[str, Labels], float]] = {}
+    newest: dict[tuple[str, Labels], float] = {}
+    buckets: dict[Labels, dict[float, float]] = {}
+    for name, labels, value, timestamp in metric.samples:
+        if mode and mode != "all":
+            labels = _without("pid", labels)  # noqa: PLW2901
+        bound = dict(labels).get("le") if metric.kind == "histogram" else None
+        if bound is not None:
+            found = buckets.setdefault(_without("le", labels), {})
+            found[float(bound)] = found.get(float(bound), 0.0) + value
+        elif mode != "mostrecent":
+            same = merged.setdefault(labels, {})
+            same[name, labels] = combine(same.get((name, labels)), value)
+        elif timestamp > newest.get((name, labels), 0.0):
+            newest[name, labels] = timestamp
+            merged.setdefault(labels, {})[name, labels] = value
+    for labels, by_bound in buckets.items():
+        same = merged.setdefault(labels, {})
+        total = 0.0
+        for limit, value in sorted(by_bound.items()):
+            total += value
+            with_bound = (*labels, ("le", go_float(limit)))
+            same[f"{metric.name}_bucket", with_bound] = total if buckets_add_up else value
+        if buckets_add_up:
+            same[f"{metric.name}_count", labels] = total
+    # A label that is written twice, such as a gauge's own label pid, is one.
+    samples = {
+        (name, tuple(sorted(dict(labels).items()))): Sample(name, dict(labels), value)
+        for same in merged.values()
+        for (name, labels), value in same.items()
+    }
+    family = Metric(metric.name, metric.help, metric.kind)
+    family.samples = list(samples.values())
+    return family
+
+
+def _smaller(before: float | None, value: float) -> float:
+    return value if before is None or value < before else before
+
+
+def _larger(before: float | None, value: float) -> float:
+    return value if before is None or value > before else before
+
+
+def _later(before: float | None, value: float) -> float:
+    return value
+
+
+def _added(before: float | None, value: float) -> float:
+    return (before or 0.0) + value
+
+
+def _without(name: str, labels: Labels) -> Labels:
+    return tuple(pair for pair in labels if pair[0] != name)
+
+
+_decode = json.JSONDecoder().raw_decode
+
+
+def parse_key(key: bytes, prefix: str) -> Series | None:
+    """Parse a key as it stands in a file; ``None`` if it is no metric's."""
+    try:
+        text = key_text(key).decode().strip(" \t\n\r")
+        (metric, name, labels, help_text), end = _decode(text)
+        if end < len(text):
+            return None
+        # Raises for what is no text, and for a lone surrogate, which cannot be exposed.
+        "".join((metric, name, help_text, *labels, *labels.values())).encode()
+        if prefix == "histogram" and "le" in labels and math.isnan(float(labels["le"])):
+            return None
+        # What no metric can be made with, and what would break the exposition for all others:
+        # prometheus_client takes a name that ends in a line break for a plain one.
+        if not name or "" in labels or any(label.startswith("__") for label in labels):
+            return None
+        if any(each.endswith("\n") for each in (metric, name, *labels)):
+            return None
+        pairs = tuple(sorted(labels.items()))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return Series(metric, name, pairs, help_text) if _is_metric_name(metric) else None
+
+
+@lru_cache(maxsize=1024)
+def _is_metric_name(name: str) -> bool:
+    try:
+        Metric(name, "", "untyped")
+    except ValueError:
+        return False
+    return True
+
+
+def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    """Return what picks several items at once; itemgetter returns no tuple for one."""
+    if len(numbers) == 1:
+        only = numbers[0]
+        return lambda values: (values[only],)
+    return itemgetter(*numbers)
+
+
+def sum_row(row: Iterable[float]) -> float:
+    """Return an exact sum; of infinities and what is beyond the largest float, a plain one."""
+    try:
+        return math.fsum(row)
+    except (ValueError, OverflowError):
+        return sum(row)

@@ -1,0 +1,175 @@
+"""The registry of what all processes share, and the calls that are made on it."""
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+from prometheus_client.core import CollectorRegistry, Metric
+
+from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.facts import Scrape
+from obskit_gunicorn._scrape.formats import TEXT, Families, Format
+from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
+from obskit_gunicorn._values import values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.registry import Collector
+
+__all__ = [
+    "SharedRegistry",
+    "current_registry",
+    "generate_latest",
+    "is_multiprocess_mode",
+    "setup_multiprocess_registry",
+]
+
+
+class SharedRegistry(CollectorRegistry):
+    """A registry of what all processes share, and of how sharing it goes.
+
+    Finds the directory when it is scraped, so it may be made before there is one. More collectors
+    may be registered. Made by :func:`setup_multiprocess_registry`.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Make the registry.
+
+        Args:
+            path: The multiprocess directory; by default the one this process uses at each scrape.
+        """
+        super().__init__()
+        self._path = path
+        self._others: list[Collector] = []
+        self._reported: set[str] = set()
+        super().register(Families(self._shared_families))
+
+    def register(self, collector: Collector) -> None:
+        """Expose another collector beside what is shared; it runs in the process that serves."""
+        self._others.append(collector)
+
+    def unregister(self, collector: Collector) -> None:
+        """Take a collector back."""
+        self._others.remove(collector)
+
+    def restricted_registry(self, names: Iterable[str]) -> Any:
+        """Return what shows only the samples of these names, for ``name[]``.
+
+        Looks at every family: prometheus_client before 0.25 leaves out collectors that, as ours, do
+        not know their names beforehand.
+        """
+        wanted = set(names)
+        return Families(lambda: _restricted(self.collect(), wanted))
+
+    def exposed(self, format_: Format) -> bytes:
+        """Return the exposition in a format.
+
+        Raises:
+            Exception: What the format's encoder raises.
+        """
+        scrape = Scrape(self._path or _current_path())
+        shared = scrape.snapshot.rendered(format_) if scrape.snapshot is not None else b""
+        facts = list(scrape.facts())
+        types = {} if scrape.snapshot is None else scrape.snapshot.types()
+        types |= {fact.name: fact.type for fact in facts}
+        rest = [*facts, *self._other_families(types)]
+        return shared + format_.encode(Families(lambda: rest))
+
+    def _shared_families(self) -> Iterator[Metric]:
+        scrape = Scrape(self._path or _current_path())
+        types = {}
+        shared = [] if scrape.snapshot is None else scrape.snapshot.metrics()
+        for family in chain(shared, scrape.facts()):
+            types[family.name] = family.type
+            yield family
+        yield from self._other_families(types)
+
+    def _other_families(self, types: dict[str, str]) -> Iterator[Metric]:
+        """Return the families of other collectors, without those of names that are taken.
+
+        Prometheus refuses a whole exposition in which one name stands twice.
+
+        Args:
+            types: The families that there are, each with its type.
+        """
+        taken = {name for family in types.items() for name in _exposed_names(*family)}
+        for collector in self._others:
+            for family in collector.collect():
+                names = _exposed_names(family.name, family.type)
+                if taken.isdisjoint(names):
+                    taken |= names
+                    yield family
+                elif family.name not in self._reported:
+                    self._reported.add(family.name)
+                    log.error(
+                        "obskit: %s is exposed once; another collector gives a metric of this "
+                        "name too, which is left out",
+                        family.name,
+                    )
+
+
+def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:
+    """Return a new registry of what all processes share, and of how sharing it goes.
+
+    Args:
+        path: The multiprocess directory; by default the one this process uses at each scrape.
+    """
+    return SharedRegistry(path)
+
+
+def is_multiprocess_mode() -> bool:
+    """Return whether metrics of this process are meant to be shared with other processes."""
+    return values.is_installed() or bool(os.environ.get(DIRECTORY_VARIABLE))
+
+
+def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
+    """Return the exposition of all processes in the text format 0.0.4.
+
+    Args:
+        registry: Another registry to expose instead.
+    """
+    registry = registry or current_registry()
+    if isinstance(registry, SharedRegistry):
+        return registry.exposed(TEXT)
+    return prometheus_client.generate_latest(registry)
+
+
+_SUFFIXES = {
+    "counter": ("_total", "_created"),
+    "summary": ("_sum", "_count", "_created"),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+    "info": ("_info",),
+}
+
+
+def _exposed_names(name: str, type_: str) -> set[str]:
+    """Return the names under which a family may be seen, as a registry counts them."""
+    return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
+
+
+def _restricted(metrics: Iterable[Metric], names: set[str]) -> Iterator[Metric]:
+    for metric in metrics:
+        samples = [sample for sample in metric.samples if sample.name in names]
+        if samples:
+            kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            kept.samples = samples
+            yield kept
+
+
+def current_registry() -> CollectorRegistry:
+    """Return what to serve by default: what all processes share, or prometheus_client's own."""
+    if is_multiprocess_mode():
+        return setup_multiprocess_registry()
+    return prometheus_client.REGISTRY
+
+
+def _current_path() -> str | None:
+    directory = membership.directory
+    if directory is not None:
+        return directory.path
+    return os.environ.get(DIRECTORY_VARIABLE)

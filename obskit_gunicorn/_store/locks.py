@@ -1,0 +1,184 @@
+"""Open files that this process holds an flock on, and the rules for letting go of them.
+
+Everything that may have only one holder (a slot's lease, a metric file, the directory lock) is a
+:class:`LockedFile`: an open descriptor with an ``flock``. The kernel ends the lock when the last
+copy of the descriptor is gone, however the process ends, and every process that can open the file
+sees it, whatever its pid namespace.
+
+Works on threads and beside forks; nothing here is for signal context unless it says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+import time
+
+__all__ = ["LockedFile", "NotAFileError", "open_file", "pause"]
+
+_CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_POLL_SECONDS = 0.002
+
+
+def pause(seconds: float) -> None:
+    """Sleep without letting another greenlet run.
+
+    A greenlet that slept cooperatively while it holds a native lock would hang its thread, so
+    under gevent the unpatched ``time.sleep`` is used.
+
+    Args:
+        seconds: How long to sleep.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    sleep = monkey.get_original("time", "sleep") if monkey is not None else time.sleep
+    sleep(seconds)
+
+
+class NotAFileError(OSError):
+    """What has this name is not a regular file, but a directory, a pipe or a link."""
+
+
+def open_file(path: str, flags: int, mode: int = 0o664) -> int:
+    """Open a regular file, and nothing else.
+
+    A pipe would block, a link would lead elsewhere, and a hard link in a directory that another
+    user may write would have root change a file of its own.
+
+    Args:
+        path: The file.
+        flags: Flags for :func:`os.open`; ``O_CLOEXEC``, ``O_NOFOLLOW`` and ``O_NONBLOCK`` are
+            added.
+        mode: Permission bits for a file that is made here, subject to the umask.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        NotAFileError: Something else has this name.
+        OSError: The file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise NotAFileError(error.errno, "this is not a regular file", path) from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise NotAFileError(errno.EINVAL, "this is not a regular file", path)
+    is_to_be_written = flags & (os.O_RDWR | os.O_WRONLY)
+    if is_to_be_written and os.geteuid() == 0 and status.st_nlink > 1:
+        os.close(descriptor)
+        raise NotAFileError(errno.EPERM, "root does not write to a file with several names", path)
+    return descriptor
+
+
+class LockedFile:
+    """An open file that may be flocked, and that knows whether its descriptor is still its own.
+
+    ``close`` first compares the descriptor with the file it was opened for: an application that
+    closes descriptors wholesale (``os.closerange``) may have reused the number for a file of its
+    own, which must not be closed in its place.
+
+    Attributes:
+        path: Where the file was opened.
+        descriptor: The open descriptor, or -1 once closed.
+    """
+
+    __slots__ = ("_device", "_inode", "descriptor", "path")
+
+    def __init__(self, path: str, flags: int, mode: int = 0o664) -> None:
+        """Open the file, without locking it.
+
+        Args:
+            path: The file to open.
+            flags: Flags for :func:`open_file`.
+            mode: Permission bits for a file that is made here, subject to the umask.
+
+        Raises:
+            NotAFileError: It is not a regular file.
+            OSError: The file cannot be opened.
+        """
+        self.descriptor = -1
+        self.path = path
+        self.descriptor = open_file(path, flags, mode)
+        status = os.fstat(self.descriptor)
+        self._device, self._inode = status.st_dev, status.st_ino
+
+    def __del__(self) -> None:
+        # Forgotten by an exception that came from elsewhere, a time-out in a signal handler say.
+        self.close()
+
+    def lock(self, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
+        """Take the flock.
+
+        Args:
+            shared: Take a shared lock instead of an exclusive one.
+            wait_seconds: How long to wait for other holders; 0 asks once.
+
+        Returns:
+            Whether the lock was taken; ``False`` means that somebody else holds it.
+
+        Raises:
+            OSError: The file system has no flock (ENOLCK, EOPNOTSUPP, ...).
+        """
+        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(self.descriptor, operation)
+            except OSError as error:
+                if error.errno not in _CONTENTION:
+                    raise
+            else:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            pause(_POLL_SECONDS)
+
+    def unlock(self) -> None:
+        """End the lock for every copy of the descriptor, inherited ones included."""
+        if self.is_open():
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def write(self, content: bytes) -> None:
+        """Replace the file's content, if the descriptor still is its own.
+
+        Raises:
+            OSError: There is no room, or no right.
+        """
+        if self.is_open():
+            os.pwrite(self.descriptor, content, 0)
+            os.ftruncate(self.descriptor, len(content))
+
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to this file, neither removed nor replaced."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self._device, self._inode)
+
+    def is_linked(self) -> bool:
+        """Return whether the file still has a name somewhere."""
+        return self.is_open() and os.fstat(self.descriptor).st_nlink > 0
+
+    def close(self) -> None:
+        """Close the descriptor if it still is this file's; may be called twice, never raises."""
+        if self.is_open():
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def is_open(self) -> bool:
+        """Return whether the descriptor is open and still this file's."""
+        if self.descriptor < 0:
+            return False
+        try:
+            status = os.fstat(self.descriptor)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == (self._device, self._inode)

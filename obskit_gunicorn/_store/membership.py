@@ -1,0 +1,268 @@
+"""This process's membership of a multiprocess directory: which one, in what role, with what lease.
+
+There is one :data:`membership` in a process. A forked child starts over with the same directory
+and without a lease. Safe beside threads and forks; not for signal context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from obskit_gunicorn._store import forks, private
+from obskit_gunicorn._store.identity import owner, set_owner
+from obskit_gunicorn._store.locks import pause
+from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, Lease, Role, SlotDirectory
+
+if TYPE_CHECKING:
+    import types
+
+__all__ = [
+    "DIRECTORY_VARIABLE",
+    "Membership",
+    "NotYetError",
+    "is_loading_configuration",
+    "membership",
+]
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that every user of prometheus_client knows."""
+
+_DYING_SECONDS = 1.0
+_POLL_SECONDS = 0.02
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
+"""What may keep one process from a lease for a while, but says nothing about the directory."""
+
+
+class NotYetError(OSError):
+    """This process may not take a lease yet: it has not dropped root."""
+
+
+class Membership:
+    """The directory, the role and the lease of this process.
+
+    Attributes:
+        directory: The multiprocess directory, or ``None`` while metrics live in memory.
+        is_private: Whether the directory was made by us and goes with its last holder.
+        role: What the process is.
+        lease: The lease, or ``None`` before the first metric.
+        is_configuring: Whether a configuration was loaded whose arbiter has not begun yet. Until
+            then nothing is touched, so that ``--check-config`` leaves no trace.
+    """
+
+    def __init__(self) -> None:
+        """Start without a directory."""
+        self.directory: SlotDirectory | None = None
+        self.is_private = False
+        self.role: Role = "process"
+        self.lease: Lease | None = None
+        self.is_configuring = False
+        self._wanted: str | None = None
+        self._arbiter_pid = 0
+        self._begun: set[str] = set()
+        self._facts: dict[str, object] = {}
+
+    def begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
+        """Become the arbiter of a directory; may be called again.
+
+        Called again for a directory it never wipes: an arbiter begins one generation.
+
+        Args:
+            path: The directory, made if it is missing; ``None`` for a new private one.
+            keep: Continue from the totals of earlier runs.
+            user: The uid that workers will run as.
+            group: Their gid.
+
+        Returns:
+            Whether a new generation was started.
+
+        Raises:
+            OSError: The directory cannot be used, or no lease is to be had in it.
+        """
+        with forks.guard():
+            self.release()
+            self.role, self.is_configuring, self._wanted = "arbiter", False, None
+            self._arbiter_pid = os.getpid()
+            set_owner(user, group)
+            if path is not None:
+                return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
+            self.directory = None
+            private.remove_leftovers(user)
+            self.lease = private.make(user, group)
+            self.directory, self.is_private = self.lease.directory, True
+            self._begun.add(self.directory.path)
+            return True
+
+    def _begin_in(self, directory: SlotDirectory, *, keep: bool, user: int, group: int) -> bool:
+        again = directory.path in self._begun
+        self._begun.add(directory.path)
+        was_here = self.directory is not None and self.directory.path == directory.path
+        is_private = private.is_private(directory) or (was_here and self.is_private)
+        if not was_here:
+            self.directory = None
+        os.makedirs(directory.path, mode=0o700 if is_private else 0o755, exist_ok=True)
+        directory.give_to(user, group)
+        try:
+            self.lease, wiped = directory.start_generation(keep=keep or again, private=is_private)
+        except OSError as error:
+            # What passes keeps the directory: workers may have better luck, and this process when
+            # it tries again.
+            if error.errno in _PASSING:
+                self.directory, self.is_private = directory, is_private
+            raise
+        self.directory, self.is_private = directory, is_private
+        return wiped
+
+    def join(self, path: str) -> None:
+        """Use a directory from a process that Gunicorn did not start; takes no lease yet.
+
+        Args:
+            path: The directory, made if it is missing.
+
+        Raises:
+            OSError: The directory cannot be made.
+        """
+        directory = SlotDirectory(path)
+        os.makedirs(directory.path, mode=0o755, exist_ok=True)
+        self.directory = directory
+
+    def join_later(self, path: str) -> None:
+        """Join a directory at the first metric, unless this process becomes an arbiter before.
+
+        For a directory that is named while a configuration is loaded.
+        """
+        self._wanted = path
+
+    def find_directory(self) -> SlotDirectory | None:
+        """Return the directory, joining the one of :meth:`join_later` when it is time."""
+        path = self._wanted
+        if path is not None and not self.is_configuring and not is_loading_configuration():
+            self._wanted = None
+            with contextlib.suppress(OSError):
+                self.join(path)
+        return self.directory
+
+    @property
+    def has_ever_begun(self) -> bool:
+        """Whether this process, or one that it was forked from, has begun a generation."""
+        return bool(self._begun)
+
+    def has_begun_in(self, path: str | None) -> bool:
+        """Return whether this arbiter has begun a generation in a directory and is still there."""
+        return (
+            self.directory is not None
+            and self.directory.path == path
+            and path in self._begun
+            and self.lease is not None
+            and self.lease.is_in_place()
+        )
+
+    def acquire(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
+        """Return the lease of this process, taking one if it has none.
+
+        Args:
+            wait_seconds: How long to wait for the directory lock.
+
+        Raises:
+            NotYetError: The process has not dropped root yet.
+            OSError: No lease is to be had.
+        """
+        with forks.guard():
+            if self.lease is None:
+                if self.directory is None:
+                    raise OSError(errno.ENOENT, "there is no multiprocess directory")
+                ids = owner()
+                if self.role == "worker" and ids is not None and os.geteuid() != ids[0]:
+                    raise NotYetError(errno.EAGAIN, "the worker has not dropped root yet")
+                self.lease = self.directory.acquire(self.role, wait_seconds=wait_seconds)
+                self.lease.note(**self._facts)
+            return self.lease
+
+    def note(self, **facts: object) -> None:
+        """Change the record of this lease, and of those that this process takes after it.
+
+        Never raises.
+        """
+        self._facts.update(facts)
+        if self.lease is not None:
+            self.lease.note(**facts)
+
+    def remove_live_gauges(self) -> None:
+        """Remove the live-gauge files of processes that have ended, for other readers.
+
+        Safe in signal context: plain file work that waits for nobody. Never raises.
+        """
+        if self.directory is not None:
+            with contextlib.suppress(OSError):
+                self.directory.remove_live_gauges(wait_seconds=0)
+
+    def release(self) -> None:
+        """End the lease, if there is one."""
+        with forks.guard():
+            lease, self.lease = self.lease, None
+            if lease is not None:
+                lease.release()
+
+    def leave(self) -> None:
+        """Leave the directory for good, and remove a private one that nobody else is in."""
+        with forks.guard():
+            self.release()
+            directory, self.directory = self.directory, None
+        if directory is None or not self.is_private:
+            return
+        with contextlib.suppress(OSError):
+            deadline = time.monotonic() + _DYING_SECONDS
+            # Workers that were killed at the end of a stop are still on their way out; another
+            # arbiter is there to stay.
+            while not directory.remove_if_unused() and time.monotonic() < deadline:
+                held = [record for record in directory.records().values() if record is not None]
+                if any(record.get("role") == "arbiter" for record in held):
+                    return
+                pause(_POLL_SECONDS)
+
+    def is_in_charge(self) -> bool:
+        """Return whether a private directory is this process's to remove when it ends.
+
+        It is the arbiter's, and after the arbiter was killed the last worker's.
+        """
+        orphaned = self.role == "worker" and os.getppid() != self._arbiter_pid
+        return self.role == "arbiter" or (orphaned and self.is_private)
+
+    def describe(self) -> str:
+        """Return one line for people: where metrics are kept and what this process holds."""
+        if self.directory is None:
+            return "metrics stay in the memory of each process"
+        kind = "a private directory" if self.is_private else "directory"
+        held = f", {self.role} in {self.lease.slot}" if self.lease else ""
+        return f"metrics are shared in {kind} {self.directory.path}{held}"
+
+    def start_over(self) -> None:
+        """Drop the parent's lease in a forked child; the parent goes on holding it."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.drop()
+        self.role = "process"
+        self._facts = {}
+
+
+membership = Membership()
+"""The membership of this process."""
+
+forks.in_child("membership", membership.start_over)
+
+
+def is_loading_configuration() -> bool:
+    """Return whether Gunicorn, loading its configuration, has called this, directly or not."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if (
+            frame.f_code.co_name == "do_load_config"
+            and frame.f_globals.get("__name__") == "gunicorn.app.base"
+        ):
+            return True
+        frame = frame.f_back
+    return False

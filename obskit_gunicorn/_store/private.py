@@ -1,0 +1,101 @@
+"""The private directory: made where nobody has named one, removed by its last holder.
+
+It lies in memory where there is a place for that, is closed to other users (mode 0700), and what
+killed runs have left is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from obskit_gunicorn._store.slots import Lease, SlotDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["is_private", "make", "remove_leftovers"]
+
+_PREFIX = "obskit-gunicorn-"
+_STALE_SECONDS = 60.0
+
+
+def is_private(directory: SlotDirectory) -> bool:
+    """Return whether we have made a directory for ourselves, and may remove it."""
+    is_named_so = os.path.basename(directory.path).startswith(_PREFIX)
+    return is_named_so and directory.generation().get("private") is True
+
+
+def make(user: int, group: int) -> Lease:
+    """Make a private directory, and take the arbiter's lease in it.
+
+    Args:
+        user: The uid of the workers.
+        group: Their gid.
+
+    Raises:
+        OSError: There is no place for one.
+    """
+    error: OSError = FileNotFoundError(errno.ENOENT, "no directory for temporary files")
+    for parent in _parents(user):
+        if not (os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK)):
+            continue
+        try:
+            # Under another name until it is leased: a server that starts at the same time and
+            # removes what killed runs have left must not take it for a leftover.
+            unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
+        except OSError as reason:
+            error = reason
+            continue
+        try:
+            if os.geteuid() == 0:
+                os.chown(unfinished, user, group)
+            directory = SlotDirectory(unfinished)
+            lease, _ = directory.start_generation(keep=False, private=True)
+            path = os.path.join(parent, os.path.basename(unfinished)[1:])
+            os.rename(unfinished, path)
+        except OSError as reason:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            error = reason
+            continue
+        lease.moved_to(path)
+        return lease
+    raise error
+
+
+def remove_leftovers(user: int) -> None:
+    """Remove the private directories that killed runs of this user have left."""
+    for parent in _parents(user):
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            for entry in entries:
+                unfinished = entry.name.startswith("." + _PREFIX)
+                if not unfinished and not entry.name.startswith(_PREFIX):
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
+                        continue
+                    directory = SlotDirectory(entry.path)
+                    if unfinished:
+                        if time.time() - status.st_mtime < _STALE_SECONDS:
+                            continue
+                    elif not is_private(directory):
+                        continue  # somebody else's, with a similar name
+                    directory.remove_if_unused(wait_seconds=0)
+
+
+def _parents(user: int) -> Iterator[str]:
+    """Yield directories for a private one, in memory first."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # Workers that run as somebody else cannot pass through the directory of this user.
+    if runtime and user == os.geteuid():
+        yield runtime
+    yield "/dev/shm"
+    with contextlib.suppress(FileNotFoundError):
+        yield tempfile.gettempdir()

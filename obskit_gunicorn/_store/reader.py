@@ -1,0 +1,233 @@
+"""Reading metric files at scrapes: again and again, parsing only what was appended."""
+
+from __future__ import annotations
+
+import os
+import struct
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+from obskit_gunicorn._store.format import HEADER_BYTES, Damage, check_header, read_entries
+from obskit_gunicorn._store.locks import NotAFileError, open_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Layout", "MetricFileReader"]
+
+_LARGEST_STEP_BYTES = 1 << 20
+
+
+class _Part(NamedTuple):
+    """A stretch of a metric file, short enough for its values to stay in the CPU's cache."""
+
+    start: int
+    keys: tuple[bytes, ...]
+    read_keys: Callable[[bytearray, int], tuple[bytes, ...]]
+    read_values: Callable[[bytearray, int], tuple[float, ...]]
+    read_pairs: Callable[[bytearray, int], tuple[float, ...]]
+
+    @classmethod
+    def of(cls, start: int, keys: tuple[bytes, ...]) -> _Part:
+        """Return the part with these keys."""
+        sizes = [len(key) for key in keys]
+        formats = (
+            "=" + "".join([f"{size}{each}" for size in sizes]) for each in ("s16x", "xd8x", "xdd")
+        )
+        return cls(start, keys, *[struct.Struct(format_).unpack_from for format_ in formats])
+
+    def end(self) -> int:
+        """Return the offset behind the last entry."""
+        return self.start + sum(map(len, self.keys)) + 16 * len(self.keys)
+
+
+_PART_KEYS = 256
+
+
+class Layout:
+    """The keys of a metric file and where their values stand.
+
+    Files of processes that run the same application mostly have the same keys in the same order, so
+    one layout serves many files, and a new file is compared with it instead of being parsed.
+
+    Attributes:
+        keys: The keys as they stand in the file, with length and padding; never changed.
+        end: The offset behind the last entry; never changed.
+        is_doubtful: There is a key that is not a metric's. It may have been read before it was
+            written, so the keys are looked at again at each scrape.
+    """
+
+    __slots__ = ("__weakref__", "_parts", "end", "is_doubtful", "keys")
+
+    def __init__(self, keys: tuple[bytes, ...], shorter: Layout | None = None) -> None:
+        """Make the layout of a file with these keys.
+
+        Args:
+            keys: The keys as they stand in the file.
+            shorter: A layout that these keys begin with; what it has worked out is taken over.
+        """
+        self.keys = keys
+        self.is_doubtful = False
+        self._parts: list[_Part] = [] if shorter is None else shorter._parts[:]
+        if self._parts and len(self._parts[-1].keys) < _PART_KEYS:
+            self._parts.pop()
+        at = self._parts[-1].end() if self._parts else HEADER_BYTES
+        for number in range(len(self._parts) * _PART_KEYS, len(keys), _PART_KEYS):
+            part = _Part.of(at, keys[number : number + _PART_KEYS])
+            self._parts.append(part)
+            at = part.end()
+        self.end = at
+
+    def fits(self, data: bytearray) -> bool:
+        """Return whether a file begins with just these keys; ``data`` holds ``end`` bytes of it."""
+        return all(part.read_keys(data, part.start) == part.keys for part in self._parts)
+
+    def goes_on(self, shorter: Layout, data: bytearray) -> bool:
+        """Return whether a file that begins with ``shorter`` goes on with the rest of this one."""
+        if len(self.keys) <= len(shorter.keys):
+            return False  # it has fewer keys and longer ones
+        following = self.keys[len(shorter.keys)]
+        # The next key first: it mostly tells, and costs less than to look at all of them.
+        found = data[shorter.end : shorter.end + len(following)]
+        return found == following and self.fits(data)
+
+    def values(self, data: bytearray) -> Iterator[float]:
+        """Return the values of all keys, read part by part as they are asked for."""
+        return chain.from_iterable(part.read_values(data, part.start) for part in self._parts)
+
+    def pairs(self, data: bytearray) -> Iterator[float]:
+        """Return value, timestamp, value, timestamp, ... of all keys."""
+        return chain.from_iterable(part.read_pairs(data, part.start) for part in self._parts)
+
+    def extended(
+        self, data: bytearray, used: int, *, strict: bool = False
+    ) -> tuple[Layout, Damage | None]:
+        """Parse what follows this layout.
+
+        Args:
+            data: The file's content, ``used`` bytes of it or more.
+            used: Where the entries end.
+            strict: Stop at a key that is not a metric's.
+
+        Returns:
+            The layout with all whole entries up to ``used``, and what is wrong behind it.
+        """
+        entries = read_entries(data, self.end, used, strict=strict)
+        layout = Layout((*self.keys, *entries.keys), self) if entries.keys else self
+        return layout, entries.damage
+
+
+_EMPTY = Layout(())
+
+
+class MetricFileReader:
+    """A metric file as scrapes read it.
+
+    Nothing in the file can crash, hang or balloon the reader: it reads without mapping, so that a
+    file that is cut short is no SIGBUS, and never more than the file's size. It keeps no
+    descriptor. A file that was replaced is noticed by its inode and, where inodes are reused at
+    once, by the number in its header; one without a number by its keys.
+
+    What cannot be read leaves keys and values as they were, so that no counter goes backwards.
+
+    Not thread-safe.
+
+    Attributes:
+        path: The file.
+        layout: Its keys, as far as they could be read.
+        damage: What was wrong with the file when it was last read.
+        size: Its size in bytes.
+    """
+
+    __slots__ = ("_data", "_identity", "damage", "layout", "path", "size")
+
+    def __init__(self, path: str) -> None:
+        """Name the file; nothing is read."""
+        self.path = path
+        self.layout = _EMPTY
+        self.damage: Damage | None = None
+        self.size = 0
+        self._data = bytearray()
+        self._identity: tuple[int, int, bytes] | None = None
+
+    def values(self) -> Iterator[float]:
+        """Return the value of each key; to be used up before the next :meth:`refresh`."""
+        return self.layout.values(self._data)
+
+    def pairs(self) -> Iterator[float]:
+        """Return each value with its timestamp behind it, likewise."""
+        return self.layout.pairs(self._data)
+
+    def refresh(self, layouts: Iterable[Layout] = ()) -> None:
+        """Read the file; what is wrong with it is in :attr:`damage` then.
+
+        Args:
+            layouts: Layouts of like files, to be tried before parsing.
+
+        Raises:
+            FileNotFoundError: The file is gone.
+        """
+        try:
+            descriptor = open_file(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise
+        except NotAFileError as error:
+            self.damage = Damage("foreign", str(error))
+            return
+        except OSError as error:
+            self.damage = Damage("unreadable", str(error))
+            return
+        try:
+            self.damage = self.read(descriptor, layouts)
+        except OSError as error:
+            self.damage = Damage("unreadable", str(error))
+        finally:
+            os.close(descriptor)
+
+    def read(self, descriptor: int, layouts: Iterable[Layout] = ()) -> Damage | None:
+        """Read the file through an open descriptor; return what is wrong with it.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        header = os.pread(descriptor, HEADER_BYTES, 0)
+        used, damage = check_header(header, self.size)
+        if damage is not None:
+            if len(header) == HEADER_BYTES and not self.layout.keys:
+                self._salvage(descriptor)
+            return damage
+        identity = (status.st_dev, status.st_ino, header[4:])
+        is_known = identity == self._identity and any(header[4:]) and not self.layout.is_doubtful
+        # What may be another file is read apart, to leave nothing behind if it is cut short.
+        data = self._data if is_known else bytearray(used)
+        if len(data) < used:
+            data.extend(bytes(used - len(data)))
+        got = os.preadv(descriptor, [memoryview(data)[:used]], 0)
+        if got < used:
+            return Damage("truncated", f"the file was cut to {got} bytes while it was read")
+        layout = self.layout
+        if used < layout.end or identity != self._identity:
+            layout = _EMPTY
+        elif not is_known and not layout.fits(data):
+            layout = _EMPTY  # it was replaced, or a key was written only now
+        for other in layouts:
+            if layout.end < other.end <= used and other.goes_on(layout, data):
+                layout = other
+        if layout.end < used:
+            layout, damage = layout.extended(data, used)
+        self.layout, self._data, self._identity = layout, data, identity
+        return damage
+
+    def _salvage(self, descriptor: int) -> None:
+        """Take what is beyond doubt an entry, where the header says nothing of use."""
+        data, layout = bytearray(), _EMPTY
+        # Step by step: a file may seem to be much larger than what there is in it.
+        while len(data) - layout.end < _LARGEST_STEP_BYTES:
+            step = os.pread(descriptor, _LARGEST_STEP_BYTES, len(data))
+            data += step
+            if len(data) < layout.end or not step:
+                break
+            layout, _ = layout.extended(data, len(data), strict=True)
+        self.layout, self._data, self._identity = layout, data, None

@@ -1,0 +1,288 @@
+"""Writing a metric file: mapped, locked by one process, and salvaged where it was damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+
+from obskit_gunicorn._store.format import (
+    HEADER_BYTES,
+    Damage,
+    check_header,
+    is_key,
+    key_text,
+    pack_entry,
+    pack_int,
+    pack_pair,
+    read_entries,
+    read_pair,
+)
+from obskit_gunicorn._store.identity import give_to_owner
+from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.reader import MetricFileReader
+
+__all__ = ["MetricFile", "MetricFileInUseError"]
+
+_FIRST_SIZE_BYTES = 4096
+_LARGEST_STEP_BYTES = 1 << 20
+_CELL_BYTES = 8
+_ASKING_SECONDS = 0.1
+
+
+class MetricFileInUseError(OSError):
+    """Another process holds the lock of a metric file that this process meant to write."""
+
+    def __init__(self, path: str) -> None:
+        """Make the error for the file at ``path``."""
+        super().__init__(errno.EBUSY, "another process writes this metric file", path)
+
+
+class MetricFile:
+    """A metric file open for writing, mapped, and locked by this process alone.
+
+    The lock and the data are one inode: whoever has the file open for writing is its only writer,
+    also when files were removed or replaced behind our back.
+
+    A file appears under its name only when it is whole. Space is reserved before it is mapped, so
+    that a full volume is an ``OSError`` here and never a SIGBUS at a write.
+
+    Not thread-safe; the caller holds a lock. A forked child must call :meth:`release` on the files
+    of its parent, which leaves the parent's own mapping alone.
+
+    Attributes:
+        path: The file.
+        cells: The file as doubles; the value of an entry is the one at its index.
+        salvaged: What was wrong with the file that was found, or ``None``.
+    """
+
+    __slots__ = ("_file", "_indexes", "_map", "_size", "_used", "cells", "path", "salvaged")
+
+    def __init__(self, path: str) -> None:
+        """Open the file, or make it; replace a damaged one by what can be read of it.
+
+        Args:
+            path: The file. A damaged one is kept beside it as ``<path>.damaged``.
+
+        Raises:
+            MetricFileInUseError: Another process writes the file.
+            OSError: The file cannot be opened or made, or there is no room for it.
+        """
+        self.path = path
+        self.salvaged: str | None = None
+        self._indexes: dict[bytes, int] = {}
+        self._used = HEADER_BYTES
+        _forget_second_name(path)
+        self._file = self._open()
+        try:
+            damage = self._load()
+            if damage is not None:
+                self._salvage()
+                self._load()
+                self.salvaged = damage.text
+        except BaseException:
+            self.release()
+            raise
+
+    def find(self, key: bytes) -> int | None:
+        """Return the index of a key's value in :attr:`cells`, or ``None`` when it has no entry."""
+        return self._indexes.get(key)
+
+    def add(self, key: bytes, value: float, timestamp: float) -> int:
+        """Append an entry.
+
+        Args:
+            key: A key that has no entry yet.
+            value: Its first value.
+            timestamp: Its first timestamp, Unix seconds or 0.
+
+        Returns:
+            The index of the value in :attr:`cells`.
+
+        Raises:
+            OSError: There is no room; the file is as it was.
+        """
+        entry = pack_entry(key, value, timestamp)
+        end = self._used + len(entry)
+        while end > self._size:
+            self._grow()
+        self._map[self._used : end] = entry
+        # Last, and in one store: from here on readers see the entry.
+        self._map[0:4] = pack_int(end)
+        self._used = end
+        index = self._indexes[key] = (end - 16) // _CELL_BYTES
+        return index
+
+    def read(self, index: int) -> tuple[float, float]:
+        """Return the value and the timestamp at an index."""
+        value, timestamp = read_pair(self._map, index * _CELL_BYTES)
+        return value, timestamp
+
+    def write_pair(self, index: int, value: float, timestamp: float) -> None:
+        """Write value and timestamp in one store of 16 bytes."""
+        at = index * _CELL_BYTES
+        self._map[at : at + 16] = pack_pair(value, timestamp)
+
+    def is_linked(self) -> bool:
+        """Return whether the file still has a name, so that readers can find it."""
+        return self._file.is_linked()
+
+    def release(self) -> None:
+        """Unmap and close the file, and so end the lock; may be called twice, never raises."""
+        cells = getattr(self, "cells", None)
+        if cells is not None:
+            cells.release()
+            if self._file.is_open():
+                self._map.close()
+            else:
+                # Somebody has closed our descriptors wholesale. The map has one of its own, which
+                # it would close by number, whatever that is by now.
+                _abandoned.append(self._map)
+        self._file.close()
+
+    def _open(self) -> LockedFile:
+        while True:
+            try:
+                file = LockedFile(self.path, os.O_RDWR)
+            except FileNotFoundError:
+                file = self._prepare(b"")
+                self._put_in_place(file)
+                return file
+            try:
+                # Somebody who only asks whether the slot is free holds it for an instant.
+                if not file.lock(wait_seconds=_ASKING_SECONDS):
+                    raise MetricFileInUseError(self.path)
+                if file.is_in_place():
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _prepare(self, entries: bytes) -> LockedFile:
+        """Make a whole and locked file under another name."""
+        unfinished = self.path.removesuffix(".db") + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            file.lock()
+            give_to_owner(file.descriptor)
+            end = HEADER_BYTES + len(entries)
+            _reserve(file.descriptor, 0, _whole_pages(end))
+            os.pwrite(file.descriptor, pack_int(end) + os.urandom(4) + entries, 0)
+        except BaseException:
+            self._discard(file)
+            raise
+        return file
+
+    def _put_in_place(self, file: LockedFile) -> None:
+        """Give a prepared file the name."""
+        try:
+            os.rename(file.path, self.path)
+            file.path = self.path
+            if not file.is_in_place():
+                raise MetricFileInUseError(self.path)
+        except BaseException:
+            self._discard(file)
+            raise
+
+    def _discard(self, file: LockedFile) -> None:
+        if file.path != self.path:
+            with contextlib.suppress(OSError):
+                os.unlink(file.path)
+        file.close()
+
+    def _load(self) -> Damage | None:
+        """Map the file and learn its entries, unless something is wrong with it."""
+        found = os.fstat(self._file.descriptor).st_size
+        used, damage = check_header(os.pread(self._file.descriptor, HEADER_BYTES, 0), found)
+        if damage is not None:
+            return damage
+        size = _whole_pages(found)
+        # Also for a file that was found: it may be sparse, and a store into a hole of a full
+        # volume is a SIGBUS.
+        _reserve(self._file.descriptor, 0, size)
+        self._map_file(size)
+        keys, used, damage = read_entries(self._map, HEADER_BYTES, used)
+        end = HEADER_BYTES
+        for key in keys:
+            if not is_key(key):
+                damage = damage or Damage("corrupted", f"the key at offset {end} is not a metric's")
+            self._indexes[key_text(key)] = (end + len(key)) // _CELL_BYTES
+            end += len(key) + 16
+        if damage is None:
+            self._used = used
+            self._map[0:4] = pack_int(used)
+        return damage
+
+    def _salvage(self) -> None:
+        """Put a new file with the valid entries in the place of a damaged one."""
+        reader = MetricFileReader(self.path)
+        reader.read(self._file.descriptor)
+        pairs = iter(reader.pairs())
+        content = b"".join(
+            key + pack_pair(value, timestamp)
+            for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True)
+            if is_key(key)
+        )
+        damaged = self.path + ".damaged"
+        replacement = self._prepare(content)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(damaged)
+            # A second name first, so that there is no moment at which a scrape finds no file.
+            try:
+                os.link(self.path, damaged)
+            except OSError:  # a file system without hard links
+                os.rename(self.path, damaged)
+        except BaseException:
+            self._discard(replacement)
+            raise
+        self._put_in_place(replacement)
+        self.release()
+        self._indexes.clear()
+        self._file = replacement
+
+    def _grow(self) -> None:
+        size = self._size + min(self._size, _LARGEST_STEP_BYTES)
+        _reserve(self._file.descriptor, self._size, size - self._size)
+        cells, mapping = self.cells, self._map
+        self._map_file(size)
+        cells.release()
+        mapping.close()
+
+    def _map_file(self, size: int) -> None:
+        try:
+            self._map = mmap.mmap(self._file.descriptor, size)
+        except ValueError as error:  # somebody has cut it since it was reserved
+            raise OSError(errno.EIO, str(error), self.path) from None
+        self._size = size
+        self.cells = memoryview(self._map).cast("d")
+
+
+_abandoned: list[mmap.mmap] = []
+
+
+def _forget_second_name(path: str) -> None:
+    """Remove the second name that a process killed while it salvaged has left."""
+    damaged = path + ".damaged"
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(damaged), os.lstat(path)):
+            os.unlink(damaged)
+
+
+def _whole_pages(size: int) -> int:
+    return max(_FIRST_SIZE_BYTES, -(-size // _FIRST_SIZE_BYTES) * _FIRST_SIZE_BYTES)
+
+
+def _reserve(descriptor: int, offset: int, length: int) -> None:
+    """Make sure that a stretch of a file has room on the volume; ENOSPC if it has not."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, offset, length)
+        return
+    # macOS: writing zeros behind the end is what reserves room; what is there is left alone.
+    size = os.fstat(descriptor).st_size
+    if offset + length > size:
+        os.pwrite(descriptor, bytes(offset + length - size), size)

@@ -1,0 +1,141 @@
+"""Sharing a process's metrics: the arbiter begins, other processes join, the last one leaves.
+
+Nothing here raises because of the directory: when it cannot be used, that is one line in the log
+and metrics stay in memory. Not for signal context.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store.membership import (
+    DIRECTORY_VARIABLE,
+    is_loading_configuration,
+    membership,
+)
+from obskit_gunicorn._store.slots import explain
+from obskit_gunicorn._values import adoption, values
+
+__all__ = ["begin", "install", "join", "take_lease"]
+
+_missing: list[str] = []
+_last_problem: list[str] = []
+"""What begin() has said last, so that it says it once and not at every fork."""
+
+
+def install() -> list[str]:
+    """Install the value class and take over the metrics that exist already.
+
+    Returns:
+        The names of metrics that could not be taken over; see
+        :func:`obskit_gunicorn._values.adoption.take_over`.
+    """
+    if values.is_installed():
+        return []
+    _missing[:] = values.install()
+    stray = adoption.take_over()
+    values.install()  # taking over may have made prometheus_client forget how to close our files
+    return stray
+
+
+def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
+    """Share metrics in a directory as its arbiter; runs in the arbiter.
+
+    Called again it does nothing, unless the directory is another one, was removed, or was cleaned
+    by somebody.
+
+    Args:
+        path: The directory, ``None`` for a private one.
+        keep: Continue from the totals of earlier runs.
+        user: The uid that workers run as.
+        group: Their gid.
+    """
+    if membership.has_begun_in(path):
+        return
+    _report_missing()
+    before = membership.directory
+    if before is not None and membership.lease is not None:
+        if before.path != path:
+            log.warning("obskit: metrics directory %s is left for another", before.path)
+        elif not membership.lease.is_in_place():
+            log.warning(
+                "obskit: metrics directory %s was removed or cleaned while in use; what was only "
+                "there is lost, counting goes on",
+                before.path,
+            )
+    # Not in on_exit: metrics may be written until the very end, and Gunicorn skips on_exit in some
+    # ends. Workers inherit it.
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+    # In this process nothing may be bound while the directory is wiped.
+    values.withdraw(take_along=not membership.has_ever_begun)
+    try:
+        membership.begin(path, keep=keep, user=user, group=group)
+    except OSError as error:
+        problem = explain(error, path or "private directory")
+        if [problem] != _last_problem:
+            _last_problem[:] = [problem]
+            log.error(
+                "obskit: metrics stay in the memory of each process, none are shared: %s", problem
+            )
+    else:
+        _last_problem.clear()
+    values.share()
+
+
+def join() -> None:
+    """Share this process's metrics if the environment says where.
+
+    For a process that Gunicorn did not start, or has not configured yet. Does nothing where this
+    process has a directory.
+    """
+    path = os.environ.get(DIRECTORY_VARIABLE)
+    if not path or membership.directory is not None:
+        return
+    stray = install()
+    if stray:
+        log.warning(
+            "obskit: %s made before obskit_gunicorn.multiprocess was imported, not shared by slot",
+            ", ".join(stray),
+        )
+    if membership.is_configuring or is_loading_configuration():
+        # An arbiter will begin, or, if no class is published, this process and its forks join
+        # when they use a metric.
+        membership.join_later(path)
+        return
+    _report_missing()
+    try:
+        membership.join(path)
+    except OSError as error:
+        log.error("obskit: metrics of this process stay in its memory: %s", explain(error, path))
+    values.share()
+
+
+def take_lease(**facts: object) -> None:
+    """Make sure that this process has a lease, and write down facts about it.
+
+    Args:
+        **facts: What to change in the record beside the lease.
+    """
+    values.share(now=True)
+    membership.note(**facts)
+
+
+def _report_missing() -> None:
+    """Say which names prometheus_client has no longer; once."""
+    missing, _missing[:] = _missing[:], []
+    if missing:
+        log.error(
+            "obskit: this release of prometheus-client is newer than obskit-gunicorn knows; "
+            "counting goes on without %s. Use a release that was tested, or report it",
+            ", ".join(missing),
+        )
+
+
+def _leave() -> None:
+    """Leave the directory when this process ends, if it is the one to tidy up."""
+    if membership.is_in_charge():
+        values.close_files()
+        membership.leave()
