@@ -82,12 +82,12 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
     Returns:
         The names that this release of prometheus_client does not have, each with what it costs.
     """
-    values.ValueClass = _Probe  # type: ignore[misc, assignment]
+    values.ValueClass = _Probe
     try:
         counter = Counter("probe", "", registry=None)
         histogram = Histogram("probe", "", registry=None)
     finally:
-        values.ValueClass = value_class  # type: ignore[misc, assignment]
+        values.ValueClass = value_class
     cleanups = getattr(values, "_multi_process_cleanups", None)
     if cleanups is not None and close not in cleanups:
         cleanups.append(close)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
-from obskit_gunicorn._store.format import MetricFileName
+from obskit_gunicorn._store.format import MetricFileName, is_key
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -262,6 +262,9 @@ def _files(path: str) -> list[_FileFacts]:
         with contextlib.suppress(FileNotFoundError):
             reader.refresh()
             damage = None if reader.damage is None else reader.damage.text
+            strange = sum(not is_key(key) for key in reader.layout.keys)
+            if strange:
+                damage = damage or f"{strange} of its keys are not a metric's"
             found.append(_FileFacts(name, len(reader.layout.keys), reader.size, damage))
     return found
 

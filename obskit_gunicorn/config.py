@@ -8,6 +8,7 @@ questions for every hook; the first sentence of each goes into the table of that
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._gunicorn.contract import Configuration, HookEvent
@@ -580,9 +581,11 @@ class ObskitGunicornConfig(Configuration):
             server: The arbiter.
             worker: The worker that ended.
         """
-        from obskit_gunicorn._store.membership import membership
-
-        membership.remove_live_gauges()
+        # Loaded when the class was published. Not imported here, because before Gunicorn 24 this is
+        # signal context.
+        store = sys.modules.get("obskit_gunicorn._store.membership")
+        if store is not None:
+            store.membership.remove_live_gauges()
 
     def hook_event(self, event: HookEvent) -> None:
         """Be told of every run of a hook, after it; does nothing unless overridden.

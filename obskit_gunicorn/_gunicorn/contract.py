@@ -6,7 +6,6 @@ Knows nothing of :mod:`obskit_gunicorn.config`; that module's class is recognise
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -122,5 +121,7 @@ def base_class(config: type[Configuration]) -> type[Configuration]:
 
 def overrides(config: Configuration, name: str) -> bool:
     """Return whether a configuration, by its class or by itself, replaces a method of the base."""
+    import inspect  # heavy, and `import obskit_gunicorn` loads this module
+
     base = vars(base_class(type(config)))[name]
     return inspect.getattr_static(config, name) is not base

@@ -1,9 +1,9 @@
 """The function that Gunicorn calls for a hook: the core, then the user's method.
 
 An error in a core is logged and never reaches Gunicorn. One in a user's override keeps Gunicorn's
-meaning, except for the hooks in :data:`contract.CONTAINED` once the server runs: it is logged with its
-traceback and counted, and the server goes on. In signal context nothing is logged or counted; that
-is done by the next core that runs elsewhere.
+meaning, except for the hooks in :data:`contract.CONTAINED` once the server runs: it is logged with
+its traceback and counted, and the server goes on. In signal context nothing is logged or counted;
+that is done by the next core that runs elsewhere.
 """
 
 from __future__ import annotations

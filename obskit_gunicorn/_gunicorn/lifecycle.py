@@ -203,7 +203,6 @@ def _core_pre_fork(publication: Publication, server: Arbiter, worker: Worker) ->
         _begin(publication, server, shared)
         _describe(server, server.num_workers)
         membership.remove_live_gauges()
-    children.listen(server)
     _keep_exporter(publication, server)
 
 

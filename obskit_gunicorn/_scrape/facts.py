@@ -133,7 +133,7 @@ def _capacity(scrape: Scrape) -> Reading:
     known = [record.get("capacity") for record in scrape.arbiters]
     if not known or not all(type(capacity) is int for capacity in known):
         return None
-    return scrape.ready_workers() * min(capacity for capacity in known if capacity is not None)
+    return scrape.ready_workers() * min(map(int, filter(None, known)), default=0)
 
 
 def _gunicorn_info(scrape: Scrape) -> Reading:

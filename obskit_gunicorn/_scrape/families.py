@@ -206,7 +206,9 @@ def add_unmerged(
         if kind == "gauge":
             metric.modes.append(mode)
             labels = (*labels, ("pid", file.holder))  # noqa: PLW2901
-        metric.samples.append((sample, labels, numbers[2 * at], numbers[2 * at + 1]))
+        # As prometheus_client reads files: a timestamp is a gauge's only.
+        timestamp = numbers[2 * at + 1] if kind == "gauge" else 0.0
+        metric.samples.append((sample, labels, numbers[2 * at], timestamp))
 
 
 def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:

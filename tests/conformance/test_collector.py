@@ -36,8 +36,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from obskit_gunicorn.collector import DirectoryCollector
-from obskit_gunicorn.mmapfile import pack_entry
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._store.format import pack_entry
 from obskit_gunicorn.multiprocess import (
     MultiProcessCollector,
     generate_latest,

@@ -28,7 +28,7 @@ from prometheus_client import values as prometheus_values
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 from prometheus_client.multiprocess import mark_process_dead as their_mark_process_dead
 
-from obskit_gunicorn import slots
+from obskit_gunicorn._store.membership import membership
 from obskit_gunicorn.multiprocess import MultiProcessCollector, mark_process_dead
 from tests.support import forks
 from tests.support.forks import Nursery, RemoteProcess, act, metric
@@ -331,7 +331,7 @@ def _write(kind: str, label: str | None, action: str, values: tuple[float, ...])
 
 
 def _take_slot() -> str:
-    return slots.process.acquire().slot
+    return membership.acquire().slot
 
 
 def _die(kind: str, value: float) -> None:

@@ -65,9 +65,9 @@ def _count(process: RemoteProcess, path: Path) -> None:
 
 
 def _boot() -> None:
-    from obskit_gunicorn import slots
+    from obskit_gunicorn._store.membership import membership
 
-    slots.process.note(role="worker", state="booted")
+    membership.note(role="worker", state="booted")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -263,11 +263,12 @@ def test_ready(nursery: Nursery, tmp_path: Path) -> None:
 def test_error_in_a_scrape(directory: Path) -> None:
     """What goes wrong inside is a 500 with or without a body, and the log says why."""
     sabotage = (
-        "from obskit_gunicorn import exposition, slots\n"
+        "from obskit_gunicorn._exporter import pages\n"
+        "from obskit_gunicorn._scrape import registry\n"
         "from prometheus_client.core import GaugeMetricFamily\n"
         "class Breaks:\n"
         "    def collect(self):\n"
-        "        exposition.generate_latest = slots.SlotDirectory.records = None\n"
+        "        registry.generate_latest = pages.SlotDirectory.records = None\n"
         "        return []\n"
     )
     with ServeProcess(

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from obskit_gunicorn import multiprocess, slots
-from obskit_gunicorn.collector import DirectoryCollector
-from obskit_gunicorn.mmapfile import HEADER_BYTES, pack_entry
+from obskit_gunicorn import multiprocess
+from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
 from tests.support.forks import Nursery, act, join, run_python
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def whole(entries: bytes, number: bytes = b"good") -> bytes:
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Keep the lines about damaged files, which are many, out of a failure's report."""
-    caplog.set_level(logging.ERROR, slots.process.log.name)
+    caplog.set_level(logging.ERROR, log.name)
 
 
 NEIGHBOURS = {

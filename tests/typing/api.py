@@ -186,12 +186,12 @@ publish(Mixed)
 def catch() -> None:
     """Catch errors by the class that suits."""
     try:
-        raise ConfigurationError(where="Config.workers", value=0, expected="more", mend="Add.")
+        raise ConfigurationError(where="Config.workers", value=0, expected="more", hint="Add.")
     except ConfigurationError as error:
         assert_type(error.where, str)
         assert_type(error.value, object)
         assert_type(error.expected, str)
-        assert_type(error.mend, str)
+        assert_type(error.hint, str)
         caught: ValueError = error
         ours: ObskitGunicornError = error
         del caught, ours

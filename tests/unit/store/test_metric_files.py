@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
-from obskit_gunicorn.locks import NotAFileError
-from obskit_gunicorn.mmapfile import (
+from obskit_gunicorn._store.format import (
     HEADER_BYTES,
-    MetricFile,
-    MetricFileInUseError,
     MetricFileName,
+    is_key,
+    key_text,
     pack_entry,
-    read_entries,
-    read_file,
-    read_pair,
 )
+from obskit_gunicorn._store.locks import NotAFileError
+from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read
 
 if TYPE_CHECKING:
@@ -94,9 +93,21 @@ def theirs(path: str) -> dict[bytes, tuple[float, float]]:
 
 def ours(path: str) -> dict[bytes, tuple[float, float]]:
     """Return the entries of a file as we read them, and check that none is damaged."""
-    data, entries = read_file(path)
-    assert entries.damage is None
-    return {name: read_pair(data, at) for name, at in entries.offsets.items()}
+    found, damage = read_what_is_whole(path)
+    assert damage is None
+    return found
+
+
+def read_what_is_whole(path: str) -> tuple[dict[bytes, tuple[float, float]], str | None]:
+    """Return what can be read of a file, and what is wrong with it."""
+    reader = MetricFileReader(path)
+    reader.refresh()
+    numbers = list(reader.pairs())
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    entries = dict(zip(reader.layout.keys, pairs, strict=True))
+    found = {key_text(key): pair for key, pair in entries.items() if is_key(key)}
+    damage = None if reader.damage is None else reader.damage.text
+    return found, damage or (None if len(found) == len(entries) else "a key is not a metric's")
 
 
 class TestName:
@@ -217,9 +228,10 @@ class TestFormat:
         assert len(content) % 4096 == 0
         assert os.listdir(os.path.dirname(path)) == ["counter_slot0.db"]
 
-    def test_a_zeroed_header_is_an_empty_file(self) -> None:
+    def test_a_zeroed_header_is_an_empty_file(self, path: str) -> None:
         """A header that says 0 is that of a file that nobody has written to yet."""
-        assert read_entries(bytes(4096)) == ({}, HEADER_BYTES, None)
+        Path(path).write_bytes(bytes(4096))
+        assert ours(path) == {}
 
 
 class TestWriting:
@@ -449,12 +461,13 @@ def _damage(request: pytest.FixtureRequest, content: bytes) -> tuple[bytes, int]
 class TestDamage:
     """A damaged file is never an error: what can be read of it counts on."""
 
-    def test_reading_never_raises(self, damage: tuple[bytes, int]) -> None:
+    def test_reading_never_raises(self, path: str, damage: tuple[bytes, int]) -> None:
         """Reading gives the whole entries in front of the damage and says what it is."""
         content, whole = damage
-        entries = read_entries(content)
-        assert len(entries.offsets) == whole
-        assert entries.damage
+        Path(path).write_bytes(content)
+        found, problem = read_what_is_whole(path)
+        assert len(found) == whole
+        assert problem
 
     def test_opening_salvages(self, path: str, damage: tuple[bytes, int]) -> None:
         """The next writer goes on from the whole entries; the old bytes are kept beside."""
@@ -587,9 +600,11 @@ class TestDamage:
         Path(path).write_bytes(changed)
         MetricFile(path).release()
         found = theirs(path)
-        for name, offset in read_entries(content).offsets.items():
-            if offset + 16 <= at:
-                assert found[name] == read_pair(content, offset)
+        end = HEADER_BYTES
+        for name, number in zip("abc", (1.0, 2.0, 3.0), strict=True):
+            end += len(pack_entry(key(name), number, 0.0))
+            if end <= at:
+                assert found[key(name)][0] == number
 
     @bounded
     @given(st.data())

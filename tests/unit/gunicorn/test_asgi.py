@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from obskit_gunicorn.asgi import CountedApplication, is_asgi3
+from obskit_gunicorn._gunicorn.asgi import CountedApplication, is_asgi3
 
 Messages = list[dict[str, Any]]
 
@@ -21,12 +21,12 @@ class Counts:
         self.in_progress = 0
         self.ended: list[tuple[str, int]] = []
 
-    def begin(self) -> float:
+    def arrived(self) -> float:
         """Note a request."""
         self.in_progress += 1
         return 1.0
 
-    def end(self, method: str, code: int, started: float) -> None:
+    def answered(self, method: str, code: int, started: float) -> None:
         """Note its end."""
         assert started == 1.0
         self.in_progress -= 1

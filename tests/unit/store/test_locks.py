@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from obskit_gunicorn import locks
-from obskit_gunicorn.locks import LockedFile, NotAFileError, open_file
+from obskit_gunicorn._store import identity, locks
+from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_file
 from tests.support.forks import NOBODY, Nursery, fork_call, reap, wait_until
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class TestOwner:
     def test_owner_is_nobody_in_particular_by_default(self, nursery: Nursery, path: str) -> None:
         """Until somebody is named, files stay with the one who makes them."""
         process = nursery.start()
-        assert process.call(locks.owner) is None
+        assert process.call(identity.owner) is None
         assert process.call(_make_for, path) == (os.geteuid(), os.getegid())
 
 
@@ -264,9 +264,9 @@ def _close() -> None:
 
 def _make_for(path: str, *ids: int) -> tuple[int, int]:
     if ids:
-        locks.set_owner(*ids)
+        identity.set_owner(*ids)
     file = LockedFile(path, MAKE)
-    locks.give_to_owner(file.descriptor)
+    identity.give_to_owner(file.descriptor)
     status = os.fstat(file.descriptor)
     return status.st_uid, status.st_gid
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from obskit_gunicorn import __version__
+from obskit_gunicorn._store.slots import SlotDirectory
 from obskit_gunicorn.cli import main
-from obskit_gunicorn.slots import SlotDirectory
 from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, act, join, run_python
 
@@ -55,7 +55,7 @@ class TestInspect:
 
     def test_as_json(self, served: str, output: Any, nursery: Nursery) -> None:
         """The same for programs."""
-        SlotDirectory(served).begin(keep=True)[0].release()
+        SlotDirectory(served).start_generation(keep=True)[0].release()
         assert main(["inspect", served, "--format", "json"]) == 0
         facts = json.loads(output())
         assert facts["directory"] == served
@@ -91,7 +91,7 @@ class TestInspect:
         os.mkdir(os.path.join(served, "counter_slot9.db"))
         os.mkfifo(os.path.join(served, "counter_slot8.db"))
         assert main(["inspect", served]) == 0
-        assert "no regular file" in output()
+        assert "not a regular file" in output()
 
     @needs_root
     def test_what_may_not_be_read(self, nursery: Nursery) -> None:
@@ -247,9 +247,9 @@ def _printed(arguments: list[str]) -> str:
 
 
 def _note_unshared() -> None:
-    from obskit_gunicorn import slots
+    from obskit_gunicorn._store.membership import membership
 
-    slots.process.note(values_not_shared=3)
+    membership.note(values_not_shared=3)
 
 
 def _break_flock() -> None:

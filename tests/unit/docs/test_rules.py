@@ -14,7 +14,7 @@ import yaml
 from tests.support import metrics_page
 from tests.support.promtool import metric_names, run_promtool
 
-DIRECTORY = Path(__file__).parents[2] / "docs" / "prometheus"
+DIRECTORY = Path(__file__).parents[3] / "docs" / "prometheus"
 RULES = DIRECTORY / "rules.yml"
 TESTS = DIRECTORY / "rules_test.yml"
 

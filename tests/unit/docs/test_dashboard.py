@@ -13,7 +13,7 @@ import pytest
 from tests.support import metrics_page
 from tests.support.promtool import checks_expressions, metric_names
 
-BOARD = Path(__file__).parents[2] / "docs" / "grafana" / "gunicorn.json"
+BOARD = Path(__file__).parents[3] / "docs" / "grafana" / "gunicorn.json"
 
 CORE_PANELS = {"row", "stat", "timeseries"}
 VARIABLES = {"$__rate_interval": "5m", "$job": ".+", "$instance": ".+"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obskit_gunicorn.addresses import Address
+from obskit_gunicorn._exporter.addresses import Address
 from tests.support.forks import Nursery, become_nobody
 from tests.support.process import HOST, free_port
 
@@ -252,7 +252,7 @@ class TestUnix:
         else:
             os.mkfifo(path)
         before = os.lstat(path)
-        with pytest.raises(OSError, match="no socket"):
+        with pytest.raises(OSError, match="not a socket"):
             listen(f"unix:{path}")
         assert os.lstat(path) == before
 

@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 
+from obskit_gunicorn import cli
+from obskit_gunicorn._gunicorn import options as gunicorn_options
+from obskit_gunicorn._gunicorn.options import (
+    OPTIONS,
+    Option,
+    exporter_options,
+    normalize_environment,
+    read_options,
+)
+from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
-from obskit_gunicorn.options import is_option, normalize_environment, read_options
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -86,8 +95,8 @@ class TestDirectory:
         assert error.where == "Config.multiproc_dir in gunicorn.conf.py"
         assert error.value == value
         assert "directory" in error.expected
-        assert "multiproc_dir =" in error.mend
-        for part in (error.where, repr(value), error.expected, error.mend):
+        assert "multiproc_dir =" in error.hint
+        for part in (error.where, repr(value), error.expected, error.hint):
             assert part in str(error)
 
 
@@ -161,12 +170,38 @@ class TestEnvironment:
         assert environment == {}
 
 
-def test_names_of_options() -> None:
-    """Only what is an option is taken for one."""
-    assert is_option("multiproc_dir")
-    assert is_option("metrics_keep")
-    assert not is_option("workers")
-    assert not is_option("_fields")
+def test_each_row_is_an_attribute_of_the_class() -> None:
+    """The rows and the class have the same options, and each default is right."""
+    attributes = {
+        name
+        for name in vars(ObskitGunicornConfig)
+        if name == "multiproc_dir" or name.startswith("metrics_")
+    }
+    assert attributes == {option.name for option in OPTIONS}
+    found = read_options(ObskitGunicornConfig(), {}, source="defaults", base="/")
+    assert vars(found).keys() == attributes
+
+
+def test_an_option_is_a_row_and_an_attribute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new row has its environment variable, and, if it is the exporter's, a flag with help."""
+    row = Option("metrics_flavour", lambda found: found.value, "what it tastes of", "sour", True)
+    monkeypatch.setattr(gunicorn_options, "OPTIONS", (*OPTIONS, row))
+    monkeypatch.setattr(cli, "OPTIONS", (*OPTIONS, row))
+    monkeypatch.setattr(ObskitGunicornConfig, "metrics_flavour", "sweet", raising=False)
+
+    assert options(metrics_flavour="bitter").metrics_flavour == "bitter"
+    found = options({"OBSKIT_METRICS_FLAVOUR": "salty"}, metrics_flavour="bitter")
+    assert found.metrics_flavour == "salty"
+    given = exporter_options(found)
+    assert given is not None
+    assert given.metrics_flavour == "salty"
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--flavour" in shown
+    assert "what it tastes of (default: $OBSKIT_METRICS_FLAVOUR, else sweet)" in shown
 
 
 class TestExporter:
@@ -174,8 +209,9 @@ class TestExporter:
 
     def test_defaults(self) -> None:
         """By default it listens on the loopback interface, at the port of this kind of program."""
-        found = options().exporter
-        assert found == ("127.0.0.1:9464", "/metrics", None, None, None, ())
+        found = exporter_options(options())
+        assert found is not None
+        assert tuple(vars(found).values()) == ("127.0.0.1:9464", "/metrics", None, None, None, ())
 
     @pytest.mark.parametrize(
         ("value", "bind"),
@@ -191,14 +227,14 @@ class TestExporter:
     )
     def test_addresses(self, value: str, bind: str) -> None:
         """TCP with names, IPv4 and IPv6, and Unix sockets, in the class and in the environment."""
-        assert options(metrics_bind=value).exporter.bind == bind
-        assert options({"OBSKIT_METRICS_BIND": value}).exporter.bind == bind
+        assert options(metrics_bind=value).metrics_bind == bind
+        assert options({"OBSKIT_METRICS_BIND": value}).metrics_bind == bind
 
     def test_none(self) -> None:
         """None, and an empty variable, mean no exporter."""
-        assert options(metrics_bind=None).exporter is None
-        assert options({"OBSKIT_METRICS_BIND": ""}).exporter is None
-        assert options({"OBSKIT_METRICS_PATH": ""}).exporter.path == "/metrics"
+        assert exporter_options(options(metrics_bind=None)) is None
+        assert exporter_options(options({"OBSKIT_METRICS_BIND": ""})) is None
+        assert options({"OBSKIT_METRICS_PATH": ""}).metrics_path == "/metrics"
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -254,7 +290,7 @@ class TestExporter:
         error = caught.value
         assert error.where == f"Config.{name} in gunicorn.conf.py"
         assert error.expected
-        assert error.mend
+        assert error.hint
 
     def test_a_wrong_variable_is_named(self) -> None:
         """An error names the variable that the value comes from."""
@@ -268,14 +304,15 @@ class TestExporter:
         file.touch()
         relative = os.path.relpath(file)
         found = options(metrics_certfile=file, metrics_keyfile=relative, metrics_ca_certs=str(file))
-        assert found.exporter[2:5] == (str(file),) * 3
+        files = (found.metrics_certfile, found.metrics_keyfile, found.metrics_ca_certs)
+        assert files == (str(file),) * 3
 
     def test_collectors(self) -> None:
         """Collectors are import strings, in the environment separated by commas."""
         names = ["app.metrics:depth", "app:Collectors.queue"]
-        assert options(metrics_collectors=names).exporter.collectors == tuple(names)
+        assert options(metrics_collectors=names).metrics_collectors == tuple(names)
         found = options({"OBSKIT_METRICS_COLLECTORS": " , ".join(names)})
-        assert found.exporter.collectors == tuple(names)
+        assert found.metrics_collectors == tuple(names)
 
 
 class TestRequests:
@@ -283,11 +320,11 @@ class TestRequests:
 
     def test_buckets(self) -> None:
         """Bounds are numbers; the infinite one need not be said."""
-        assert options(metrics_buckets=[1, 2.5]).buckets == (1.0, 2.5)
-        assert options(metrics_buckets=(1, float("inf"))).buckets == (1.0,)
-        assert options({"OBSKIT_METRICS_BUCKETS": "0.5, 1,+Inf"}).buckets == (0.5, 1.0)
+        assert options(metrics_buckets=[1, 2.5]).metrics_buckets == (1.0, 2.5)
+        assert options(metrics_buckets=(1, float("inf"))).metrics_buckets == (1.0,)
+        assert options({"OBSKIT_METRICS_BUCKETS": "0.5, 1,+Inf"}).metrics_buckets == (0.5, 1.0)
 
     def test_none(self) -> None:
-        """Without requests there are no buckets."""
-        assert options(metrics_requests=False).buckets is None
-        assert options({"OBSKIT_METRICS_REQUESTS": "no"}).buckets is None
+        """Requests need not be counted."""
+        assert options(metrics_requests=False).metrics_requests is False
+        assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False

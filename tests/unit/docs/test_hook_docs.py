@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "docs" / "generate_hooks.py"
+PROGRAM = Path(__file__).resolve().parents[3] / "docs" / "generate_hooks.py"
 
 
 @pytest.fixture(name="generator", scope="module")

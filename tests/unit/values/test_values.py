@@ -25,8 +25,10 @@ from prometheus_client import Counter, Gauge
 from prometheus_client import values as prometheus_values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
-from obskit_gunicorn import slots, values
-from obskit_gunicorn.slots import SlotDirectory
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store.membership import membership
+from obskit_gunicorn._store.slots import SlotDirectory
+from obskit_gunicorn._values import values
 from tests.support import forks
 from tests.support.forks import (
     Nursery,
@@ -766,8 +768,8 @@ def _keep_lock(directory: str) -> None:
 
 
 def _directory_path() -> str:
-    assert slots.process.directory is not None
-    return slots.process.directory.path
+    assert membership.directory is not None
+    return membership.directory.path
 
 
 def _times_of_counting() -> tuple[float, list[float]]:
@@ -789,7 +791,7 @@ class _Counting(logging.Handler):
 
 
 def _count_log_lines() -> None:
-    slots.process.log.addHandler(_Counting())
+    log.addHandler(_Counting())
 
 
 class TestRemovedFiles:
@@ -987,9 +989,9 @@ def _write_after_closing(place: str) -> list[bytes]:
         os.write(os.open(path, os.O_RDWR | os.O_CREAT), b"precious")
     for number in range(200):
         act("counter", f"new{number}", "inc")
-    slots.process.note(state="leaving")
+    membership.note(state="leaving")
     values.withdraw()
-    slots.process.release()
+    membership.release()
     return [Path(path).read_bytes() for path in paths]
 
 

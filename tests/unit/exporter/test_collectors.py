@@ -14,9 +14,10 @@ import prometheus_client
 import pytest
 from prometheus_client.openmetrics import exposition, parser
 
-from obskit_gunicorn import guests
-from obskit_gunicorn.exposition import SharedRegistry, generate_latest
-from obskit_gunicorn.guests import Guest, Guests
+from obskit_gunicorn._exporter import collectors
+from obskit_gunicorn._exporter.collectors import UserCollector, UserCollectors
+from obskit_gunicorn._scrape.formats import Families
+from obskit_gunicorn._scrape.registry import SharedRegistry, generate_latest
 from tests.support.process import parse_metrics, wait_until
 
 GOOD = """
@@ -70,13 +71,13 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 @pytest.fixture(name="quick", autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a collector have half a second only."""
-    monkeypatch.setattr(guests, "LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr(collectors, "LONGEST_SECONDS", 0.5)
 
 
 def exposed(*names: str) -> SharedRegistry:
     """Return a registry as the exporter has it, with these collectors."""
     registry = SharedRegistry("/nowhere")
-    registry.register(Guests(names))
+    registry.register(UserCollectors(names))
     return registry
 
 
@@ -385,12 +386,12 @@ class TestBad:
             "class Same:\n"
             "    def collect(self): return [family]\n"
         )
-        (found,) = Guest(f"{name}:Same").families()
+        (found,) = UserCollector(f"{name}:Same").families()
         family = sys.modules[name].family
         family.samples[0].labels["l"] = object()
         family.samples.append(None)
         family.name = "other name"
-        assert b'g_one{l="x"} 1.0' in prometheus_client.generate_latest(guests._Families([found]))
+        assert b'g_one{l="x"} 1.0' in prometheus_client.generate_latest(Families(lambda: [found]))
 
 
 class TestNames:

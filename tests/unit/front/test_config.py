@@ -11,7 +11,6 @@ import re
 import ssl
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.sync import SyncWorker
 
 import obskit_gunicorn.config
-from obskit_gunicorn import slots
+from obskit_gunicorn._store.membership import membership
 from obskit_gunicorn.config import HookEvent, ObskitGunicornConfig
 from obskit_gunicorn.errors import (
     ConfigurationError,
@@ -230,7 +229,7 @@ class TestDocstrings:
     @pytest.mark.parametrize("hook", HOOKS)
     def test_hook_says_whether_an_exception_is_contained(self, hook: str) -> None:
         """The docstring and the published function agree."""
-        from obskit_gunicorn.cores import CONTAINED
+        from obskit_gunicorn._gunicorn.contract import CONTAINED
 
         said = first_sentence(facts(hook)["Exception"])
         assert said in {"contained", "contained once the server runs", "not contained"}
@@ -288,7 +287,7 @@ class TestBaseMethods:
         caplog.set_level(logging.DEBUG)
         ObskitGunicornConfig().on_starting(*arguments("on_starting"))
         assert caplog.record_tuples == [
-            ("tests.fake_server", logging.INFO, f"obskit: {slots.process.describe()}")
+            ("tests.fake_server", logging.INFO, f"obskit: {membership.describe()}")
         ]
 
     def test_on_starting_calls_an_overridden_setup_multiprocess(self) -> None:
@@ -306,9 +305,9 @@ class TestBaseMethods:
     def test_child_exit_cleans_up_after_the_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The base passes both arguments on to the clean-up of the multiprocess directory."""
         seen: list[tuple[Any, ...]] = []
-        sharing = types.ModuleType("obskit_gunicorn.multiprocess")
-        sharing.__dict__["child_exit"] = lambda *args: seen.append(args)
-        monkeypatch.setitem(sys.modules, "obskit_gunicorn.multiprocess", sharing)
+        monkeypatch.setattr(
+            ObskitGunicornConfig, "cleanup_worker", lambda _self, *args: seen.append(args)
+        )
 
         server, worker = arguments("child_exit")
         ObskitGunicornConfig().child_exit(server, worker)
@@ -412,7 +411,7 @@ class TestHookEvent:
 
     def test_event_pickles(self) -> None:
         """An event can be sent to another process, with its error."""
-        error = ConfigurationError(where="a", value=1, expected="b", mend="c")
+        error = ConfigurationError(where="a", value=1, expected="b", hint="c")
         event = HookEvent("hook_failure", "on_exit", 1.5, 0.25, 7, error)
         copy = pickle.loads(pickle.dumps(event))
         assert copy[:5] == event[:5]
@@ -426,11 +425,11 @@ class TestErrors:
         where="Config.workers in gunicorn.conf.py",
         value="four",
         expected="a positive number",
-        mend="Write for example workers = 4.",
+        hint="Write for example workers = 4.",
     )
 
     def test_text_says_what_is_wrong_and_what_to_do(self) -> None:
-        """Place, value, expectation and mend make readable sentences."""
+        """Place, value, expectation and hint make readable sentences."""
         assert str(self.ERROR) == (
             "Config.workers in gunicorn.conf.py is 'four'; expected a positive number. "
             "Write for example workers = 4."
@@ -443,7 +442,7 @@ class TestErrors:
             "four",
         )
         assert self.ERROR.expected == "a positive number"
-        assert self.ERROR.mend == "Write for example workers = 4."
+        assert self.ERROR.hint == "Write for example workers = 4."
 
     def test_error_is_caught_as_ours_and_as_a_value_error(self) -> None:
         """Callers who know nothing of this package catch ``ValueError``."""

@@ -17,8 +17,8 @@ from unittest import mock
 
 import pytest
 
-from obskit_gunicorn.collector import DirectoryCollector
-from obskit_gunicorn.mmapfile import HEADER_BYTES, pack_entry
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
 from tests.support import forks
 from tests.support.forks import DEADLINE_SECONDS, Nursery, fork_call, reap, run_python, wait_until
 
@@ -222,7 +222,7 @@ def _fork_often(path: str, times: int) -> set[int]:
 _CUTTING = """if True:
     import os, sys, threading, time
     from pathlib import Path
-    from obskit_gunicorn.collector import DirectoryCollector
+    from obskit_gunicorn._scrape.collector import DirectoryCollector
 
     directory = sys.argv[1]
     paths = sorted(Path(directory).glob("*_slot0.db"))

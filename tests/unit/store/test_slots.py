@@ -1,4 +1,4 @@
-"""Slots, leases, generations, and a process's place among them."""
+"""Slots, leases, generations, and a process's membership."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from obskit_gunicorn import locks, slots, values
-from obskit_gunicorn.locks import LockedFile
-from obskit_gunicorn.mmapfile import MetricFile, MetricFileName
-from obskit_gunicorn.slots import NotYetError, SlotDirectory, explain, process
+from obskit_gunicorn._store import forks as store_forks
+from obskit_gunicorn._store import identity, locks
+from obskit_gunicorn._store.format import MetricFileName
+from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.membership import Membership, NotYetError, membership
+from obskit_gunicorn._store.slots import PROTOCOL, Lease, Role, SlotDirectory, explain
+from obskit_gunicorn._store.writer import MetricFile
+from obskit_gunicorn._values import values
 from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, act, join, read, slot, wait_until
 from tests.support.process import process_stat
@@ -38,7 +42,7 @@ def leased(directory: str) -> dict[str, bool]:
 
 # What remote processes do.
 
-_leases: list[slots.Lease] = []
+_leases: list[Lease] = []
 
 
 def take(directory: str) -> str:
@@ -55,16 +59,16 @@ def give_back() -> None:
 
 def begin(directory: str, *, keep: bool = False) -> tuple[str, bool]:
     """Begin a generation; return the slot and whether the directory was wiped."""
-    lease, wiped = SlotDirectory(directory).begin(keep=keep)
+    lease, wiped = SlotDirectory(directory).start_generation(keep=keep)
     _leases.append(lease)
     return lease.slot, wiped
 
 
 def begin_here(path: str | None, *, keep: bool = False) -> tuple[str, bool]:
     """Begin as the arbiter of this process; return the directory and whether it was wiped."""
-    wiped = process.begin(path, keep=keep, user=os.geteuid(), group=os.getegid())
-    assert process.directory is not None
-    return process.directory.path, wiped
+    wiped = membership.begin(path, keep=keep, user=os.geteuid(), group=os.getegid())
+    assert membership.directory is not None
+    return membership.directory.path, wiped
 
 
 class TestTaking:
@@ -308,7 +312,7 @@ class TestForks:
 
 
 def _release_process() -> None:
-    process.release()
+    membership.release()
 
 
 def _fork_beside_claims(directory: str, rounds: int) -> list[int]:
@@ -345,15 +349,15 @@ def _fork_inside(directory: str) -> int:
 
 
 def _acquire_elsewhere(directory: str) -> None:
-    with slots.fork_guard():
+    with store_forks.guard():
         SlotDirectory(directory).acquire("process").release()
 
 
 def _stray_child_slot() -> str:
     read_end, write_end = os.pipe()
     if ctypes.PyDLL(None).fork() == 0:
-        slots.forked()
-        os.write(write_end, process.acquire().slot.encode())
+        store_forks.start_over()
+        os.write(write_end, membership.acquire().slot.encode())
         os._exit(0)
     os.close(write_end)
     with open(read_end, "rb") as answer:
@@ -504,35 +508,35 @@ class TestNote:
     def test_last_record_of_a_pid_that_came_again(self, directory: str) -> None:
         """What others of the same pid have left is not taken for a process's own."""
         for number in range(1, 20):
-            old = {"pid": 7, "pid_namespace": slots.pid_namespace(), "start_ticks": number}
+            old = {"pid": 7, "pid_namespace": identity.pid_namespace(), "start_ticks": number}
             record = {**old, "pid": 8, "previous": {**old, "is_counted": True}}
             text = json.dumps(record if number % 2 else old)
             (Path(directory) / f"slot{number}.lease").write_text(text)
-        place = SlotDirectory(directory)
+        slots = SlotDirectory(directory)
         for number in range(1, 20):
-            assert place.last_record(7, number)["start_ticks"] == number
-            assert place.last_record(7, number).get("is_counted", False) == bool(number % 2)
-        assert place.last_record(7, 99) == {}
-        assert place.last_record(9, 0) == {}
-        assert place.last_record(7, 0)["pid"] == 7
+            assert slots.last_record(7, number)["start_ticks"] == number
+            assert slots.last_record(7, number).get("is_counted", False) == bool(number % 2)
+        assert slots.last_record(7, 99) == {}
+        assert slots.last_record(9, 0) == {}
+        assert slots.last_record(7, 0)["pid"] == 7
 
     def test_what_is_known_before_there_is_a_lease(self, directory: str) -> None:
         """What was noted stands beside each lease that the process takes afterwards."""
-        place = slots.Process()
-        place.note(state="booted", workers=3)
-        place.join(directory)
+        member = Membership()
+        member.note(state="booted", workers=3)
+        member.join(directory)
         for _ in range(2):
-            place.acquire()
+            member.acquire()
             record = SlotDirectory(directory).records()["slot0"]
             assert record is not None
             assert (record["state"], record["workers"]) == ("booted", 3)
-            place.release()
-        place.forked()
-        place.acquire()
+            member.release()
+        member.start_over()
+        member.acquire()
         record = SlotDirectory(directory).records()["slot0"]
         assert record is not None
         assert "workers" not in record
-        place.release()
+        member.release()
 
 
 def _note_after_closerange(place: str) -> list[bytes]:
@@ -645,7 +649,7 @@ class TestGenerations:
         assert arbiter.call(begin, directory) == ("slot0", True)
         assert set(os.listdir(directory)) == {*stays, "slots.lock", "slot0.lease"}
         generation = SlotDirectory(directory).generation()
-        assert generation["protocol"] == slots.PROTOCOL
+        assert generation["protocol"] == PROTOCOL
         assert abs(generation["started"] - time.time()) < 60
         assert generation["private"] is False
 
@@ -759,9 +763,9 @@ class TestGenerations:
         assert sum(leased(directory).values()) == 2
 
 
-def _join_as(directory: str, role: slots.Role) -> None:
+def _join_as(directory: str, role: Role) -> None:
     join(directory)
-    process.role = role
+    membership.role = role
 
 
 def _begin_and_count(directory: str) -> bool:
@@ -792,7 +796,7 @@ def _reopen_files(rounds: int) -> list[str]:
 def _begin_until_told(directory: str) -> int:
     begun = 0
     while not os.path.exists(os.path.join(directory, "stop")):
-        lease, wiped = SlotDirectory(directory).begin(keep=False)
+        lease, wiped = SlotDirectory(directory).start_generation(keep=False)
         assert not wiped
         lease.release()
         begun += 1
@@ -878,7 +882,7 @@ class TestProcess:
         """A worker that still is root takes no lease, since its files would stay root's."""
         worker = nursery.start()
         worker.call(_join_as, directory, "worker")
-        worker.call(locks.set_owner, NOBODY, NOBODY)
+        worker.call(identity.set_owner, NOBODY, NOBODY)
         with pytest.raises(forks.RemoteError, match=NotYetError.__name__):
             worker.call(_acquire_slot)
         os.chmod(directory, 0o777)
@@ -959,40 +963,40 @@ class TestProcess:
 
 def _errno_of_acquire() -> int | None:
     try:
-        process.acquire()
+        membership.acquire()
     except OSError as error:
         return error.errno
     return None
 
 
 def _acquire_slot() -> str:
-    return process.acquire().slot
+    return membership.acquire().slot
 
 
 def _describe() -> str:
-    return process.describe()
+    return membership.describe()
 
 
 def _join_only(directory: str) -> None:
-    process.join(directory)
+    membership.join(directory)
 
 
 def _is_in_charge() -> bool:
-    return process.is_in_charge()
+    return membership.is_in_charge()
 
 
 def _begin_for(path: str, user: int, group: int, *, keep: bool = False) -> None:
-    from obskit_gunicorn import multiprocess
+    from obskit_gunicorn._values import sharing
 
-    multiprocess.install()
-    multiprocess.begin(path, keep=keep, user=user, group=group)
-    assert process.lease is not None
+    sharing.install()
+    sharing.begin(path, keep=keep, user=user, group=group)
+    assert membership.lease is not None
 
 
 def _begin_in_trouble(directory: str, number: int) -> None:
     acquire = SlotDirectory._acquire
 
-    def fail(self: SlotDirectory, role: slots.Role) -> slots.Lease:
+    def fail(self: SlotDirectory, role: Role) -> Lease:
         raise OSError(number, os.strerror(number))
 
     SlotDirectory._acquire = fail  # type: ignore[method-assign]
@@ -1127,13 +1131,13 @@ def _begin_private(runtime: str) -> tuple[str, bool]:
 
 
 def _begin_private_for_nobody(runtime: str) -> str:
-    from obskit_gunicorn import multiprocess
+    from obskit_gunicorn._values import sharing
 
     os.environ["XDG_RUNTIME_DIR"] = runtime
-    multiprocess.install()
-    multiprocess.begin(None, keep=False, user=NOBODY, group=NOBODY)
-    assert process.directory is not None
-    return process.directory.path
+    sharing.install()
+    sharing.begin(None, keep=False, user=NOBODY, group=NOBODY)
+    assert membership.directory is not None
+    return membership.directory.path
 
 
 class TestExplain:
@@ -1147,7 +1151,7 @@ class TestExplain:
             (errno.EACCES, "writable"),
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
-            (errno.ENOTDIR, "no directory"),
+            (errno.ENOTDIR, "not a directory"),
             (errno.ENOENT, "gone"),
             (errno.EIO, "docs/"),
         ],

@@ -21,9 +21,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client import values as prometheus_values
 
-from obskit_gunicorn import multiprocess, slots, values
-from obskit_gunicorn.mmapfile import HEADER_BYTES, MetricFile, pack_entry
-from obskit_gunicorn.slots import SlotDirectory
+from obskit_gunicorn import multiprocess
+from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
+from obskit_gunicorn._store.membership import membership
+from obskit_gunicorn._store.slots import SlotDirectory
+from obskit_gunicorn._store.writer import MetricFile
+from obskit_gunicorn._values import sharing, values
 from tests.support import forks
 from tests.support.forks import (
     REPOSITORY,
@@ -122,7 +125,7 @@ class TestImport:
         done = run_python(code, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "file"))
         assert done.stdout == "5.0\n"
         (line,) = done.stderr.splitlines()
-        assert "no directory" in line
+        assert "not a directory" in line
 
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_children_of_multiprocessing(self, directory: str, tmp_path: Path, method: str) -> None:
@@ -252,15 +255,15 @@ class TestTakeOver:
     def test_installing_again_takes_over_nothing(self, holder: RemoteProcess) -> None:
         """Installing again does not walk the process's objects a second time."""
         holder.call(act, "counter", "c", "inc")
-        assert holder.call(multiprocess.install) == []
+        assert holder.call(sharing.install) == []
         assert holder.call(own_value, "counter", "c") == 1
 
 
 def _begin(path: str | None, *, keep: bool = False) -> str | None:
     forks.listen()
-    multiprocess.install()
-    multiprocess.begin(path, keep=keep, user=os.geteuid(), group=os.getegid())
-    directory = slots.process.directory
+    sharing.install()
+    sharing.begin(path, keep=keep, user=os.geteuid(), group=os.getegid())
+    directory = membership.directory
     return directory.path if directory is not None else None
 
 
@@ -285,7 +288,7 @@ class TestBegin:
             if joins_first:
                 arbiter.call(join, directory)
             else:
-                arbiter.call(multiprocess.install)
+                arbiter.call(sharing.install)
             arbiter.call(act, "counter", "c", "inc", 5)
             arbiter.call(act, "gauge_max", "g", "set", 2)
             arbiter.call(_begin, directory)
@@ -331,7 +334,7 @@ class TestBegin:
             assert arbiter.call(_begin, str(path)) is None
             arbiter.call(act, "counter", "c", "inc")
         (line,) = arbiter.call(log_lines)
-        assert "no directory" in line
+        assert "not a directory" in line
         path.unlink()
         assert arbiter.call(_begin, str(path)) == str(path)
         assert read(path)["c_total"] == 3
@@ -360,17 +363,17 @@ class TestBegin:
 
 _ARBITER = """if True:
     import os, sys
-    import obskit_gunicorn.multiprocess as multiprocess
-    from obskit_gunicorn import slots
+    from obskit_gunicorn._store.membership import membership
+    from obskit_gunicorn._values import sharing
     path = sys.argv[1] or None
-    multiprocess.install()
-    multiprocess.begin(path, keep=False, user=os.geteuid(), group=os.getegid())
+    sharing.install()
+    sharing.begin(path, keep=False, user=os.geteuid(), group=os.getegid())
     from prometheus_client import Counter, Gauge
     counter = Counter("c", "Help.")
     counter.inc(5)
     gauge = Gauge("g", "Help.", multiprocess_mode="sum")
     gauge.set(5)
-    print(slots.process.directory.path, flush=True)
+    print(membership.directory.path, flush=True)
 """
 
 
@@ -404,7 +407,7 @@ class TestEnd:
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(write_end)
-        slots.process.role = "worker"
+        membership.role = "worker"
         counter.inc()
         os.read(read_end, 1)
         sys.exit(0)
@@ -426,12 +429,12 @@ class TestEnd:
     for role in ("process", "worker"):
         pid = os.fork()
         if pid == 0:
-            slots.process.role = role
+            membership.role = role
             counter.inc()
             sys.exit(0)
         assert os.waitpid(pid, 0)[1] == 0
     from prometheus_client.multiprocess import MultiProcessCollector
-    families = MultiProcessCollector(None, slots.process.directory.path).collect()
+    families = MultiProcessCollector(None, membership.directory.path).collect()
     print({sample.name: sample.value for family in families for sample in family.samples})
 """
         )
@@ -461,7 +464,7 @@ class TestTakeLease:
 
     def test_takes_and_notes(self, holder: RemoteProcess, directory: str) -> None:
         """The lease is there, with the facts, although no metric was used."""
-        holder.call(multiprocess.take_lease, state="booted", reason="why")
+        holder.call(sharing.take_lease, state="booted", reason="why")
         record = SlotDirectory(directory).records()["slot0"]
         assert record is not None
         assert (record["state"], record["reason"]) == ("booted", "why")
@@ -470,7 +473,7 @@ class TestTakeLease:
     def test_does_nothing_without_a_directory(self, nursery: Nursery) -> None:
         """Without a directory there is nothing to take and nothing to say."""
         process = nursery.start()
-        process.call(multiprocess.take_lease, state="booted")
+        process.call(sharing.take_lease, state="booted")
         assert process.call(slot) is None
 
     def test_trouble_is_logged(self, holder: RemoteProcess) -> None:
@@ -482,7 +485,7 @@ class TestTakeLease:
 
 def _take_lease_without_flock() -> None:
     with mock.patch.object(fcntl, "flock", side_effect=OSError(errno.ENOLCK, "no locks")):
-        multiprocess.take_lease(state="booted")
+        sharing.take_lease(state="booted")
 
 
 class TestDeadProcesses:

@@ -17,15 +17,12 @@ from obskit_gunicorn import (
     ConfigurationError,
     ObskitGunicornConfig,
     ObskitGunicornWarning,
-    adapter,
     as_options,
-    checks,
-    cores,
-    dispatch,
     expose,
     hooks,
-    slots,
 )
+from obskit_gunicorn._gunicorn import checks, contract, dispatch, handover, lifecycle, publish
+from obskit_gunicorn._store.membership import Membership, membership
 
 KNOWN = checks.gunicorn_settings()
 
@@ -33,7 +30,8 @@ KNOWN = checks.gunicorn_settings()
 @pytest.fixture(autouse=True)
 def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a process that has loaded nothing, and an environment without our options."""
-    monkeypatch.setattr(slots, "process", slots.Process())
+    monkeypatch.setattr(membership, "__dict__", vars(Membership()))
+    monkeypatch.setattr(handover.handover, "__dict__", vars(handover.Handover()))
     monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.ValueClass)
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir", "OBSKIT_METRICS_KEEP"):
         monkeypatch.delenv(name, raising=False)
@@ -66,7 +64,7 @@ def test_what_is_published_passes_gunicorns_own_checks() -> None:
     config = GunicornConfig()
     for name, value in options.items():
         config.set(name, value)
-    expected = {name for name in checks.PARAMETERS if name in KNOWN}
+    expected = {name for name in contract.PARAMETERS if name in KNOWN}
     assert expected <= set(options)
 
 
@@ -76,8 +74,8 @@ def test_a_hook_that_does_nothing_is_not_published() -> None:
     class Config(ObskitGunicornConfig):
         metrics_requests = False
 
-    published = set(as_options(Config)) & set(checks.PARAMETERS)
-    assert published == set(cores.CORES) | {"on_starting"}
+    published = set(as_options(Config)) & set(contract.PARAMETERS)
+    assert published == set(lifecycle.CORES) | {"on_starting"}
 
 
 def test_request_hooks_are_published_where_requests_are_counted() -> None:
@@ -130,7 +128,7 @@ def plain_hook(server: Any) -> None:
 
 
 class TestRefused:
-    """What is wrong stops the start: class, attribute, value, expectation, mend."""
+    """What is wrong stops the start: class, attribute, value, expectation, hint."""
 
     @pytest.mark.parametrize(
         ("name", "value", "expected"),
@@ -155,7 +153,7 @@ class TestRefused:
         text = str(caught.value)
         assert f"Config.{name} in company" in text
         assert expected in text
-        assert caught.value.mend
+        assert caught.value.hint
 
     def test_a_coroutine(self) -> None:
         """An async hook is refused, because Gunicorn never runs its body."""
@@ -250,7 +248,7 @@ class TestSuggested:
     def test_a_hook_that_this_gunicorn_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An override of a hook of later releases is not published, and that is said."""
         older = {name: known for name, known in KNOWN.items() if "dirty" not in name}
-        monkeypatch.setattr(adapter, "gunicorn_settings", lambda: older)
+        monkeypatch.setattr(publish, "gunicorn_settings", lambda: older)
 
         class Config(ObskitGunicornConfig):
             def dirty_post_fork(self, arbiter: Any, worker: Any) -> None:
@@ -299,7 +297,7 @@ def test_a_mixin_before_the_base_chains() -> None:
 class TestRunning:
     """The published function: containment and events."""
 
-    @pytest.mark.parametrize("name", sorted(cores.CONTAINED - {"pre_exec", "nworkers_changed"}))
+    @pytest.mark.parametrize("name", sorted(contract.CONTAINED - {"pre_exec", "nworkers_changed"}))
     def test_contained_hooks_log_and_go_on(
         self, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -309,10 +307,10 @@ class TestRunning:
             raise ZeroDivisionError("in the override")
 
         function = as_options(type("Config", (ObskitGunicornConfig,), {name: override}))[name]
-        function(*range(len(checks.PARAMETERS[name])))
-        if cores.is_signal_context(name):
+        function(*range(len(contract.PARAMETERS[name])))
+        if lifecycle.is_signal_context(name):
             assert not caplog.records
-            cores.flush_failures()
+            lifecycle.flush_failures()
         assert f"Config.{name} raised" in caplog.text
         assert "ZeroDivisionError: in the override" in caplog.text
 
@@ -325,7 +323,7 @@ class TestRunning:
 
         function = as_options(type("Config", (ObskitGunicornConfig,), {name: override}))[name]
         with pytest.raises(ZeroDivisionError):
-            function(*range(len(checks.PARAMETERS[name])))
+            function(*range(len(contract.PARAMETERS[name])))
 
     def test_every_run_is_an_event(self) -> None:
         """hook_event gets a success or a failure with the hook, the time it took and the error."""
@@ -365,7 +363,7 @@ class TestHooksModule:
     def test_has_every_hook(self) -> None:
         """Each hook of every supported Gunicorn is there, and passes Gunicorn's check."""
         config = GunicornConfig()
-        for name in checks.PARAMETERS:
+        for name in contract.PARAMETERS:
             function = getattr(hooks, name)
             assert callable(function)
             if name in KNOWN:
