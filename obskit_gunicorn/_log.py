@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-__all__ = ["log"]
-
 
 class Log:
     """A logger whose target may change while others hold on to it.

@@ -28,20 +28,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "adder",
-    "choose_encoder",
-    "close_their_files",
-    "collector_path",
-    "escapes_names",
-    "install",
-    "is_installed",
-    "is_their_metric",
-    "is_their_value",
-    "make_values_anew",
-    "observer",
-]
-
 _PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 

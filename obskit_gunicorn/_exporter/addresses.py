@@ -8,8 +8,6 @@ import socket
 import stat
 from typing import Any, NamedTuple
 
-__all__ = ["Address"]
-
 _BACKLOG = 1024
 """How many clients may wait to be accepted; the system has a limit of its own."""
 

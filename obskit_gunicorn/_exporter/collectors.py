@@ -24,8 +24,6 @@ from obskit_gunicorn._scrape.formats import Families
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["UserCollector", "UserCollectors"]
-
 LONGEST_SECONDS = 2.0
 """How long a collector may take, its import included."""
 

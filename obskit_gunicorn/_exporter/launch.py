@@ -25,8 +25,6 @@ from obskit_gunicorn._exporter.protocol import BOOTED, STOP, Options, Order
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ExporterProcess"]
-
 _NOT_HANDED_ON = (
     "GUNICORN_",
     "LISTEN_",

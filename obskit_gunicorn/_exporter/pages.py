@@ -16,8 +16,6 @@ from obskit_gunicorn._scrape.registry import SharedRegistry
 from obskit_gunicorn._store.slots import SlotDirectory, is_ready_worker
 from obskit_gunicorn._version import __version__
 
-__all__ = ["Pages"]
-
 Answer = tuple[str, list[tuple[str, str]], bytes]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 

@@ -24,8 +24,6 @@ from obskit_gunicorn._store.slots import SlotDirectory
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Processes"]
-
 _PREFIX = "gunicorn_process_"
 _LABELS = ["role", "worker"]
 _FIGURES = (

@@ -28,8 +28,6 @@ from obskit_gunicorn._store import forks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["log_to", "main", "serve"]
-
 _RETRY_SECONDS = 1.0
 _DRAIN_SECONDS = 3.0
 _IGNORED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")

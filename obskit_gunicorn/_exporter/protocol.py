@@ -11,8 +11,6 @@ import json
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-__all__ = ["BOOTED", "HEALTHY_PATH", "LISTENING", "READY_PATH", "STOP", "Options", "Order"]
-
 STOP = b"s"
 """Arbiter to exporter: finish what you answer, and end."""
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._exporter.tls import TlsFiles
 
-__all__ = ["MetricsServer"]
-
 MOST_CONNECTIONS = 64
 """How many are served at once."""
 

@@ -8,8 +8,6 @@ import threading
 
 from obskit_gunicorn._log import log
 
-__all__ = ["TlsFiles"]
-
 
 class TlsFiles:
     """Certificate, key and authorities, read again when they have changed.

@@ -17,8 +17,6 @@ from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED
 if TYPE_CHECKING:
     from obskit_gunicorn._gunicorn.telemetry import Requests
 
-__all__ = ["CountedApplication", "is_asgi3"]
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

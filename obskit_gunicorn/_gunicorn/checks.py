@@ -23,15 +23,6 @@ from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "accepted_arguments",
-    "checked_method",
-    "checked_setting",
-    "gunicorn_settings",
-    "suggest_names",
-    "warn",
-]
-
 
 def gunicorn_settings() -> dict[str, Any]:
     """Return the settings of the installed Gunicorn, hooks included, by name."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from gunicorn.arbiter import Arbiter
 
-__all__ = ["listen"]
-
 _previous: Any = None
 
 

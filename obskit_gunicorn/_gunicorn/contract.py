@@ -11,17 +11,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from obskit_gunicorn._exporter.protocol import Options
 
-__all__ = [
-    "CONTAINED",
-    "PARAMETERS",
-    "Configuration",
-    "HookEvent",
-    "Publication",
-    "base_class",
-    "is_configuration",
-    "overrides",
-]
-
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "on_starting": ("server",),
     "on_reload": ("server",),

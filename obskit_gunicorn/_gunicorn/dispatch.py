@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from gunicorn.http.message import Request
     from gunicorn.workers.base import Worker
 
-__all__ = ["ACTING", "hook_function", "needs_publishing"]
-
 _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
 

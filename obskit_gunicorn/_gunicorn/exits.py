@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-__all__ = ["Leaving", "flush", "leaving", "look", "note", "watch"]
-
 _SIGNALS: dict[int, str] = {
     signal.SIGKILL: "killed",
     signal.SIGTERM: "graceful",  # Uvicorn's worker ends so

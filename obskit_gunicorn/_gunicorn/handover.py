@@ -19,8 +19,6 @@ from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-__all__ = ["Handover", "handover"]
-
 EXPORTED_VARIABLE = "OBSKIT_MULTIPROC_DIR"
 """Names the directory once more, where it was we who exported it: it was set by us, not by the
 user."""

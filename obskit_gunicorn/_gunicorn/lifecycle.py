@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from obskit_gunicorn._gunicorn.contract import Publication
     from obskit_gunicorn._gunicorn.telemetry import Requests
 
-__all__ = ["CORES", "counting", "failures", "flush_failures", "is_signal_context", "sharing"]
-
 
 NEWEST_TESTED = 27
 """The newest major release of Gunicorn that the tests were run with."""

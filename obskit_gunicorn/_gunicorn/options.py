@@ -18,16 +18,6 @@ from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn.errors import ConfigurationError
 
-__all__ = [
-    "OPTIONS",
-    "Found",
-    "Option",
-    "absolute",
-    "exporter_options",
-    "normalize_environment",
-    "read_options",
-]
-
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -217,13 +207,7 @@ OPTIONS = (
         is_exporters=True,
         empty_is_none=True,
     ),
-    Option(
-        "metrics_path",
-        _path,
-        "the path of the exposition",
-        "/metrics",
-        is_exporters=True,
-    ),
+    Option("metrics_path", _path, "the path of the exposition", "/metrics", is_exporters=True),
     Option(
         "metrics_certfile",
         _file,
@@ -252,12 +236,7 @@ OPTIONS = (
         "myapp.metrics:queue_depth",
         is_exporters=True,
     ),
-    Option(
-        "metrics_requests",
-        _flag,
-        "whether requests are counted",
-        "false",
-    ),
+    Option("metrics_requests", _flag, "whether requests are counted", "false"),
     Option(
         "metrics_buckets",
         _buckets,

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable
 
-__all__ = ["as_options", "expose", "hook_function", "watch"]
-
 _EXPOSED = "__obskit_exposed__"
 
 

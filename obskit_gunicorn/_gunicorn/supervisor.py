@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._exporter.protocol import Options
 
-__all__ = ["Supervisor", "supervisor"]
-
 _NOBODY = -1
 
 

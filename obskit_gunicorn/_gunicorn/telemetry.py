@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from gunicorn.http.message import Request
     from gunicorn.http.wsgi import Response
 
-__all__ = [
-    "CLIENT_CLOSED",
-    "REASONS",
-    "Requests",
-    "count_boot",
-    "count_exit",
-    "count_hook_failure",
-    "count_reload",
-    "requests",
-    "show_zeros",
-]
-
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 )

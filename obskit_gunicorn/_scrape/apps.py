@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import CollectorRegistry
 
-__all__ = ["make_asgi_app", "make_multiprocess_app", "make_wsgi_app"]
-
 _GZIP_LEVEL = 1
 """A tenth of the default level's time for a few per cent more bytes."""
 

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-__all__ = ["DirectoryCollector", "MultiProcessCollector", "directory_collector"]
-
 
 class _Group:
     """The files of one prefix, and the sum of their values key by key."""

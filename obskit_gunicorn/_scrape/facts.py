@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._scrape.source import Snapshot
 
-__all__ = ["FACTS", "Fact", "Scrape"]
-
 Reading = float | dict[tuple[str, ...], float] | None
 """What a fact is: a number, numbers by label values, or ``None`` where there is nothing to say."""
 
@@ -210,16 +208,8 @@ FACTS = (
         "Room that is left on the volume.",
         lambda scrape: _volume(scrape, "f_bavail"),
     ),
-    Fact(
-        "gunicorn_workers_ready",
-        "Workers that have booted and hold a lease.",
-        _workers_ready,
-    ),
-    Fact(
-        "gunicorn_workers",
-        "Workers that Gunicorn is asked for.",
-        _workers,
-    ),
+    Fact("gunicorn_workers_ready", "Workers that have booted and hold a lease.", _workers_ready),
+    Fact("gunicorn_workers", "Workers that Gunicorn is asked for.", _workers),
     Fact(
         "gunicorn_capacity",
         "Requests that the ready workers can answer at the same time.",

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._store.reader import MetricFileReader
 
-__all__ = [
-    "ADDING",
-    "Family",
-    "Series",
-    "Unmerged",
-    "add_unmerged",
-    "getter",
-    "make_family",
-    "merge",
-    "parse_key",
-    "sum_row",
-]
-
 ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values add up."""
 

@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-__all__ = [
-    "TEXT",
-    "Families",
-    "Format",
-    "Labels",
-    "RenderedFamily",
-    "go_float",
-    "line_prefixes",
-    "negotiated",
-    "written",
-]
-
 Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted."""
 

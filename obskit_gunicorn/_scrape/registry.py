@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.registry import Collector
 
-__all__ = [
-    "SharedRegistry",
-    "current_registry",
-    "generate_latest",
-    "is_multiprocess_mode",
-    "setup_multiprocess_registry",
-]
-
 
 class SharedRegistry(CollectorRegistry):
     """A registry of what all processes share, and of how sharing it goes.

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._scrape.families import Family
 
-__all__ = ["Snapshot", "Source"]
-
 
 class Snapshot:
     """One collection; immutable, so that any number of threads may use it."""

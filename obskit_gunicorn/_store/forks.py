@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ORDER", "guard", "in_child", "start_over"]
-
 ORDER = ("membership", "values", "collectors", "exporter")
 """Who starts over in a forked child, in this order."""
 

@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Sequence
 
-__all__ = [
-    "DAMAGE_REASONS",
-    "HEADER_BYTES",
-    "Damage",
-    "Entries",
-    "MetricFileName",
-    "check_header",
-    "encode_key",
-    "is_key",
-    "key_text",
-    "pack_entry",
-    "pack_int",
-    "pack_pair",
-    "read_entries",
-    "read_pair",
-]
-
 HEADER_BYTES = 8
 
 _read_int = struct.Struct("i").unpack_from

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["give_to_owner", "owner", "pid_namespace", "set_owner", "start_ticks"]
-
 
 class _Owner:
     """To whom root gives the files it makes."""

@@ -17,8 +17,6 @@ import stat
 import sys
 import time
 
-__all__ = ["LockedFile", "NotAFileError", "open_file", "pause"]
-
 _CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _POLL_SECONDS = 0.002
 

@@ -21,14 +21,6 @@ from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, Lease, Role, SlotDir
 if TYPE_CHECKING:
     import types
 
-__all__ = [
-    "DIRECTORY_VARIABLE",
-    "Membership",
-    "NotYetError",
-    "is_loading_configuration",
-    "membership",
-]
-
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that every user of prometheus_client knows."""
 

@@ -20,8 +20,6 @@ from obskit_gunicorn._store.slots import Lease, SlotDirectory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["is_private", "make", "remove_leftovers"]
-
 _PREFIX = "obskit-gunicorn-"
 _STALE_SECONDS = 60.0
 

@@ -13,8 +13,6 @@ from obskit_gunicorn._store.locks import NotAFileError, open_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Layout", "MetricFileReader"]
-
 _LARGEST_STEP_BYTES = 1 << 20
 
 

@@ -44,16 +44,6 @@ from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "LOCK_WAIT_SECONDS",
-    "PROTOCOL",
-    "Lease",
-    "Role",
-    "SlotDirectory",
-    "explain",
-    "is_ready_worker",
-]
-
 Role = Literal["arbiter", "worker", "process"]
 
 PROTOCOL = 1

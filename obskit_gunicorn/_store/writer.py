@@ -23,8 +23,6 @@ from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
 
-__all__ = ["MetricFile", "MetricFileInUseError"]
-
 _FIRST_SIZE_BYTES = 4096
 _LARGEST_STEP_BYTES = 1 << 20
 _CELL_BYTES = 8

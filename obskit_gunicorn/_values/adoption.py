@@ -15,8 +15,6 @@ from typing import Any
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 
-__all__ = ["take_over"]
-
 
 def take_over() -> list[str]:
     """Give metrics that were made with prometheus_client's own values ours instead.

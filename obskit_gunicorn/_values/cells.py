@@ -27,8 +27,6 @@ from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 if TYPE_CHECKING:
     from obskit_gunicorn._store.slots import Lease
 
-__all__ = ["CELLS", "NOWHERE", "Cell", "Key", "Store", "cell_for"]
-
 Key = tuple[str, bytes]
 """A metric type (for a gauge with its mode) and the key of a sample in its file."""
 

@@ -18,8 +18,6 @@ from obskit_gunicorn._store.membership import (
 from obskit_gunicorn._store.slots import explain
 from obskit_gunicorn._values import adoption, values
 
-__all__ = ["begin", "install", "join", "take_lease"]
-
 _missing: list[str] = []
 _last_problem: list[str] = []
 """What begin() has said last, so that it says it once and not at every fork."""

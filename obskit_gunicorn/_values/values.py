@@ -36,8 +36,6 @@ from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Value", "close_files", "install", "is_installed", "not_shared", "share", "withdraw"]
-
 _RETRY_SECONDS = 1.0
 """How long values stay in memory before the next try for a file."""
 
