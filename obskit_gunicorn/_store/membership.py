@@ -143,6 +143,11 @@ class Membership:
         """Whether this process, or one that it was forked from, has begun a generation."""
         return bool(self._begun)
 
+    @property
+    def is_led(self) -> bool:
+        """Whether an arbiter decides on the directory: this process or one it was forked from."""
+        return self._arbiter_pid != 0
+
     def has_begun_in(self, path: str | None) -> bool:
         """Return whether this arbiter has begun a generation in a directory and is still there."""
         return (

@@ -1,0 +1,50 @@
+"""Write the table of options into README.md, from the rows of the options and the class.
+
+``python docs/generate_options.py`` writes it; with ``--check`` it changes nothing and exits 1 if
+the table is out of date. Run it where the package can be imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from obskit_gunicorn import ObskitGunicornConfig
+from obskit_gunicorn._gunicorn.options import OPTIONS
+
+PAGE = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN = "<!-- options: written by docs/generate_options.py -->\n"
+END = "<!-- end of options -->\n"
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    rows = ["| class attribute | environment | flag of `serve` | default | meaning |"]
+    rows.append("| --- | --- | --- | --- | --- |")
+    for option in OPTIONS:
+        default = getattr(ObskitGunicornConfig, option.name)
+        flag = f"`{option.flag}`" if option.is_exporters else ""
+        help_text = f"{option.help[0].upper()}{option.help[1:]}."
+        shown = '"' + default + '"' if isinstance(default, str) else str(default)
+        rows.append(
+            f"| `{option.name}` | `{option.variable}` | {flag} | `{shown}` | {help_text} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def main(arguments: list[str], page: Path = PAGE) -> int:
+    """Write the table, or check it; return the exit status."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    wanted = before + BEGIN + table() + END + after
+    if arguments == ["--check"]:
+        if text != wanted:
+            print(f"{page.name} is out of date; run: python {Path(__file__).name}", file=sys.stderr)
+        return int(text != wanted)
+    page.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
