@@ -87,6 +87,7 @@ def check_serves_without_sharing(server: GunicornProcess, *words: str) -> None:
 # The private directory
 
 
+@pytest.mark.releases_differ
 def test_private_directory_is_private_kept_through_an_upgrade_and_removed(
     interpreter: Interpreter,
 ) -> None:
