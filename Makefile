@@ -1,10 +1,10 @@
 # Everything a contributor needs; each target makes for itself what it needs. `make` lists them.
 #
 # PYTHON=python3.13 chooses the interpreter, ARGS="-k hup" is passed on to pytest,
-# JOBS=4 says how many tests run at once.
+# JOBS=4 says how many tests run at once; live tests wait much, so more than there are cores.
 
 PYTHON ?= python3
-JOBS ?= 4
+JOBS ?= 6
 ARGS ?=
 
 # The environment with the newest Gunicorn; everything but the servers of live tests runs here.

@@ -164,7 +164,7 @@ def wait_for(running: GunicornProcess, condition: Callable[[Metrics], bool], tex
         return condition(found)
 
     try:
-        wait_until(holds, text, seconds=15)
+        wait_until(holds, text)
     except AssertionError:
         print({key: number for key, number in found.items() if key[0].startswith("gunicorn_")})
         raise
@@ -551,6 +551,7 @@ def test_overridden_hooks_without_super(interpreter: Interpreter, worker_class: 
             "the requests are counted",
         )
         running.send_signal(signal.SIGKILL, min(workers))
+        running.wait_for_workers(2, without={min(workers)})
         running.send_signal(signal.SIGHUP)
         wait_for(
             running,
