@@ -11,15 +11,12 @@ import errno
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+import traceback
 
 from obskit_gunicorn._store import forks, private
 from obskit_gunicorn._store.identity import owner, set_owner
 from obskit_gunicorn._store.locks import pause
 from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, Lease, Role, SlotDirectory
-
-if TYPE_CHECKING:
-    import types
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that every user of prometheus_client knows."""
@@ -254,12 +251,8 @@ forks.in_child("membership", membership.start_over)
 
 def is_loading_configuration() -> bool:
     """Return whether Gunicorn, loading its configuration, has called this, directly or not."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
-        if (
-            frame.f_code.co_name == "do_load_config"
-            and frame.f_globals.get("__name__") == "gunicorn.app.base"
-        ):
-            return True
-        frame = frame.f_back
-    return False
+    return any(
+        frame.f_code.co_name == "do_load_config"
+        and frame.f_globals.get("__name__") == "gunicorn.app.base"
+        for frame, _line in traceback.walk_stack(sys._getframe())
+    )

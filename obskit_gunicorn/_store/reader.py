@@ -167,20 +167,16 @@ class MetricFileReader:
         """
         try:
             descriptor = open_file(self.path, os.O_RDONLY)
+            try:
+                self.damage = self.read(descriptor, layouts)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             raise
         except NotAFileError as error:
             self.damage = Damage("foreign", str(error))
-            return
         except OSError as error:
             self.damage = Damage("unreadable", str(error))
-            return
-        try:
-            self.damage = self.read(descriptor, layouts)
-        except OSError as error:
-            self.damage = Damage("unreadable", str(error))
-        finally:
-            os.close(descriptor)
 
     def read(self, descriptor: int, layouts: Iterable[Layout] = ()) -> Damage | None:
         """Read the file through an open descriptor; return what is wrong with it.

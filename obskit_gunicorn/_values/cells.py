@@ -20,6 +20,7 @@ Not thread-safe: the caller holds a lock.
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
@@ -72,20 +73,18 @@ class MaxCell(Cell):
     """The largest value of any holder."""
 
     __slots__ = ()
+    _beats = staticmethod(operator.gt)
 
     def combined(self) -> tuple[float, float]:
         base, own = self.base, self.own
-        return (own if base is None or own > base or math.isnan(base) else base), 0.0
+        return (own if base is None or self._beats(own, base) or math.isnan(base) else base), 0.0
 
 
-class MinCell(Cell):
+class MinCell(MaxCell):
     """The smallest value of any holder."""
 
     __slots__ = ()
-
-    def combined(self) -> tuple[float, float]:
-        base, own = self.base, self.own
-        return (own if base is None or own < base or math.isnan(base) else base), 0.0
+    _beats = staticmethod(operator.lt)
 
 
 class MostRecentCell(Cell):

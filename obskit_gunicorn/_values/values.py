@@ -88,21 +88,6 @@ class Value:
 
     __slots__ = ("_cell", "_key")
 
-    def __new__(
-        cls,
-        typ: str,
-        metric_name: str,
-        name: str,
-        labelnames: Sequence[str],
-        labelvalues: Sequence[str],
-        help_text: str,
-        multiprocess_mode: str = "",
-        **kwargs: Any,
-    ) -> Value:
-        """Choose the class: most values add up, some gauges combine in another way."""
-        adds_up = typ != "gauge" or f"gauge_{multiprocess_mode}" not in CELLS
-        return object.__new__(cls if adds_up else _CombinedValue)
-
     def __init__(
         self,
         typ: str,
@@ -119,6 +104,8 @@ class Value:
         Never raises because of the file; see the module.
         """
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
+        if prefix in CELLS:
+            self.__class__ = _CombinedValue
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
