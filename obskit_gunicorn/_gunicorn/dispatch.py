@@ -1,9 +1,9 @@
 """The function that Gunicorn calls for a hook: the core, then the user's method.
 
-An error in a core is logged and never reaches Gunicorn. One in a user's override keeps Gunicorn's
-meaning, except for the hooks in :data:`contract.CONTAINED` once the server runs: it is logged with
-its traceback and counted, and the server goes on. In signal context nothing is logged or counted;
-that is done by the next core that runs elsewhere.
+An error in a core is logged and never reaches Gunicorn. An error in a user's override means what it
+means to Gunicorn, except in the hooks of :data:`contract.CONTAINED` once the server runs: there it
+is logged with its traceback and counted, and the server continues. In signal context nothing is
+logged or counted; the next core that runs elsewhere does that.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
 
 ACTING = frozenset({*CORES, "on_starting"})
-"""Hooks that do something even if nobody overrides them: they have a core, or a base that acts."""
+"""Hooks that act even if nobody overrides them: they have a core, or their base method acts."""
 
 
 def needs_publishing(publication: Publication, name: str) -> bool:
-    """Return whether Gunicorn must call a hook at all; one that does nothing costs nothing."""
+    """Return whether Gunicorn must call a hook at all; a hook that does nothing costs nothing."""
     config = publication.config
     if name in _REQUEST_HOOKS and publication.options.metrics_requests and sharing() is not None:
         return True
@@ -84,7 +84,8 @@ def hook_function(
         if error is not None:
             if not _is_contained(name, args):
                 raise error
-            _contain(publication, name, error)
+            message = f"{publication.class_name}.{name} raised; the server continues"
+            _report(name, message, error, counts=True)
         if name in _GATES and result is False:
             _abort(publication, name, args[0])
         return result
@@ -95,7 +96,7 @@ def hook_function(
 def _request_function(
     publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
 ) -> Callable[..., Any]:
-    """Return the function for a hook that runs for each request, and so must cost little."""
+    """Return the function for a hook that runs for each request and so must be cheap."""
     if not publication.options.metrics_requests or sharing() is None:
         return lambda *args: method(*args[:accepted])
 
@@ -115,10 +116,7 @@ def _request_function(
 
 
 def _dressed(
-    publication: Publication,
-    name: str,
-    method: Callable[..., Any],
-    run: Callable[..., Any],
+    publication: Publication, name: str, method: Callable[..., Any], run: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return the function with the name, the signature and the docstring of the hook."""
     # Gunicorn counts the parameters that the signature shows.
@@ -137,8 +135,8 @@ def _run_core(
     try:
         core(publication, *args)
     except Exception:
-        # Whatever is wrong with us, it is not the service's fault.
-        log.exception("obskit: the core of %s failed; the server goes on", name)
+        # Our errors must not harm the service.
+        log.exception("obskit: the core of %s failed; the server continues", name)
 
 
 def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
@@ -147,10 +145,10 @@ def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
     return name in CONTAINED
 
 
-def _contain(publication: Publication, name: str, error: Exception) -> None:
+def _report(name: str, message: str, error: Exception, *, counts: bool) -> None:
+    """Log an exception of a user's method in a hook, and perhaps count it, now or later."""
     text = "".join(traceback.format_exception(error)).rstrip()
-    message = f"obskit: {publication.class_name}.{name} raised; the server goes on\n{text}"
-    failures.append((name, message, True))
+    failures.append((name, f"obskit: {message}\n{text}", counts))
     if not is_signal_context(name):
         flush_failures()
 
@@ -173,15 +171,12 @@ def _tell(
     try:
         publication.config.hook_event(event)
     except Exception as raised:
-        text = "".join(traceback.format_exception(raised)).rstrip()
-        message = f"obskit: {publication.class_name}.hook_event raised in {name}\n{text}"
-        failures.append((name, message, False))
-        if not is_signal_context(name):
-            flush_failures()
+        message = f"{publication.class_name}.hook_event raised in {name}"
+        _report(name, message, raised, counts=False)
 
 
 def _abort(publication: Publication, name: str, server: Arbiter) -> None:
-    """End a start that a gate has refused, with what Gunicorn has opened so far closed again."""
+    """End a start that a hook has refused; close what Gunicorn has opened so far."""
     log.error("obskit: %s.%s returned False: not starting", publication.class_name, name)
     server.stop()
     if server.pidfile is not None:
