@@ -14,22 +14,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn.checks import accepted_arguments
-from obskit_gunicorn._gunicorn.contract import (
-    CONTAINED,
-    PARAMETERS,
-    HookEvent,
-    Publication,
-    overrides,
-)
-from obskit_gunicorn._gunicorn.lifecycle import (
-    CORES,
-    counting,
-    failures,
-    flush_failures,
-    is_signal_context,
-    sharing,
-)
+from obskit_gunicorn._gunicorn import checks, contract, lifecycle
 from obskit_gunicorn._log import log
 
 if TYPE_CHECKING:
@@ -39,22 +24,28 @@ if TYPE_CHECKING:
     from gunicorn.http.message import Request
     from gunicorn.workers.base import Worker
 
+    from obskit_gunicorn._gunicorn.contract import Publication
+
 _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
 
-ACTING = frozenset({*CORES, "on_starting"})
+ACTING = frozenset({*lifecycle.CORES, "on_starting"})
 """Hooks that act even if nobody overrides them: they have a core, or their base method acts."""
 
 
 def needs_publishing(publication: Publication, name: str) -> bool:
     """Return whether Gunicorn must call a hook at all; a hook that does nothing costs nothing."""
     config = publication.config
-    if name in _REQUEST_HOOKS and publication.options.metrics_requests and sharing() is not None:
+    if (
+        name in _REQUEST_HOOKS
+        and publication.options.metrics_requests
+        and lifecycle.sharing() is not None
+    ):
         return True
     return (
         name in ACTING
-        or overrides(config, name)
-        or (name not in _REQUEST_HOOKS and overrides(config, "hook_event"))
+        or contract.overrides(config, name)
+        or (name not in _REQUEST_HOOKS and contract.overrides(config, "hook_event"))
     )
 
 
@@ -62,12 +53,12 @@ def hook_function(
     publication: Publication, name: str, method: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
-    core = CORES.get(name)
-    accepted = accepted_arguments(name, method)
+    core = lifecycle.CORES.get(name)
+    accepted = checks.accepted_arguments(name, method)
     if name in _REQUEST_HOOKS:
         run_for_each = _request_function(publication, name, method, accepted)
         return _dressed(publication, name, method, run_for_each)
-    watches_events = overrides(publication.config, "hook_event")
+    watches_events = contract.overrides(publication.config, "hook_event")
 
     def run(*args: Any) -> Any:
         if core is not None:
@@ -97,8 +88,9 @@ def _request_function(
     publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
 ) -> Callable[..., Any]:
     """Return the function for a hook that runs for each request and so must be cheap."""
-    if not publication.options.metrics_requests or sharing() is None:
+    if not publication.options.metrics_requests or lifecycle.sharing() is None:
         return lambda *args: method(*args[:accepted])
+    counting = lifecycle.counting
 
     def run_before(worker: Worker, req: Request) -> Any:
         if counting.requests is not None:
@@ -121,7 +113,10 @@ def _dressed(
     """Return the function with the name, the signature and the docstring of the hook."""
     # Gunicorn counts the parameters that the signature shows.
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in PARAMETERS[name]]
+        [
+            inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            for p in contract.PARAMETERS[name]
+        ]
     )
     run.__name__ = name
     run.__qualname__ = f"{publication.class_name}.{name}"
@@ -142,15 +137,15 @@ def _run_core(
 def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
     if name == "nworkers_changed" and args[2] is None:
         return False  # the server is starting
-    return name in CONTAINED
+    return name in contract.CONTAINED
 
 
 def _report(name: str, message: str, error: Exception, *, counts: bool) -> None:
     """Log an exception of a user's method in a hook, and perhaps count it, now or later."""
     text = "".join(traceback.format_exception(error)).rstrip()
-    failures.append((name, f"obskit: {message}\n{text}", counts))
-    if not is_signal_context(name):
-        flush_failures()
+    lifecycle.failures.append((name, f"obskit: {message}\n{text}", counts))
+    if not lifecycle.is_signal_context(name):
+        lifecycle.flush_failures()
 
 
 def _tell(
@@ -160,7 +155,7 @@ def _tell(
     duration: float,
     error: Exception | None,
 ) -> None:
-    event = HookEvent(
+    event = contract.HookEvent(
         name="hook_success" if error is None else "hook_failure",
         hook=name,
         time=started,
