@@ -36,17 +36,13 @@ ACTING = frozenset({*lifecycle.CORES, "on_starting"})
 def needs_publishing(publication: Publication, name: str) -> bool:
     """Return whether Gunicorn must call a hook at all; a hook that does nothing costs nothing."""
     config = publication.config
-    if (
-        name in _REQUEST_HOOKS
-        and publication.options.metrics_requests
-        and lifecycle.sharing() is not None
-    ):
-        return True
-    return (
-        name in ACTING
-        or contract.overrides(config, name)
-        or (name not in _REQUEST_HOOKS and contract.overrides(config, "hook_event"))
-    )
+    if name in _REQUEST_HOOKS:
+        return _counts_requests(publication) or contract.overrides(config, name)
+    return name in ACTING or any(contract.overrides(config, each) for each in (name, "hook_event"))
+
+
+def _counts_requests(publication: Publication) -> bool:
+    return publication.options.metrics_requests and lifecycle.sharing() is not None
 
 
 def hook_function(
@@ -71,7 +67,15 @@ def hook_function(
         except Exception as raised:
             error = raised
         if watches_events:
-            _tell(publication, name, started, time.monotonic() - clock, error)
+            event = contract.HookEvent(
+                name="hook_success" if error is None else "hook_failure",
+                hook=name,
+                time=started,
+                duration_seconds=time.monotonic() - clock,
+                pid=os.getpid(),
+                error=error,
+            )
+            _tell(publication, event)
         if error is not None:
             if not _is_contained(name, args):
                 raise error
@@ -88,7 +92,7 @@ def _request_function(
     publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
 ) -> Callable[..., Any]:
     """Return the function for a hook that runs for each request and so must be cheap."""
-    if not publication.options.metrics_requests or lifecycle.sharing() is None:
+    if not _counts_requests(publication):
         return lambda *args: method(*args[:accepted])
     counting = lifecycle.counting
 
@@ -112,12 +116,9 @@ def _dressed(
 ) -> Callable[..., Any]:
     """Return the function with the name, the signature and the docstring of the hook."""
     # Gunicorn counts the parameters that the signature shows.
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            for p in contract.PARAMETERS[name]
-        ]
-    )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(each, kind) for each in contract.PARAMETERS[name]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__name__ = name
     run.__qualname__ = f"{publication.class_name}.{name}"
     run.__doc__ = method.__doc__
@@ -148,26 +149,12 @@ def _report(name: str, message: str, error: Exception, *, counts: bool) -> None:
         lifecycle.flush_failures()
 
 
-def _tell(
-    publication: Publication,
-    name: str,
-    started: float,
-    duration: float,
-    error: Exception | None,
-) -> None:
-    event = contract.HookEvent(
-        name="hook_success" if error is None else "hook_failure",
-        hook=name,
-        time=started,
-        duration_seconds=duration,
-        pid=os.getpid(),
-        error=error,
-    )
+def _tell(publication: Publication, event: contract.HookEvent) -> None:
     try:
         publication.config.hook_event(event)
-    except Exception as raised:
-        message = f"{publication.class_name}.hook_event raised in {name}"
-        _report(name, message, raised, counts=False)
+    except Exception as error:
+        message = f"{publication.class_name}.hook_event raised in {event.hook}"
+        _report(event.hook, message, error, counts=False)
 
 
 def _abort(publication: Publication, name: str, server: Arbiter) -> None:
