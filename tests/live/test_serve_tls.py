@@ -301,7 +301,7 @@ def test_files_that_do_not_match(served: ServeProcess, files: Files, authority: 
     assert serial(served) == before
     assert served.get(tls=client(authority)).status == 200
     assert served.log().count("cannot be used") == 1
-    assert "what was read before stays in use" in served.log()
+    assert "the previous certificate stays in use" in served.log()
     files.key.write_bytes(leaf.private_key_pem.bytes())
     assert serial(served) == serial_of(leaf)
     assert served.log().count("cannot be used") == 1

@@ -386,7 +386,8 @@ class TestBad:
             "class Same:\n"
             "    def collect(self): return [family]\n"
         )
-        (found,) = UserCollector(f"{name}:Same").families()
+        collector = UserCollector(f"{name}:Same")
+        (found,) = collector.families(collector.start())
         family = sys.modules[name].family
         family.samples[0].labels["l"] = object()
         family.samples.append(None)
