@@ -19,16 +19,19 @@ END = "<!-- end of options -->\n"
 
 def table() -> str:
     """Return the table in Markdown."""
-    rows = ["| class attribute | environment | flag of `serve` | default | meaning |"]
-    rows.append("| --- | --- | --- | --- | --- |")
+    rows = [
+        "| class attribute | environment | flag of `serve` | default | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for option in OPTIONS:
         default = getattr(ObskitGunicornConfig, option.name)
+        shown = f'"{default}"' if isinstance(default, str) else default
+        meaning = f"{option.help[0].upper()}{option.help[1:]}."
+        if option.empty_is_none:
+            meaning += " `None`, or an empty variable: none."
         flag = f"`{option.flag}`" if option.is_exporters else ""
-        help_text = f"{option.help[0].upper()}{option.help[1:]}."
-        shown = '"' + default + '"' if isinstance(default, str) else str(default)
-        rows.append(
-            f"| `{option.name}` | `{option.variable}` | {flag} | `{shown}` | {help_text} |"
-        )
+        cells = (f"`{option.name}`", f"`{option.variable}`", flag, f"`{shown}`", meaning)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
