@@ -269,15 +269,12 @@ class DirectoryCollector(Source):
         return merged
 
     def _others_of(self, prefix: str, layout: Layout) -> list[tuple[int, Series]]:
-        found = self._others_at.get((prefix, layout))
-        if found is None:
-            found = []
-            for at, key in enumerate(layout.keys):
-                series = self._series.get(key)
-                if series is not None and series.metric in self._other_names:
-                    found.append((at, series))
-            self._others_at[prefix, layout] = found
-        return found
+        if (prefix, layout) not in self._others_at:
+            keys = ((at, self._series.get(key)) for at, key in enumerate(layout.keys))
+            self._others_at[prefix, layout] = [
+                (at, series) for at, series in keys if series and series.metric in self._other_names
+            ]
+        return self._others_at[prefix, layout]
 
 
 class MultiProcessCollector(Collector):

@@ -72,20 +72,21 @@ def remove_leftovers(user: int) -> None:
     for parent in _parents(user):
         with contextlib.suppress(OSError), os.scandir(parent) as entries:
             for entry in entries:
-                unfinished = entry.name.startswith("." + _PREFIX)
-                if not unfinished and not entry.name.startswith(_PREFIX):
-                    continue
                 with contextlib.suppress(OSError):
-                    status = entry.stat(follow_symlinks=False)
-                    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
-                        continue
-                    directory = SlotDirectory(entry.path)
-                    if unfinished:
-                        if time.time() - status.st_mtime < _STALE_SECONDS:
-                            continue
-                    elif not is_private(directory):
-                        continue  # somebody else's, with a similar name
-                    directory.remove_if_unused(wait_seconds=0)
+                    if _may_be_left(entry, user):
+                        SlotDirectory(entry.path).remove_if_unused(wait_seconds=0)
+
+
+def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
+    """Return whether a directory is a private one of this user, and not just being made."""
+    if not entry.name.removeprefix(".").startswith(_PREFIX):
+        return False
+    status = entry.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
+        return False
+    if entry.name.startswith("."):
+        return time.time() - status.st_mtime >= _STALE_SECONDS
+    return is_private(SlotDirectory(entry.path))
 
 
 def _parents(user: int) -> Iterator[str]:

@@ -110,9 +110,8 @@ class Layout:
         Returns:
             The layout with all whole entries up to ``used``, and what is wrong behind it.
         """
-        entries = read_entries(data, self.end, used, strict=strict)
-        layout = Layout((*self.keys, *entries.keys), self) if entries.keys else self
-        return layout, entries.damage
+        keys, _end, damage = read_entries(data, self.end, used, strict=strict)
+        return (Layout((*self.keys, *keys), self) if keys else self), damage
 
 
 _EMPTY = Layout(())

@@ -138,19 +138,17 @@ class Store:
             OSError: There is no file or no room to be had.
         """
         prefix, name = key
-        file = self.files.get(prefix)
-        if file is None:
-            file = MetricFile(self.lease.metric_file_path(prefix))
-            self.files[prefix] = file
+        if prefix not in self.files:
+            self.files[prefix] = MetricFile(self.lease.metric_file_path(prefix))
+        file = self.files[prefix]
         if not (file.is_linked() and self.lease.is_in_place()):
             raise MetricFileInUseError(file.path)
         cell = cell_for(key)
-        if carried is not None:
-            cell.own, cell.timestamp = carried.own, carried.timestamp
         index = file.find(name)
         earlier = self._earlier.pop(key, None)
-        if earlier is not None:
-            cell.own, cell.timestamp = earlier.own, earlier.timestamp
+        before = earlier or carried
+        if before is not None:
+            cell.own, cell.timestamp = before.own, before.timestamp
         if index is None:
             cell.base = None
             index = file.add(name, *cell.combined())
