@@ -30,7 +30,7 @@ _NOT_HANDED_ON = (
     "GUNICORN_",
     "LISTEN_",
     "NOTIFY_SOCKET",
-    "OBSKIT_",
+    "OBSKIT_METRICS_",
     "WATCHDOG_",
     "WEB_CONCURRENCY",
 )
