@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
-from obskit_gunicorn._store.format import MetricFileName, is_key
+from obskit_gunicorn._store.directory import SlotDirectory, explain
+from obskit_gunicorn._store.fileformat import MetricFileName, is_key
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import MetricFileReader
-from obskit_gunicorn._store.slots import SlotDirectory, explain
 from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import ObskitGunicornConfig

@@ -10,12 +10,12 @@ import atexit
 import os
 
 from obskit_gunicorn._log import log
+from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import (
     DIRECTORY_VARIABLE,
     is_loading_configuration,
     membership,
 )
-from obskit_gunicorn._store.slots import explain
 from obskit_gunicorn._values import adoption, values
 
 _missing: list[str] = []

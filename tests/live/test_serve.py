@@ -13,9 +13,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.openmetrics import parser
@@ -24,6 +23,9 @@ from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, RemoteProcess, act, join
 from tests.support.process import HOST, Metrics, free_port, parse_metrics, wait_until
 from tests.support.serving import Page, ServeProcess, ask, may_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROMETHEUS_ACCEPTS = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"

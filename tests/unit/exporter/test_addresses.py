@@ -6,14 +6,17 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from obskit_gunicorn._exporter.addresses import Address
 from tests.support.forks import Nursery, become_nobody
 from tests.support.process import HOST, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -1,12 +1,10 @@
-"""Slots, leases and generations of a multiprocess directory.
+"""The multiprocess directory: its slots, who holds them, and wiping it for a new generation.
 
 A *slot* is a numbered place in the directory whose metric files one process at a time writes:
 ``slot0``, ``slot1``, ... Its files outlive the process; the next process in the slot continues
 from their values, so there is nothing to delete, to merge or to lose when a process ends.
 
-A *lease* is a process's exclusive hold on a slot: an ``flock`` on ``slotN.lease``. It does not
-expire by time; it ends when the process releases it or ends, however it ends. Liveness is never
-tested by pid, since processes of several pid namespaces may share the directory.
+A *lease* is a process's exclusive hold on a slot; see :mod:`obskit_gunicorn._store.leases`.
 
 A *generation* is the time between two wipes. Only an arbiter wipes, once, when it starts and
 nobody holds a lease.
@@ -15,7 +13,7 @@ What stands in the directory::
 
     slots.lock              the directory lock; its content says protocol and generation
     slotN.lease             the lease of slot N, with a record about its holder for people to read
-    <type>_slotN.db         metric files (see obskit_gunicorn._store.format)
+    <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
     <type>_slotN.new        a metric file that is not whole yet
     *.db.damaged            a file that was found damaged, kept for people to look at
 
@@ -34,17 +32,16 @@ import json
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import MetricFileName
-from obskit_gunicorn._store.identity import give_to_owner, pid_namespace, start_ticks
+from obskit_gunicorn._store.fileformat import MetricFileName
+from obskit_gunicorn._store.identity import give_to_owner, pid_namespace
+from obskit_gunicorn._store.leases import Lease, Role, read_json
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-Role = Literal["arbiter", "worker", "process"]
 
 PROTOCOL = 1
 """The version of the rules in this module. A directory in use by a later one is left alone."""
@@ -57,80 +54,6 @@ ASK_WAIT_SECONDS = 0.1
 """How long to wait for it only to ask who is there, as each scrape does."""
 
 _MOST_SLOTS = 65536
-
-_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
-
-
-class Lease:
-    """One process's exclusive hold on a slot.
-
-    Made by :meth:`SlotDirectory.acquire`. Compared by identity: a process that takes the slot of
-    its dead parent holds another lease than its parent did.
-
-    Attributes:
-        directory: The multiprocess directory.
-        slot: The slot's name, as it stands in file names.
-        record: What is written beside the lease about its holder.
-    """
-
-    __slots__ = ("_file", "directory", "record", "slot")
-
-    def __init__(self, directory: SlotDirectory, slot: str, file: LockedFile, role: Role) -> None:
-        """Wrap a locked lease file."""
-        self.directory = directory
-        self.slot = slot
-        self._file = file
-        before = _read_json(file.descriptor)
-        before.pop("previous", None)
-        self.record: dict[str, Any] = {
-            "pid": os.getpid(),
-            "pid_namespace": pid_namespace(),
-            "start_ticks": start_ticks(),
-            "role": role,
-            "state": "booting" if role == "worker" else "",
-            "reason": "",
-            "values_not_shared": 0,
-            # The arbiter may learn of an end when the slot has its next holder already.
-            "previous": {name: before.get(name) for name in _REMEMBERED},
-        }
-        self.note()
-
-    def note(self, **facts: object) -> None:
-        """Change the record; never raises. Plain file work, so it may be called anywhere."""
-        self.record.update(facts)
-        # For people and for telemetry only: a full volume must not cost the lease.
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(self.record).encode())
-
-    def is_in_place(self) -> bool:
-        """Return whether others still see this lease: its file was not removed or replaced."""
-        return self._file.is_in_place()
-
-    def hand_on(self) -> int:
-        """Let the program that this process is about to execute hold the lease as well.
-
-        Returns:
-            The descriptor, which stays open through ``exec``.
-        """
-        os.set_inheritable(self._file.descriptor, True)
-        return self._file.descriptor
-
-    def metric_file_path(self, prefix: str) -> str:
-        """Return the path of the slot's file for a metric type, as in ``gauge_max``."""
-        return os.path.join(self.directory.path, f"{prefix}_{self.slot}.db")
-
-    def moved_to(self, path: str) -> None:
-        """Note that the directory has been renamed to ``path``."""
-        self.directory.path = path
-        self._file.path = os.path.join(path, os.path.basename(self._file.path))
-
-    def release(self) -> None:
-        """End the lease; the slot's files stay for its next holder."""
-        self._file.release()
-
-    def drop(self) -> None:
-        """Close a forked child's copy of its parent's lease, which the parent goes on holding."""
-        self._file.close()
 
 
 class SlotDirectory:
@@ -206,7 +129,7 @@ class SlotDirectory:
                 self._wipe()
             if in_use:
                 self._check_protocol(lock_file)
-            generation = _read_json(lock_file.descriptor)
+            generation = read_json(lock_file.descriptor)
             if wiped or not generation:
                 generation = {"started": time.time(), "private": private}
             if not in_use or "protocol" not in generation:
@@ -263,7 +186,7 @@ class SlotDirectory:
         with contextlib.suppress(OSError):
             for name in self._lease_names():
                 with contextlib.suppress(OSError), self._open(name) as file:
-                    record = _read_json(file.descriptor)
+                    record = read_json(file.descriptor)
                     for each in (record, record.get("previous") or {}):
                         is_its = each.get("pid") == pid and (
                             each.get("start_ticks") == start_ticks or not start_ticks
@@ -279,7 +202,7 @@ class SlotDirectory:
         """
         try:
             with self._open_lock(os.O_RDONLY) as file:
-                return _read_json(file.descriptor)
+                return read_json(file.descriptor)
         except OSError:
             return {}
 
@@ -377,7 +300,7 @@ class SlotDirectory:
                     for name, parsed in own_files.items():
                         if parsed.belongs_to_one_holder:
                             self._unlink(name)
-                    return Lease(self, slot, file, role)
+                    return Lease(slot, file, role)
             except BaseException:
                 file.close()
                 raise
@@ -415,7 +338,7 @@ class SlotDirectory:
                 continue
             with file:
                 free = sure and file.lock(shared=True)
-                record = None if free else _read_json(file.descriptor) or {"state": ""}
+                record = None if free else read_json(file.descriptor) or {"state": ""}
                 records[name.removesuffix(".lease")] = record
         return records
 
@@ -427,7 +350,7 @@ class SlotDirectory:
                 self._unlink(name)
 
     def _check_protocol(self, lock_file: LockedFile) -> None:
-        protocol = _read_json(lock_file.descriptor).get("protocol", PROTOCOL)
+        protocol = read_json(lock_file.descriptor).get("protocol", PROTOCOL)
         if protocol != PROTOCOL:
             raise OSError(
                 errno.EPROTONOSUPPORT,
@@ -495,11 +418,6 @@ def explain(error: OSError, path: str) -> str:
     return f"{path}: {error}; {hint}"
 
 
-def is_ready_worker(record: dict[str, Any]) -> bool:
-    """Return whether what stands beside a lease is about a worker that has booted."""
-    return record.get("role") == "worker" and record.get("state") == "booted"
-
-
 def _is_slot(name: str) -> bool:
     return name.startswith("slot") and name[4:].isdigit()
 
@@ -510,11 +428,3 @@ def _is_ours(name: str) -> bool:
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
     return _is_slot(holder) and name.endswith((".lease", ".new"))
-
-
-def _read_json(descriptor: int) -> dict[str, Any]:
-    try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

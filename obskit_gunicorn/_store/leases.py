@@ -1,0 +1,104 @@
+"""Leases: one process's exclusive hold on a slot, and the record beside it.
+
+A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
+releases it or ends, however it ends. Liveness is never tested by pid, since processes of several
+pid namespaces may share the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from obskit_gunicorn._store.identity import pid_namespace, start_ticks
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._store.locks import LockedFile
+
+Role = Literal["arbiter", "worker", "process"]
+
+_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
+
+
+class Lease:
+    """One process's exclusive hold on a slot.
+
+    Made by ``SlotDirectory.acquire``. Compared by identity: a process that takes the slot of
+    its dead parent holds another lease than its parent did.
+
+    Attributes:
+        slot: The slot's name, as it is in file names.
+        record: What is written beside the lease about its holder.
+    """
+
+    __slots__ = ("_file", "record", "slot")
+
+    def __init__(self, slot: str, file: LockedFile, role: Role) -> None:
+        """Wrap a locked lease file."""
+        self.slot = slot
+        self._file = file
+        before = read_json(file.descriptor)
+        before.pop("previous", None)
+        self.record: dict[str, Any] = {
+            "pid": os.getpid(),
+            "pid_namespace": pid_namespace(),
+            "start_ticks": start_ticks(),
+            "role": role,
+            "state": "booting" if role == "worker" else "",
+            "reason": "",
+            "values_not_shared": 0,
+            # The arbiter may learn of an end when the slot has its next holder already.
+            "previous": {name: before.get(name) for name in _REMEMBERED},
+        }
+        self.note()
+
+    def note(self, **facts: object) -> None:
+        """Change the record; never raises. Plain file work, so it may be called anywhere."""
+        self.record.update(facts)
+        # For people and for telemetry only: a full volume must not cost the lease.
+        with contextlib.suppress(OSError):
+            self._file.write(json.dumps(self.record).encode())
+
+    def is_in_place(self) -> bool:
+        """Return whether others still see this lease: its file was not removed or replaced."""
+        return self._file.is_in_place()
+
+    def hand_on(self) -> int:
+        """Let the program that this process is about to execute hold the lease as well.
+
+        Returns:
+            The descriptor, which stays open through ``exec``.
+        """
+        os.set_inheritable(self._file.descriptor, True)
+        return self._file.descriptor
+
+    def metric_file_path(self, prefix: str) -> str:
+        """Return the path of the slot's file for a metric type, as in ``gauge_max``."""
+        return os.path.join(os.path.dirname(self._file.path), f"{prefix}_{self.slot}.db")
+
+    def moved_to(self, path: str) -> None:
+        """Note that the directory has been renamed to ``path``."""
+        self._file.path = os.path.join(path, os.path.basename(self._file.path))
+
+    def release(self) -> None:
+        """End the lease; the slot's files stay for its next holder."""
+        self._file.release()
+
+    def drop(self) -> None:
+        """Close a forked child's copy of its parent's lease, which the parent goes on holding."""
+        self._file.close()
+
+
+def is_ready_worker(record: dict[str, Any]) -> bool:
+    """Return whether the record beside a lease is about a worker that has booted."""
+    return record.get("role") == "worker" and record.get("state") == "booted"
+
+
+def read_json(descriptor: int) -> dict[str, Any]:
+    try:
+        content = json.loads(os.pread(descriptor, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
