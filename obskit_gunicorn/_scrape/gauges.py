@@ -1,4 +1,4 @@
-"""Metrics about metrics, read at each scrape: one function each, marked :func:`_fact`.
+"""Metrics about metrics, read at each scrape: one function each, marked by :func:`_gauge`.
 
 They describe how sharing works (slots, files, what could not be read) and what arbiters and workers
 have recorded in their leases. They are available even if reading the directory fails.
