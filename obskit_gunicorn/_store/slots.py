@@ -260,15 +260,15 @@ class SlotDirectory:
             start_ticks: When it was started, to tell it from others that had its pid before; 0 if
                 that is not known.
         """
+        wanted: dict[str, object] = {"pid": pid, "pid_namespace": pid_namespace()}
+        if start_ticks:
+            wanted["start_ticks"] = start_ticks
         with contextlib.suppress(OSError):
             for name in self._lease_names():
                 with contextlib.suppress(OSError), self._open(name) as file:
                     record = _read_json(file.descriptor)
                     for each in (record, record.get("previous") or {}):
-                        is_its = each.get("pid") == pid and (
-                            each.get("start_ticks") == start_ticks or not start_ticks
-                        )
-                        if is_its and each.get("pid_namespace") == pid_namespace():
+                        if wanted.items() <= each.items():
                             return each
         return {}
 
