@@ -13,6 +13,7 @@ Safe beside threads and forks: collections run one at a time, and scrapes that o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -322,10 +323,8 @@ class MultiProcessCollector(Collector):
             if file is None:
                 continue
             reader = MetricFileReader(path)
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 reader.refresh()
-            except FileNotFoundError:
-                continue
             keys = reader.layout.keys
             parsed = ((at, families.parse_key(key, file.prefix)) for at, key in enumerate(keys))
             series = [(at, found) for at, found in parsed if found]

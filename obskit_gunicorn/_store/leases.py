@@ -1,8 +1,8 @@
 """Leases: one process's exclusive hold on a slot, and the record beside it.
 
 A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
-releases it or ends, however it ends. Liveness is never tested by pid, since processes of several
-pid namespaces may share the directory.
+releases it or ends, for whatever reason. Pids are never used to tell who is alive, because processes
+of several pid namespaces may share the directory.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
 class Lease:
     """One process's exclusive hold on a slot.
 
-    Made by ``SlotDirectory.acquire``. Compared by identity: a process that takes the slot of
-    its dead parent holds another lease than its parent did.
+    Created by ``SlotDirectory.acquire``. Compared by identity: a process that takes the slot
+    of its dead parent has a different lease.
 
     Attributes:
-        slot: The slot's name, as it is in file names.
-        record: What is written beside the lease about its holder.
+        slot: The slot's name, as in file names.
+        record: What the lease file says about the holder.
     """
 
     __slots__ = ("_file", "record", "slot")
@@ -49,24 +49,24 @@ class Lease:
             "state": "booting" if role == "worker" else "",
             "reason": "",
             "values_not_shared": 0,
-            # The arbiter may learn of an end when the slot has its next holder already.
+            # The slot may have its next holder before the arbiter learns that this one has ended.
             "previous": {name: before.get(name) for name in _REMEMBERED},
         }
         self.note()
 
     def note(self, **facts: object) -> None:
-        """Change the record; never raises. Plain file work, so it may be called anywhere."""
+        """Change the record; never raises. Safe in signal context."""
         self.record.update(facts)
-        # For people and for telemetry only: a full volume must not cost the lease.
+        # The record is for people and telemetry only: the lease is valid on a full volume too.
         with contextlib.suppress(OSError):
             self._file.write(json.dumps(self.record).encode())
 
     def is_in_place(self) -> bool:
-        """Return whether others still see this lease: its file was not removed or replaced."""
+        """Return whether others still see this lease: its file was neither removed nor replaced."""
         return self._file.is_in_place()
 
     def hand_on(self) -> int:
-        """Let the program that this process is about to execute hold the lease as well.
+        """Make the program that this process is about to execute inherit the lease.
 
         Returns:
             The descriptor, which stays open through ``exec``.
@@ -75,7 +75,7 @@ class Lease:
         return self._file.descriptor
 
     def metric_file_path(self, prefix: str) -> str:
-        """Return the path of the slot's file for a metric type, as in ``gauge_max``."""
+        """Return the path of the slot's file for a prefix such as ``gauge_max``."""
         return os.path.join(os.path.dirname(self._file.path), f"{prefix}_{self.slot}.db")
 
     def moved_to(self, path: str) -> None:
@@ -83,11 +83,11 @@ class Lease:
         self._file.path = os.path.join(path, os.path.basename(self._file.path))
 
     def release(self) -> None:
-        """End the lease; the slot's files stay for its next holder."""
+        """End the lease; the slot's files stay for the next holder."""
         self._file.release()
 
     def drop(self) -> None:
-        """Close a forked child's copy of its parent's lease, which the parent goes on holding."""
+        """Close a forked child's copy of its parent's lease; the parent keeps the lease."""
         self._file.close()
 
 

@@ -348,7 +348,7 @@ class TestBegin:
         arbiter.call(_begin, paths[1])
         arbiter.call(act, "counter", "c", "inc", 1)
         (line,) = arbiter.call(log_lines)
-        assert "is left for another" in line
+        assert "is no longer used" in line
         assert read(paths[1])["c_total"] in (1, 6)
         assert read(paths[0])["c_total"] + read(paths[1])["c_total"] in (6, 11)
 
