@@ -11,17 +11,8 @@ from bisect import bisect_left
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import (
-    Counter,
-    Enum,
-    Gauge,
-    Histogram,
-    Info,
-    Summary,
-    exposition,
-    generate_latest,
-    values,
-)
+import prometheus_client
+from prometheus_client import Counter, Enum, Gauge, Histogram, Info, Summary, exposition, values
 from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -29,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
-
-
 _UNADOPTED = "metrics made before sharing begins are not shared"
 _SLOWER = "counting a request costs more"
 _UNCLOSED = "close_all_multiprocess_files() leaves our files open"
@@ -160,7 +149,7 @@ def choose_encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
     """Return the encoder and the content type for a header ``Accept``."""
     with contextlib.suppress(AttributeError, TypeError, ValueError):  # it asks for no version
         return exposition.choose_encoder(accept)
-    return generate_latest, _PLAIN_TEXT
+    return prometheus_client.generate_latest, _PLAIN_TEXT
 
 
 @lru_cache(maxsize=1)

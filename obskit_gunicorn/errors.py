@@ -5,6 +5,8 @@ Errors are raised while Gunicorn loads its configuration, never while the server
 
 from __future__ import annotations
 
+import functools
+
 __all__ = ["ConfigurationError", "ObskitGunicornError", "ObskitGunicornWarning"]
 
 
@@ -46,14 +48,9 @@ class ConfigurationError(ObskitGunicornError, ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by the fields: an exception would otherwise be made anew from its text."""
-        return _rebuild, (type(self), self.where, self.value, self.expected, self.hint)
+        fields = {name: getattr(self, name) for name in ("where", "value", "expected", "hint")}
+        return functools.partial(type(self), **fields), ()
 
 
 class ObskitGunicornWarning(UserWarning):
     """Something in a configuration is probably not what was meant; the server starts."""
-
-
-def _rebuild(
-    cls: type[ConfigurationError], where: str, value: object, expected: str, hint: str
-) -> ConfigurationError:
-    return cls(where=where, value=value, expected=expected, hint=hint)

@@ -190,19 +190,20 @@ OPTIONS = (
     Option(
         "multiproc_dir",
         _directory,
-        "the directory in which the processes share their metrics; a private one by default",
+        "the directory in which the processes share their metrics (by default a private one in "
+        "memory, removed when the server ends)",
         "/metrics",
     ),
     Option(
         "metrics_keep",
         _flag,
-        "whether a start continues from the totals of the runs before it",
+        "whether a start continues from the totals of earlier runs instead of from zero",
         "true",
     ),
     Option(
         "metrics_bind",
         _address,
-        "where to listen: host:port, [IPv6]:port or unix:path",
+        "where the exporter listens: host:port, [IPv6]:port or unix:path",
         "0.0.0.0:9464",
         is_exporters=True,
         empty_is_none=True,
@@ -211,28 +212,28 @@ OPTIONS = (
     Option(
         "metrics_certfile",
         _file,
-        "a PEM file with the certificate chain, for TLS",
+        "a PEM file with the certificate chain, for TLS; a renewed one is used without a restart",
         "/tls/tls.crt",
         is_exporters=True,
     ),
     Option(
         "metrics_keyfile",
         _file,
-        "a PEM file with its private key",
+        "a PEM file with the private key, where the certificate's file does not contain it",
         "/tls/tls.key",
         is_exporters=True,
     ),
     Option(
         "metrics_ca_certs",
         _file,
-        "a PEM file with the authorities of client certificates, for mutual TLS",
+        "a PEM file with the authorities whose client certificates are accepted, for mutual TLS",
         "/tls/ca.crt",
         is_exporters=True,
     ),
     Option(
         "metrics_collectors",
         _import_strings,
-        "import strings of further collectors, separated by commas",
+        "import strings of collectors that run once, in the exporter; commas separate them",
         "myapp.metrics:queue_depth",
         is_exporters=True,
     ),
@@ -240,7 +241,7 @@ OPTIONS = (
     Option(
         "metrics_buckets",
         _buckets,
-        "upper bounds of the buckets of request durations, in seconds, separated by commas",
+        "upper bounds of the buckets of request durations, in seconds; commas separate them",
         "0.01,0.1,1,10",
     ),
 )

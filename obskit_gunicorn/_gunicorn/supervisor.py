@@ -189,8 +189,8 @@ def _is_forked_by_gunicorn() -> bool:
         module = frame.f_globals.get("__name__", "")
         if module == "gunicorn.arbiter":
             return frame.f_code.co_name in ("spawn_worker", "reexec")
-        # Passed over: the frames of this callback, and those of gevent, which has its own fork.
-        if module not in (__name__, forks.__name__) and module.partition(".")[0] != "gevent":
+        ours = (__name__, forks.__name__)
+        if module not in ours and module.partition(".")[0] != "gevent":  # has a fork of its own
             return False
         frame = frame.f_back
     return False

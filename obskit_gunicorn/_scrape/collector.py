@@ -17,6 +17,7 @@ import math
 import os
 import threading
 from collections import Counter
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +26,7 @@ from prometheus_client.registry import Collector
 
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.families import (
-    ADDING,
-    Family,
-    Series,
-    Unmerged,
-    add_unmerged,
-    getter,
-    make_family,
-    merge,
-    parse_key,
-    sum_row,
-)
+from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.format import Damage, MetricFileName
@@ -48,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client.core import Metric
+
+    from obskit_gunicorn._scrape.families import Family, Series, Unmerged
 
 
 class _Group:
@@ -69,14 +61,11 @@ class _Group:
         # What only a file had that is gone goes with it; what stays keeps its order, and with it
         # the families that have nothing new.
         self.keys = list(dict.fromkeys(chain((key for key in before if key in keys), keys)))
-        if self.keys == before:
-            self._picks = {
-                layout: self._picks[layout] if layout in self._picks else self._pick(layout)
-                for layout in layouts
-            }
-            return False
-        self._picks = {layout: self._pick(layout) for layout in layouts}
-        return True
+        known = self._picks if self.keys == before else {}
+        self._picks = {
+            layout: known[layout] if layout in known else self._pick(layout) for layout in layouts
+        }
+        return self.keys != before
 
     def layouts(self) -> list[Layout]:
         """Return the layouts of the last scrape, the shortest first."""
@@ -90,7 +79,7 @@ class _Group:
         try:
             return [value + 0.0 for value in map(math.fsum, zip(*self._columns(), strict=True))]
         except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
-            return [sum_row(row) + 0.0 for row in zip(*self._columns(), strict=True)]
+            return [families.sum_row(row) for row in zip(*self._columns(), strict=True)]
 
     def _columns(self) -> list[Iterable[float]]:
         """Return each file's values, in the order of :attr:`keys`."""
@@ -107,7 +96,7 @@ class _Group:
         at = {key: number for number, key in enumerate(layout.keys)}
         missing = len(layout.keys)
         if len(at) == missing:
-            return getter([at.get(key, missing) for key in self.keys])
+            return families.getter([at.get(key, missing) for key in self.keys])
 
         def added(values: Sequence[float]) -> tuple[float, ...]:
             # A key that stands twice, as no writer does: both count, as with prometheus_client.
@@ -139,7 +128,6 @@ class DirectoryCollector(Source):
         self._series: dict[bytes, Series | None] = {}
         self._strange: set[bytes] = set()
         self._families: list[Family] = []
-        self._members: dict[str, tuple[str, list[tuple[int, Series]]]] = {}
         self._other_names: set[str] = set()
         self._others_at: dict[tuple[str, Layout], list[tuple[int, Series]]] = {}
         self._reported: set[tuple[str, str]] = set()
@@ -233,31 +221,27 @@ class DirectoryCollector(Source):
 
     def _plan(self) -> None:
         """Lay out families and line prefixes anew, because there are new keys or fewer."""
-        before, self._series = self._series, {}
+        series_before, self._series = self._series, {}
         metrics: dict[str, dict[str, list[tuple[int, Series]]]] = {}
         for prefix, group in self._groups.items():
             for number, key in enumerate(group.keys):
-                series = before[key] if key in before else parse_key(key, prefix)
+                series = (
+                    series_before[key] if key in series_before else families.parse_key(key, prefix)
+                )
                 self._series[key] = series
                 if series is not None:
                     by_prefix = metrics.setdefault(series.metric, {})
                     by_prefix.setdefault(prefix, []).append((number, series))
-        families = {family.name: family for family in self._families}
-        members = {name: next(iter(by_prefix.items())) for name, by_prefix in metrics.items()}
-        self._families = []
-        self._other_names, self._others_at = set(), {}
+        families_before = {family.name: family for family in self._families}
+        self._families, self._other_names, self._others_at = [], set(), {}
         for name, by_prefix in metrics.items():
-            family = None
-            if len(by_prefix) == 1 and members[name][0] in ADDING:
-                if name in families and members[name] == self._members[name]:
-                    family = families[name]
-                else:
-                    family = make_family(*members[name])
+            (prefix, members), *others = by_prefix.items()
+            before = families_before.get(name)
+            family = None if others else families.make_family(prefix, members, before)
             if family is None:
                 self._other_names.add(name)
             else:
                 self._families.append(family)
-        self._members = members
         self._strange = {key for key, series in self._series.items() if series is None}
 
     def _doubt(self) -> None:
@@ -275,25 +259,22 @@ class DirectoryCollector(Source):
         for prefix, group in self._groups.items():
             for holder, reader in group.files:
                 series = self._others_of(prefix, reader.layout)
-                add_unmerged(metrics, MetricFileName(prefix, holder), reader, series)
+                families.add_unmerged(metrics, MetricFileName(prefix, holder), reader, series)
         merged: list[Metric] = []
         for name, metric in metrics.items():
             try:
-                merged.append(merge(metric))
+                merged.append(families.merge(metric))
             except Exception as error:
                 self._skip(name, Damage("foreign", f"its samples cannot be merged: {error}"))
         return merged
 
     def _others_of(self, prefix: str, layout: Layout) -> list[tuple[int, Series]]:
-        found = self._others_at.get((prefix, layout))
-        if found is None:
-            found = []
-            for at, key in enumerate(layout.keys):
-                series = self._series.get(key)
-                if series is not None and series.metric in self._other_names:
-                    found.append((at, series))
-            self._others_at[prefix, layout] = found
-        return found
+        if (prefix, layout) not in self._others_at:
+            keys = ((at, self._series.get(key)) for at, key in enumerate(layout.keys))
+            self._others_at[prefix, layout] = [
+                (at, series) for at, series in keys if series and series.metric in self._other_names
+            ]
+        return self._others_at[prefix, layout]
 
 
 class MultiProcessCollector(Collector):
@@ -346,24 +327,17 @@ class MultiProcessCollector(Collector):
             except FileNotFoundError:
                 continue
             keys = reader.layout.keys
-            parsed = ((at, parse_key(key, file.prefix)) for at, key in enumerate(keys))
-            add_unmerged(metrics, file, reader, [(at, found) for at, found in parsed if found])
-        return [merge(metric, buckets_add_up=accumulate) for metric in metrics.values()]
+            parsed = ((at, families.parse_key(key, file.prefix)) for at, key in enumerate(keys))
+            series = [(at, found) for at, found in parsed if found]
+            families.add_unmerged(metrics, file, reader, series)
+        return [families.merge(metric, buckets_add_up=accumulate) for metric in metrics.values()]
 
 
-_collectors: dict[str, DirectoryCollector] = {}
-_MOST_COLLECTORS = 16
-
-
+@lru_cache(maxsize=16)
 def directory_collector(path: str) -> DirectoryCollector:
     """Return this process's collector of a directory."""
-    collector = _collectors.get(path)
-    if collector is None:
-        while len(_collectors) >= _MOST_COLLECTORS:
-            _collectors.pop(next(iter(_collectors)), None)
-        collector = _collectors.setdefault(path, DirectoryCollector(path))
-    return collector
+    return DirectoryCollector(path)
 
 
 # A fork may come while another thread collects: the child starts over.
-forks.in_child("collectors", _collectors.clear)
+forks.in_child("collectors", directory_collector.cache_clear)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._store.reader import MetricFileReader
 
-ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
+_ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values add up."""
 
 _WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
@@ -51,10 +51,8 @@ class Family:
         self.samples: list[tuple[str, Labels]] = []
         """Name and labels of each sample, in prometheus_client's order."""
         self._steps: list[tuple[int, bool]] = []
-        rows = self._rows(members)
-        self._pick = getter([keys[0] for keys in rows])
-        # One sample may have several keys: their help text differs, or the spelling of a bucket.
-        self._several = [(at, keys) for at, keys in enumerate(rows) if len(keys) > 1]
+        self.members = members
+        self._pick = getter(self._lay_out())
         self._prefixes = {TEXT.name: line_prefixes(self, TEXT)}
 
     def prefixes(self, format_: Format) -> list[str]:
@@ -70,11 +68,7 @@ class Family:
 
     def values(self, totals: Sequence[float]) -> Sequence[float]:
         """Return the value of every sample, in the order of :attr:`samples`."""
-        picked: Sequence[float] = self._pick(totals)
-        if self._several:
-            picked = list(picked)
-            for at, keys in self._several:
-                picked[at] = sum_row([totals[key] for key in keys])
+        picked = self._pick(totals)
         if not self._steps:
             return picked
         values: list[float] = []
@@ -98,61 +92,65 @@ class Family:
         ]
         return metric
 
-    def _rows(self, members: list[tuple[int, Series]]) -> list[list[int]]:
-        """Lay out the samples as prometheus_client does; return the keys of each picked value."""
-        if self.prefix == "histogram":
-            return self._histogram_rows(members)
-        samples: dict[Labels, dict[str, list[int]]] = {}
-        for key, series in members:
-            labels = series.labels
-            if self.prefix in _WITHOUT_PID:
-                labels = tuple(pair for pair in labels if pair[0] != "pid")
-            samples.setdefault(labels, {}).setdefault(series.name, []).append(key)
-        rows = []
-        for labels, by_name in samples.items():
-            for name, keys in by_name.items():
-                self.samples.append((name, labels))
-                rows.append(keys)
-        return rows
+    def _lay_out(self) -> list[int]:
+        """Lay out the samples as prometheus_client does; return the key of each picked value.
 
-    def _histogram_rows(self, members: list[tuple[int, Series]]) -> list[list[int]]:
-        plain: dict[Labels, dict[str, list[int]]] = {}
-        buckets: dict[Labels, dict[float, list[int]]] = {}
-        for key, series in members:
-            others = dict(series.labels)
-            bound = others.pop("le", None)
+        Raises:
+            ValueError: A sample has several keys: their help text differs, or the spelling of a
+                bucket.
+        """
+        plain: dict[Labels, dict[str, int]] = {}
+        buckets: dict[Labels, dict[float, int]] = {}
+        for key, series in self.members:
+            labels = series.labels
+            bound = dict(labels).get("le") if self.prefix == "histogram" else None
+            if bound is not None:
+                labels = _without("le", labels)
+                buckets.setdefault(labels, {})[float(bound)] = key
+            elif self.prefix in _WITHOUT_PID:
+                labels = _without("pid", labels)
+            by_name = plain.setdefault(labels, {})
             if bound is None:
-                plain.setdefault(series.labels, {}).setdefault(series.name, []).append(key)
-                continue
-            labels = tuple(others.items())
-            buckets.setdefault(labels, {}).setdefault(float(bound), []).append(key)
-            plain.setdefault(labels, {})
-        rows = []
+                by_name[series.name] = key
+        laid_out = sum(map(len, plain.values())) + sum(map(len, buckets.values()))
+        if laid_out < len(self.members):
+            raise ValueError(f"a sample of {self.name} has several keys")
+        keys: list[int] = []
         bounds: dict[float, str] = {}
         for labels, by_name in plain.items():
             by_bound = buckets.get(labels, {})
             if by_bound:
                 by_name.pop(f"{self.name}_count", None)
-            self._steps.append((len(by_name), False))
-            for sample_name, keys in by_name.items():
-                self.samples.append((sample_name, labels))
-                rows.append(keys)
+            self.samples += [(name, labels) for name in by_name]
+            keys += by_name.values()
+            if buckets:
+                self._steps.append((len(by_name), False))
+            for value, key in sorted(by_bound.items()):
+                if value not in bounds:
+                    bounds[value] = go_float(value)
+                with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
+                self.samples.append((f"{self.name}_bucket", with_bound))
+                keys.append(key)
             if by_bound:
                 self._steps.append((len(by_bound), True))
-                for value, keys in sorted(by_bound.items()):
-                    if value not in bounds:
-                        bounds[value] = go_float(value)
-                    with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
-                    self.samples.append((f"{self.name}_bucket", with_bound))
-                    rows.append(keys)
                 self.samples.append((f"{self.name}_count", labels))
-        return rows
+        return keys
 
 
-def make_family(prefix: str, members: list[tuple[int, Series]]) -> Family | None:
-    """Return a family of these keys by number, or ``None`` where their values do not add up."""
+def make_family(
+    prefix: str, members: list[tuple[int, Series]], before: Family | None
+) -> Family | None:
+    """Return a family of these keys by number, or ``None`` if they must be merged one by one.
+
+    Args:
+        prefix: The prefix of the files that have the keys.
+        members: Numbers and keys.
+        before: The family of this name so far, which is used again if nothing has changed.
+    """
+    if before is not None and (before.prefix, before.members) == (prefix, members):
+        return before
     try:
-        return Family(prefix, members)
+        return Family(prefix, members) if prefix in _ADDING else None
     except ValueError:
         return None
 
@@ -207,57 +205,52 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
             has it.
     """
     mode = metric.modes[-1].removeprefix("live") if metric.kind == "gauge" else ""
-    combine = {"min": _smaller, "max": _larger, "all": _later}.get(mode, _added)
-    merged: dict[Labels, dict[tuple[str, Labels], float]] = {}
+    combine = _COMBINE.get(mode, sum_row)
+    merged: dict[Labels, dict[tuple[str, Labels], list[float]]] = {}
     newest: dict[tuple[str, Labels], float] = {}
-    buckets: dict[Labels, dict[float, float]] = {}
+    buckets: dict[Labels, dict[float, list[float]]] = {}
     for name, labels, value, timestamp in metric.samples:
         if mode and mode != "all":
             labels = _without("pid", labels)  # noqa: PLW2901
         bound = dict(labels).get("le") if metric.kind == "histogram" else None
         if bound is not None:
             found = buckets.setdefault(_without("le", labels), {})
-            found[float(bound)] = found.get(float(bound), 0.0) + value
-        elif mode != "mostrecent":
-            same = merged.setdefault(labels, {})
-            same[name, labels] = combine(same.get((name, labels)), value)
-        elif timestamp > newest.get((name, labels), 0.0):
+            found.setdefault(float(bound), []).append(value)
+        elif mode != "mostrecent" or timestamp > newest.get((name, labels), 0.0):
             newest[name, labels] = timestamp
-            merged.setdefault(labels, {})[name, labels] = value
+            merged.setdefault(labels, {}).setdefault((name, labels), []).append(value)
     for labels, by_bound in buckets.items():
         same = merged.setdefault(labels, {})
         total = 0.0
-        for limit, value in sorted(by_bound.items()):
+        for limit, values in sorted(by_bound.items()):
+            value = sum_row(values)
             total += value
             with_bound = (*labels, ("le", go_float(limit)))
-            same[f"{metric.name}_bucket", with_bound] = total if buckets_add_up else value
+            same[f"{metric.name}_bucket", with_bound] = [total if buckets_add_up else value]
         if buckets_add_up:
-            same[f"{metric.name}_count", labels] = total
+            same[f"{metric.name}_count", labels] = [total]
     # A label that is written twice, such as a gauge's own label pid, is one.
     samples = {
-        (name, tuple(sorted(dict(labels).items()))): Sample(name, dict(labels), value)
+        (name, tuple(sorted(dict(labels).items()))): Sample(name, dict(labels), combine(values))
         for same in merged.values()
-        for (name, labels), value in same.items()
+        for (name, labels), values in same.items()
     }
     family = Metric(metric.name, metric.help, metric.kind)
     family.samples = list(samples.values())
     return family
 
 
-def _smaller(before: float | None, value: float) -> float:
-    return value if before is None or value < before else before
+def _last(values: list[float]) -> float:
+    return values[-1]
 
 
-def _larger(before: float | None, value: float) -> float:
-    return value if before is None or value > before else before
-
-
-def _later(before: float | None, value: float) -> float:
-    return value
-
-
-def _added(before: float | None, value: float) -> float:
-    return (before or 0.0) + value
+_COMBINE: dict[str, Callable[[list[float]], float]] = {
+    "min": min,
+    "max": max,
+    "all": _last,
+    "mostrecent": _last,
+}
+"""What makes one value of those that several files have, by mode; the others are summed."""
 
 
 def _without(name: str, labels: Labels) -> Labels:
@@ -308,8 +301,11 @@ def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]
 
 
 def sum_row(row: Iterable[float]) -> float:
-    """Return an exact sum; of infinities and what is beyond the largest float, a plain one."""
+    """Return an exact sum; of infinities and what is beyond the largest float, a plain one.
+
+    As with prometheus_client, it is 0.0 for -0.0.
+    """
     try:
-        return math.fsum(row)
+        return math.fsum(row) + 0.0
     except (ValueError, OverflowError):
         return sum(row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prometheus_client import generate_latest
@@ -138,28 +139,28 @@ def _plain_line_prefixes(family: RenderedFamily) -> list[str]:
     Raises:
         ValueError: There are others.
     """
-    labels = _RenderedLabels()
+    label = lru_cache(maxsize=None)(_plain_label)  # each is rendered once
     names = {name for name, _labels in family.samples}
     apart = {family.name + suffix for suffix in _PUT_APART}
     if names & apart or not all(map(_PLAIN_NAME.fullmatch, (family.name, *names))):
         raise ValueError(f"{family.name} needs more than the name and one line a sample")
     prefixes = []
     for name, pairs in family.samples:
-        braced = "{" + ",".join([labels[pair] for pair in pairs]) + "}" if pairs else ""
+        braced = "{" + ",".join([label(*pair) for pair in pairs]) + "}" if pairs else ""
         prefixes.append(f"\n{name}{braced} ")
     return prefixes
 
 
-class _RenderedLabels(dict[tuple[str, str], str]):
-    """Labels as they stand in a line, each rendered once."""
+def _plain_label(name: str, value: str) -> str:
+    """Return a label as it is written in a line.
 
-    def __missing__(self, pair: tuple[str, str]) -> str:
-        name, value = pair
-        if not _PLAIN_LABEL.fullmatch(name):
-            raise ValueError(f"the label name {name!r} needs quotes or escapes")
-        value = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-        rendered = self[pair] = f'{name}="{value}"'
-        return rendered
+    Raises:
+        ValueError: Its name is not plain.
+    """
+    if not _PLAIN_LABEL.fullmatch(name):
+        raise ValueError(f"the label name {name!r} needs quotes or escapes")
+    value = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return f'{name}="{value}"'
 
 
 def _their_line_prefixes(metric: Metric, head: str, format_: Format) -> list[str]:

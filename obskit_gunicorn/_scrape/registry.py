@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
@@ -38,7 +37,7 @@ class SharedRegistry(CollectorRegistry):
         self._path = path
         self._others: list[Collector] = []
         self._reported: set[str] = set()
-        super().register(Families(self._shared_families))
+        super().register(Families(self._families))
 
     def register(self, collector: Collector) -> None:
         """Expose another collector beside what is shared; it runs in the process that serves."""
@@ -64,30 +63,24 @@ class SharedRegistry(CollectorRegistry):
             Exception: What the format's encoder raises.
         """
         scrape = Scrape(self._path or _current_path())
-        shared = scrape.snapshot.rendered(format_) if scrape.snapshot is not None else b""
-        facts = list(scrape.facts())
-        types = {} if scrape.snapshot is None else scrape.snapshot.types()
-        types |= {fact.name: fact.type for fact in facts}
-        rest = [*facts, *self._other_families(types)]
+        shared = scrape.snapshot.rendered(format_)
+        rest = list(self._beside(scrape))
         return shared + format_.encode(Families(lambda: rest))
 
-    def _shared_families(self) -> Iterator[Metric]:
+    def _families(self) -> Iterator[Metric]:
         scrape = Scrape(self._path or _current_path())
-        types = {}
-        shared = [] if scrape.snapshot is None else scrape.snapshot.metrics()
-        for family in chain(shared, scrape.facts()):
-            types[family.name] = family.type
-            yield family
-        yield from self._other_families(types)
+        yield from scrape.snapshot.metrics()
+        yield from self._beside(scrape)
 
-    def _other_families(self, types: dict[str, str]) -> Iterator[Metric]:
-        """Return the families of other collectors, without those of names that are taken.
+    def _beside(self, scrape: Scrape) -> Iterator[Metric]:
+        """Yield facts about a scrape, then other collectors' families unless their name is taken.
 
-        Prometheus refuses a whole exposition in which one name stands twice.
-
-        Args:
-            types: The families that there are, each with its type.
+        Prometheus rejects a whole exposition in which a name occurs twice.
         """
+        types = scrape.snapshot.types()
+        for fact in scrape.facts():
+            types[fact.name] = fact.type
+            yield fact
         taken = {name for family in types.items() for name in _exposed_names(*family)}
         for collector in self._others:
             for family in collector.collect():

@@ -124,22 +124,9 @@ def check_header(header: bytes, size: int) -> tuple[int, Damage | None]:
     return used, None
 
 
-class Entries(NamedTuple):
-    """Entries of a metric file, one after the other."""
-
-    keys: list[bytes]
-    """Their keys as they stand in the file, with length and padding; 16 bytes follow each."""
-
-    end: int
-    """The offset behind the last one."""
-
-    damage: Damage | None
-    """What is wrong at that offset, or ``None`` when nothing is."""
-
-
 def read_entries(
     data: bytes | bytearray | mmap.mmap, start: int, end: int, *, strict: bool = False
-) -> Entries:
+) -> tuple[list[bytes], int, Damage | None]:
     """Find the entries of a metric file, up to the first one whose bounds make no sense.
 
     Args:
@@ -149,7 +136,9 @@ def read_entries(
         strict: Stop at a key that is not a metric's, as is right where ``end`` is a guess.
 
     Returns:
-        The entries. Never raises, whatever the bytes are.
+        Their keys as they stand in the file, with length and padding (16 bytes follow each); the
+        offset behind the last one; and what is wrong there, if anything. Never raises, whatever the
+        bytes are.
     """
     keys = []
     at, problem = start, ""
@@ -169,7 +158,7 @@ def read_entries(
         keys.append(key)
         at = value_at + 16
     damage = Damage("corrupted", f"the entry at offset {at} {problem}") if problem else None
-    return Entries(keys, at, damage)
+    return keys, at, damage
 
 
 def key_text(key: bytes) -> bytes:

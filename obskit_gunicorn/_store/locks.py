@@ -10,6 +10,7 @@ Works on threads and beside forks; nothing here is for signal context unless it 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -39,7 +40,7 @@ class NotAFileError(OSError):
     """What has this name is not a regular file, but a directory, a pipe or a link."""
 
 
-def open_file(path: str, flags: int, mode: int = 0o664) -> int:
+def open_file(path: str, flags: int) -> int:
     """Open a regular file, and nothing else.
 
     A pipe would block, a link would lead elsewhere, and a hard link in a directory that another
@@ -48,8 +49,7 @@ def open_file(path: str, flags: int, mode: int = 0o664) -> int:
     Args:
         path: The file.
         flags: Flags for :func:`os.open`; ``O_CLOEXEC``, ``O_NOFOLLOW`` and ``O_NONBLOCK`` are
-            added.
-        mode: Permission bits for a file that is made here, subject to the umask.
+            added. A file that is made here gets the mode 0664, subject to the umask.
 
     Returns:
         The descriptor.
@@ -59,7 +59,7 @@ def open_file(path: str, flags: int, mode: int = 0o664) -> int:
         OSError: The file cannot be opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o664)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotAFileError(error.errno, "this is not a regular file", path) from None
@@ -87,15 +87,14 @@ class LockedFile:
         descriptor: The open descriptor, or -1 once closed.
     """
 
-    __slots__ = ("_device", "_inode", "descriptor", "path")
+    __slots__ = ("_identity", "descriptor", "path")
 
-    def __init__(self, path: str, flags: int, mode: int = 0o664) -> None:
+    def __init__(self, path: str, flags: int) -> None:
         """Open the file, without locking it.
 
         Args:
             path: The file to open.
             flags: Flags for :func:`open_file`.
-            mode: Permission bits for a file that is made here, subject to the umask.
 
         Raises:
             NotAFileError: It is not a regular file.
@@ -103,9 +102,15 @@ class LockedFile:
         """
         self.descriptor = -1
         self.path = path
-        self.descriptor = open_file(path, flags, mode)
+        self.descriptor = open_file(path, flags)
         status = os.fstat(self.descriptor)
-        self._device, self._inode = status.st_dev, status.st_ino
+        self._identity = status.st_dev, status.st_ino
+
+    def __enter__(self) -> LockedFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.release()
 
     def __del__(self) -> None:
         # Forgotten by an exception that came from elsewhere, a time-out in a signal handler say.
@@ -138,10 +143,15 @@ class LockedFile:
                 return False
             pause(_POLL_SECONDS)
 
-    def unlock(self) -> None:
-        """End the lock for every copy of the descriptor, inherited ones included."""
+    def release(self) -> None:
+        """End the lock for every copy of the descriptor, inherited ones included, and close it.
+
+        May be called twice; never raises.
+        """
         if self.is_open():
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        self.close()
 
     def write(self, content: bytes) -> None:
         """Replace the file's content, if the descriptor still is its own.
@@ -155,11 +165,7 @@ class LockedFile:
 
     def is_in_place(self) -> bool:
         """Return whether the path still leads to this file, neither removed nor replaced."""
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == (self._device, self._inode)
+        return self._is_at(self.path)
 
     def is_linked(self) -> bool:
         """Return whether the file still has a name somewhere."""
@@ -173,10 +179,11 @@ class LockedFile:
 
     def is_open(self) -> bool:
         """Return whether the descriptor is open and still this file's."""
-        if self.descriptor < 0:
-            return False
+        return self.descriptor >= 0 and self._is_at(self.descriptor)
+
+    def _is_at(self, where: str | int) -> bool:
         try:
-            status = os.fstat(self.descriptor)
+            status = os.stat(where)
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == (self._device, self._inode)
+        return (status.st_dev, status.st_ino) == self._identity

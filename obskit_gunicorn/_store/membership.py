@@ -11,15 +11,12 @@ import errno
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+import traceback
 
 from obskit_gunicorn._store import forks, private
 from obskit_gunicorn._store.identity import owner, set_owner
 from obskit_gunicorn._store.locks import pause
 from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, Lease, Role, SlotDirectory
-
-if TYPE_CHECKING:
-    import types
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that every user of prometheus_client knows."""
@@ -143,6 +140,11 @@ class Membership:
         """Whether this process, or one that it was forked from, has begun a generation."""
         return bool(self._begun)
 
+    @property
+    def is_led(self) -> bool:
+        """Whether an arbiter decides on the directory: this process or one it was forked from."""
+        return self._arbiter_pid != 0
+
     def has_begun_in(self, path: str | None) -> bool:
         """Return whether this arbiter has begun a generation in a directory and is still there."""
         return (
@@ -249,12 +251,8 @@ forks.in_child("membership", membership.start_over)
 
 def is_loading_configuration() -> bool:
     """Return whether Gunicorn, loading its configuration, has called this, directly or not."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
-        if (
-            frame.f_code.co_name == "do_load_config"
-            and frame.f_globals.get("__name__") == "gunicorn.app.base"
-        ):
-            return True
-        frame = frame.f_back
-    return False
+    return any(
+        frame.f_code.co_name == "do_load_config"
+        and frame.f_globals.get("__name__") == "gunicorn.app.base"
+        for frame, _line in traceback.walk_stack(sys._getframe())
+    )

@@ -42,29 +42,29 @@ def make(user: int, group: int) -> Lease:
     """
     error: OSError = FileNotFoundError(errno.ENOENT, "no directory for temporary files")
     for parent in _parents(user):
-        if not (os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK)):
-            continue
-        try:
-            # Under another name until it is leased: a server that starts at the same time and
-            # removes what killed runs have left must not take it for a leftover.
-            unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
-        except OSError as reason:
-            error = reason
-            continue
-        try:
-            if os.geteuid() == 0:
-                os.chown(unfinished, user, group)
-            directory = SlotDirectory(unfinished)
-            lease, _ = directory.start_generation(keep=False, private=True)
-            path = os.path.join(parent, os.path.basename(unfinished)[1:])
-            os.rename(unfinished, path)
-        except OSError as reason:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            error = reason
-            continue
-        lease.moved_to(path)
-        return lease
+        if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
+            try:
+                return _make_in(parent, user, group)
+            except OSError as reason:
+                error = reason
     raise error
+
+
+def _make_in(parent: str, user: int, group: int) -> Lease:
+    # Under another name until it is leased: a server that starts at the same time and removes what
+    # killed runs have left must not take it for a leftover.
+    unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
+    try:
+        if os.geteuid() == 0:
+            os.chown(unfinished, user, group)
+        lease, _ = SlotDirectory(unfinished).start_generation(keep=False, private=True)
+        path = os.path.join(parent, os.path.basename(unfinished)[1:])
+        os.rename(unfinished, path)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    lease.moved_to(path)
+    return lease
 
 
 def remove_leftovers(user: int) -> None:
@@ -72,20 +72,21 @@ def remove_leftovers(user: int) -> None:
     for parent in _parents(user):
         with contextlib.suppress(OSError), os.scandir(parent) as entries:
             for entry in entries:
-                unfinished = entry.name.startswith("." + _PREFIX)
-                if not unfinished and not entry.name.startswith(_PREFIX):
-                    continue
                 with contextlib.suppress(OSError):
-                    status = entry.stat(follow_symlinks=False)
-                    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
-                        continue
-                    directory = SlotDirectory(entry.path)
-                    if unfinished:
-                        if time.time() - status.st_mtime < _STALE_SECONDS:
-                            continue
-                    elif not is_private(directory):
-                        continue  # somebody else's, with a similar name
-                    directory.remove_if_unused(wait_seconds=0)
+                    if _may_be_left(entry, user):
+                        SlotDirectory(entry.path).remove_if_unused(wait_seconds=0)
+
+
+def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
+    """Return whether a directory is a private one of this user, and not just being made."""
+    if not entry.name.removeprefix(".").startswith(_PREFIX):
+        return False
+    status = entry.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
+        return False
+    if entry.name.startswith("."):
+        return time.time() - status.st_mtime >= _STALE_SECONDS
+    return is_private(SlotDirectory(entry.path))
 
 
 def _parents(user: int) -> Iterator[str]:

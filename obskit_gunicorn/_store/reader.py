@@ -110,9 +110,8 @@ class Layout:
         Returns:
             The layout with all whole entries up to ``used``, and what is wrong behind it.
         """
-        entries = read_entries(data, self.end, used, strict=strict)
-        layout = Layout((*self.keys, *entries.keys), self) if entries.keys else self
-        return layout, entries.damage
+        keys, _end, damage = read_entries(data, self.end, used, strict=strict)
+        return (Layout((*self.keys, *keys), self) if keys else self), damage
 
 
 _EMPTY = Layout(())
@@ -167,20 +166,16 @@ class MetricFileReader:
         """
         try:
             descriptor = open_file(self.path, os.O_RDONLY)
+            try:
+                self.damage = self.read(descriptor, layouts)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             raise
         except NotAFileError as error:
             self.damage = Damage("foreign", str(error))
-            return
         except OSError as error:
             self.damage = Damage("unreadable", str(error))
-            return
-        try:
-            self.damage = self.read(descriptor, layouts)
-        except OSError as error:
-            self.damage = Damage("unreadable", str(error))
-        finally:
-            os.close(descriptor)
 
     def read(self, descriptor: int, layouts: Iterable[Layout] = ()) -> Damage | None:
         """Read the file through an open descriptor; return what is wrong with it.

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.format import MetricFileName
 from obskit_gunicorn._store.identity import give_to_owner, pid_namespace, start_ticks
-from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_file
+from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,12 +93,14 @@ class Lease:
             # The arbiter may learn of an end when the slot has its next holder already.
             "previous": {name: before.get(name) for name in _REMEMBERED},
         }
-        self._write()
+        self.note()
 
     def note(self, **facts: object) -> None:
         """Change the record; never raises. Plain file work, so it may be called anywhere."""
         self.record.update(facts)
-        self._write()
+        # For people and for telemetry only: a full volume must not cost the lease.
+        with contextlib.suppress(OSError):
+            self._file.write(json.dumps(self.record).encode())
 
     def is_in_place(self) -> bool:
         """Return whether others still see this lease: its file was not removed or replaced."""
@@ -124,18 +126,11 @@ class Lease:
 
     def release(self) -> None:
         """End the lease; the slot's files stay for its next holder."""
-        with contextlib.suppress(OSError):
-            self._file.unlock()
-        self._file.close()
+        self._file.release()
 
     def drop(self) -> None:
         """Close a forked child's copy of its parent's lease, which the parent goes on holding."""
         self._file.close()
-
-    def _write(self) -> None:
-        # For people and for telemetry only: a full volume must not cost the lease.
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(self.record).encode())
 
 
 class SlotDirectory:
@@ -178,21 +173,15 @@ class SlotDirectory:
         deadline = time.monotonic() + wait_seconds
         with forks.guard():
             while True:
-                file = self._open_lock(os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT)
-                try:
+                with self._open_lock(os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT) as file:
                     remaining = max(0.0, deadline - time.monotonic())
                     if not file.lock(shared=shared, wait_seconds=remaining):
                         raise TimeoutError(
                             errno.ETIMEDOUT, "another process holds the directory lock", file.path
                         )
-                    if not file.is_in_place():
-                        continue  # removed or replaced while we waited
-                    yield file
-                    return
-                finally:
-                    with contextlib.suppress(OSError):
-                        file.unlock()
-                    file.close()
+                    if file.is_in_place():  # neither removed nor replaced while we waited
+                        yield file
+                        return
 
     def start_generation(self, *, keep: bool, private: bool = False) -> tuple[Lease, bool]:
         """Start a generation if nobody is in the directory, and take the arbiter's lease.
@@ -271,16 +260,10 @@ class SlotDirectory:
             start_ticks: When it was started, to tell it from others that had its pid before; 0 if
                 that is not known.
         """
-        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
-            for entry in entries:
-                if not entry.name.endswith(".lease"):
-                    continue
-                with contextlib.suppress(OSError):
-                    descriptor = open_file(entry.path, os.O_RDONLY)
-                    try:
-                        record = _read_json(descriptor)
-                    finally:
-                        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            for name in self._lease_names():
+                with contextlib.suppress(OSError), self._open(name) as file:
+                    record = _read_json(file.descriptor)
                     for each in (record, record.get("previous") or {}):
                         is_its = each.get("pid") == pid and (
                             each.get("start_ticks") == start_ticks or not start_ticks
@@ -295,13 +278,10 @@ class SlotDirectory:
         Never raises; empty where no arbiter has begun a generation.
         """
         try:
-            file = self._open_lock(os.O_RDONLY)
+            with self._open_lock(os.O_RDONLY) as file:
+                return _read_json(file.descriptor)
         except OSError:
             return {}
-        try:
-            return _read_json(file.descriptor)
-        finally:
-            file.close()
 
     def remove_live_gauges(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Remove the live-gauge files of slots that nobody holds.
@@ -367,40 +347,35 @@ class SlotDirectory:
         finally:
             os.close(descriptor)
         for name in ours:
-            with contextlib.suppress(OSError):
-                file = open_file(os.path.join(self.path, name), os.O_RDWR)
-                try:
-                    os.fchown(file, user, group)
-                finally:
-                    os.close(file)
+            with contextlib.suppress(OSError), self._open(name, os.O_RDWR) as file:
+                os.fchown(file.descriptor, user, group)
 
     # Below: the caller holds the directory lock.
 
     def _acquire(self, role: Role) -> Lease:
-        files: dict[str, list[str]] = {}
+        files: dict[str, dict[str, MetricFileName]] = {}
         for name, parsed in self._metric_files():
-            files.setdefault(parsed.holder, []).append(name)
+            files.setdefault(parsed.holder, {})[name] = parsed
         for number in range(_MOST_SLOTS):
             slot = f"slot{number}"
+            own_files = files.get(slot, {})
             # Somebody writes them whose lease was removed by hand; making a new one here would have
             # it look free.
-            if not all(self._is_free(name, writable=True) for name in files.get(slot, ())):
+            if not all(self._is_free(name, writable=True) for name in own_files):
                 continue
-            path = os.path.join(self.path, f"{slot}.lease")
             try:
-                file = LockedFile(path, os.O_RDWR | os.O_CREAT)
+                file = self._open(f"{slot}.lease", os.O_RDWR | os.O_CREAT)
             except NotAFileError:
                 continue
-            except PermissionError:
-                if os.path.lexists(path):
+            except PermissionError as error:
+                if os.path.lexists(error.filename):
                     continue  # another user's slot
                 raise
             try:
                 if file.lock() and file.is_in_place():
                     give_to_owner(file.descriptor)
-                    for name in files.get(slot, ()):
-                        parsed_name = MetricFileName.parse(name)
-                        if parsed_name is not None and parsed_name.belongs_to_one_holder:
+                    for name, parsed in own_files.items():
+                        if parsed.belongs_to_one_holder:
                             self._unlink(name)
                     return Lease(self, slot, file, role)
             except BaseException:
@@ -414,53 +389,38 @@ class SlotDirectory:
 
         The files are asked too, because a lease may have been removed by hand under its holder.
         """
-        with os.scandir(self.path) as entries:
-            names = [entry.name for entry in entries]
         return not all(
             self._is_free(name)
-            for name in names
+            for name in os.listdir(self.path)
             if name.endswith(".lease") or MetricFileName.parse(name)
         )
 
     def _is_free(self, name: str, *, writable: bool = False) -> bool:
         try:
-            file = LockedFile(os.path.join(self.path, name), os.O_RDWR if writable else os.O_RDONLY)
+            with self._open(name, os.O_RDWR if writable else os.O_RDONLY) as file:
+                return file.lock()
         except FileNotFoundError:
             return True
         except NotAFileError:
             return not writable  # nobody's lease and nobody's metrics, but it stands in the way
         except PermissionError:
             return False  # not ours to judge
-        try:
-            return file.lock()
-        finally:
-            with contextlib.suppress(OSError):
-                file.unlock()
-            file.close()
 
     def _records(self, *, sure: bool) -> dict[str, dict[str, Any] | None]:
         records: dict[str, dict[str, Any] | None] = {}
-        with os.scandir(self.path) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(".lease"))
-        for name in names:
-            slot = name.removesuffix(".lease")
+        for name in self._lease_names():
             try:
-                file = LockedFile(os.path.join(self.path, name), os.O_RDONLY)
+                file = self._open(name)
             except OSError:
                 continue
-            try:
+            with file:
                 free = sure and file.lock(shared=True)
-                records[slot] = None if free else _read_json(file.descriptor) or {"state": ""}
-            finally:
-                with contextlib.suppress(OSError):
-                    file.unlock()
-                file.close()
+                record = None if free else _read_json(file.descriptor) or {"state": ""}
+                records[name.removesuffix(".lease")] = record
         return records
 
     def _wipe(self) -> None:
-        with os.scandir(self.path) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
+        for name in os.listdir(self.path):
             # Files of writers that know no slots go too, as prometheus_client's own advice says:
             # what is left of an earlier run would be added to this one's totals.
             if _is_ours(name) and name != LOCK_NAME:
@@ -477,27 +437,30 @@ class SlotDirectory:
             )
 
     def _metric_files(self) -> Iterator[tuple[str, MetricFileName]]:
-        with os.scandir(self.path) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
+        for name in os.listdir(self.path):
             parsed = MetricFileName.parse(name)
             if parsed is not None:
                 yield name, parsed
+
+    def _lease_names(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.path) if name.endswith(".lease"))
+
+    def _open(self, name: str, flags: int = os.O_RDONLY) -> LockedFile:
+        return LockedFile(os.path.join(self.path, name), flags)
 
     def _unlink(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(os.path.join(self.path, name))
 
     def _open_lock(self, flags: int) -> LockedFile:
-        path = os.path.join(self.path, LOCK_NAME)
         try:
-            file = LockedFile(path, flags)
+            file = self._open(LOCK_NAME, flags)
         except OSError as error:
             # A reader without the right to write may still lock.
             if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise
             try:
-                file = LockedFile(path, os.O_RDONLY)
+                file = self._open(LOCK_NAME)
             except FileNotFoundError:
                 raise error from None
         if flags & os.O_CREAT:

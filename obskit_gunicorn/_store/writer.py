@@ -7,18 +7,8 @@ import errno
 import mmap
 import os
 
-from obskit_gunicorn._store.format import (
-    HEADER_BYTES,
-    Damage,
-    check_header,
-    is_key,
-    key_text,
-    pack_entry,
-    pack_int,
-    pack_pair,
-    read_entries,
-    read_pair,
-)
+from obskit_gunicorn._store import format
+from obskit_gunicorn._store.format import HEADER_BYTES, Damage
 from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -101,26 +91,26 @@ class MetricFile:
         Raises:
             OSError: There is no room; the file is as it was.
         """
-        entry = pack_entry(key, value, timestamp)
+        entry = format.pack_entry(key, value, timestamp)
         end = self._used + len(entry)
         while end > self._size:
             self._grow()
         self._map[self._used : end] = entry
         # Last, and in one store: from here on readers see the entry.
-        self._map[0:4] = pack_int(end)
+        self._map[0:4] = format.pack_int(end)
         self._used = end
         index = self._indexes[key] = (end - 16) // _CELL_BYTES
         return index
 
     def read(self, index: int) -> tuple[float, float]:
         """Return the value and the timestamp at an index."""
-        value, timestamp = read_pair(self._map, index * _CELL_BYTES)
+        value, timestamp = format.read_pair(self._map, index * _CELL_BYTES)
         return value, timestamp
 
     def write_pair(self, index: int, value: float, timestamp: float) -> None:
         """Write value and timestamp in one store of 16 bytes."""
         at = index * _CELL_BYTES
-        self._map[at : at + 16] = pack_pair(value, timestamp)
+        self._map[at : at + 16] = format.pack_pair(value, timestamp)
 
     def is_linked(self) -> bool:
         """Return whether the file still has a name, so that readers can find it."""
@@ -144,9 +134,7 @@ class MetricFile:
             try:
                 file = LockedFile(self.path, os.O_RDWR)
             except FileNotFoundError:
-                file = self._prepare(b"")
-                self._put_in_place(file)
-                return file
+                return self._make(b"")
             try:
                 # Somebody who only asks whether the slot is free holds it for an instant.
                 if not file.lock(wait_seconds=_ASKING_SECONDS):
@@ -158,8 +146,13 @@ class MetricFile:
                 raise
             file.close()
 
-    def _prepare(self, entries: bytes) -> LockedFile:
-        """Make a whole and locked file under another name."""
+    def _make(self, entries: bytes, *, keep_damaged: bool = False) -> LockedFile:
+        """Make a locked file that is whole before it takes the place of the one that was found.
+
+        Args:
+            entries: What it holds.
+            keep_damaged: Keep the one that was found as ``<path>.damaged``.
+        """
         unfinished = self.path.removesuffix(".db") + ".new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
@@ -169,33 +162,35 @@ class MetricFile:
             give_to_owner(file.descriptor)
             end = HEADER_BYTES + len(entries)
             _reserve(file.descriptor, 0, _whole_pages(end))
-            os.pwrite(file.descriptor, pack_int(end) + os.urandom(4) + entries, 0)
-        except BaseException:
-            self._discard(file)
-            raise
-        return file
-
-    def _put_in_place(self, file: LockedFile) -> None:
-        """Give a prepared file the name."""
-        try:
-            os.rename(file.path, self.path)
+            os.pwrite(file.descriptor, format.pack_int(end) + os.urandom(4) + entries, 0)
+            if keep_damaged:
+                self._name_damaged()
+            os.rename(unfinished, self.path)
             file.path = self.path
             if not file.is_in_place():
                 raise MetricFileInUseError(self.path)
         except BaseException:
-            self._discard(file)
+            if file.path == unfinished:
+                with contextlib.suppress(OSError):
+                    os.unlink(unfinished)
+            file.close()
             raise
+        return file
 
-    def _discard(self, file: LockedFile) -> None:
-        if file.path != self.path:
-            with contextlib.suppress(OSError):
-                os.unlink(file.path)
-        file.close()
+    def _name_damaged(self) -> None:
+        damaged = self.path + ".damaged"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(damaged)
+        # A second name first, so that there is no moment at which a scrape finds no file.
+        try:
+            os.link(self.path, damaged)
+        except OSError:  # a file system without hard links
+            os.rename(self.path, damaged)
 
     def _load(self) -> Damage | None:
         """Map the file and learn its entries, unless something is wrong with it."""
         found = os.fstat(self._file.descriptor).st_size
-        used, damage = check_header(os.pread(self._file.descriptor, HEADER_BYTES, 0), found)
+        used, damage = format.check_header(os.pread(self._file.descriptor, HEADER_BYTES, 0), found)
         if damage is not None:
             return damage
         size = _whole_pages(found)
@@ -203,16 +198,16 @@ class MetricFile:
         # volume is a SIGBUS.
         _reserve(self._file.descriptor, 0, size)
         self._map_file(size)
-        keys, used, damage = read_entries(self._map, HEADER_BYTES, used)
+        keys, used, damage = format.read_entries(self._map, HEADER_BYTES, used)
         end = HEADER_BYTES
         for key in keys:
-            if not is_key(key):
+            if not format.is_key(key):
                 damage = damage or Damage("corrupted", f"the key at offset {end} is not a metric's")
-            self._indexes[key_text(key)] = (end + len(key)) // _CELL_BYTES
+            self._indexes[format.key_text(key)] = (end + len(key)) // _CELL_BYTES
             end += len(key) + 16
         if damage is None:
             self._used = used
-            self._map[0:4] = pack_int(used)
+            self._map[0:4] = format.pack_int(used)
         return damage
 
     def _salvage(self) -> None:
@@ -221,24 +216,11 @@ class MetricFile:
         reader.read(self._file.descriptor)
         pairs = iter(reader.pairs())
         content = b"".join(
-            key + pack_pair(value, timestamp)
+            key + format.pack_pair(value, timestamp)
             for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True)
-            if is_key(key)
+            if format.is_key(key)
         )
-        damaged = self.path + ".damaged"
-        replacement = self._prepare(content)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(damaged)
-            # A second name first, so that there is no moment at which a scrape finds no file.
-            try:
-                os.link(self.path, damaged)
-            except OSError:  # a file system without hard links
-                os.rename(self.path, damaged)
-        except BaseException:
-            self._discard(replacement)
-            raise
-        self._put_in_place(replacement)
+        replacement = self._make(content, keep_damaged=True)
         self.release()
         self._indexes.clear()
         self._file = replacement

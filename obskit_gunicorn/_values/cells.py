@@ -20,6 +20,7 @@ Not thread-safe: the caller holds a lock.
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
@@ -72,20 +73,18 @@ class MaxCell(Cell):
     """The largest value of any holder."""
 
     __slots__ = ()
+    _beats = staticmethod(operator.gt)
 
     def combined(self) -> tuple[float, float]:
         base, own = self.base, self.own
-        return (own if base is None or own > base or math.isnan(base) else base), 0.0
+        return (own if base is None or self._beats(own, base) or math.isnan(base) else base), 0.0
 
 
-class MinCell(Cell):
+class MinCell(MaxCell):
     """The smallest value of any holder."""
 
     __slots__ = ()
-
-    def combined(self) -> tuple[float, float]:
-        base, own = self.base, self.own
-        return (own if base is None or own < base or math.isnan(base) else base), 0.0
+    _beats = staticmethod(operator.lt)
 
 
 class MostRecentCell(Cell):
@@ -139,19 +138,17 @@ class Store:
             OSError: There is no file or no room to be had.
         """
         prefix, name = key
-        file = self.files.get(prefix)
-        if file is None:
-            file = MetricFile(self.lease.metric_file_path(prefix))
-            self.files[prefix] = file
+        if prefix not in self.files:
+            self.files[prefix] = MetricFile(self.lease.metric_file_path(prefix))
+        file = self.files[prefix]
         if not (file.is_linked() and self.lease.is_in_place()):
             raise MetricFileInUseError(file.path)
         cell = cell_for(key)
-        if carried is not None:
-            cell.own, cell.timestamp = carried.own, carried.timestamp
         index = file.find(name)
         earlier = self._earlier.pop(key, None)
-        if earlier is not None:
-            cell.own, cell.timestamp = earlier.own, earlier.timestamp
+        before = earlier or carried
+        if before is not None:
+            cell.own, cell.timestamp = before.own, before.timestamp
         if index is None:
             cell.base = None
             index = file.add(name, *cell.combined())

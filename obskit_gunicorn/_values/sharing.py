@@ -86,11 +86,11 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
 def join() -> None:
     """Share this process's metrics if the environment says where.
 
-    For a process that Gunicorn did not start, or has not configured yet. Does nothing where this
-    process has a directory.
+    For a process that Gunicorn did not start, or has not configured yet. Does nothing where an
+    arbiter has chosen the directory, or has found that it cannot be used.
     """
     path = os.environ.get(DIRECTORY_VARIABLE)
-    if not path or membership.directory is not None:
+    if not path or membership.directory is not None or membership.is_led:
         return
     stray = install()
     if stray:

@@ -88,21 +88,6 @@ class Value:
 
     __slots__ = ("_cell", "_key")
 
-    def __new__(
-        cls,
-        typ: str,
-        metric_name: str,
-        name: str,
-        labelnames: Sequence[str],
-        labelvalues: Sequence[str],
-        help_text: str,
-        multiprocess_mode: str = "",
-        **kwargs: Any,
-    ) -> Value:
-        """Choose the class: most values add up, some gauges combine in another way."""
-        adds_up = typ != "gauge" or f"gauge_{multiprocess_mode}" not in CELLS
-        return object.__new__(cls if adds_up else _CombinedValue)
-
     def __init__(
         self,
         typ: str,
@@ -119,6 +104,8 @@ class Value:
         Never raises because of the file; see the module.
         """
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
+        if prefix in CELLS:
+            self.__class__ = _CombinedValue
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
@@ -356,7 +343,7 @@ def _open_store() -> Store | None:
             wait = 0.0 if errno.ETIMEDOUT in _said else LOCK_WAIT_SECONDS
             lease = membership.acquire(wait_seconds=wait)
             is_same = _closed is not None and _closed.lease is lease
-            _store = Store(lease, _closed.cells if is_same and _closed is not None else None)
+            _store = Store(lease, _closed.cells if _closed and is_same else None)
         except NotYetError:
             pass
         except OSError as error:

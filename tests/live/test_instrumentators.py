@@ -261,7 +261,7 @@ def check_exact(server: GunicornProcess, package: Package, load: Load, port: int
     assert tally > 0
 
     def shown() -> dict[str, float]:
-        response = get(port, "/metrics")
+        response = server.page("/metrics", port=port)
         assert response.status == 200, response
         return counted(parse_metrics(response.body), package)
 
@@ -308,7 +308,7 @@ def test_counts(newest: Interpreter, package: Package, way: str) -> None:
 
         damage(server)
         if way == "unchanged":
-            assert server.get("/metrics").status == 500
+            assert server.page("/metrics").status == 500
             return
         with load_goes_on(server, load) as more:
             more.wait_for(60)

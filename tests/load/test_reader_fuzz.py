@@ -187,14 +187,12 @@ def entries_of(content: Content) -> tuple[list[tuple[int, int]], bool]:
     used = used_of(content)
     data = content.data.ljust(used, b"\x00")
     found: list[tuple[int, int]] = []
-    seen = set()
     position = HEADER_BYTES
     while position < used:
         (length,) = struct.unpack_from("i", data, position)
         end = position + 4 + length + (8 - (length + 4) % 8) + 16
-        if length <= 0 or end > used or data[position : end - 16] in seen:
+        if length <= 0 or end > used:
             return found, False
-        seen.add(data[position : end - 16])
         found.append((position, end))
         position = end
     return found, True

@@ -202,6 +202,19 @@ class Watch(Repeating):
         self._port = port or server.port
         super().__init__(pause)
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop, once there were enough scrapes to have seen something."""
+        try:
+            if kind is None:
+                wait_until(lambda: self.scrapes > 5, "there are more than five scrapes")
+        finally:
+            super().__exit__(kind, error, trace)
+
     def wait_for_scrapes(self, count: int) -> None:
         """Wait until so many more scrapes were answered."""
         goal = self.scrapes + count

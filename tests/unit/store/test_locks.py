@@ -35,7 +35,7 @@ class TestLock:
         first, second = LockedFile(path, MAKE), LockedFile(path, MAKE)
         assert first.lock()
         assert not second.lock()
-        first.unlock()
+        first.release()
         assert second.lock()
         first.close()
         second.close()
@@ -192,7 +192,7 @@ class TestClose:
         if theirs != number:  # another thread of the test run was quicker
             os.dup2(theirs, number)
             os.close(theirs)
-        file.unlock()
+        file.release()
         file.close()
         assert os.path.samestat(os.fstat(number), os.stat(path + ".theirs"))
         os.close(number)
@@ -201,7 +201,7 @@ class TestClose:
         """A descriptor that is closed already is no error."""
         file = LockedFile(path, MAKE)
         os.close(file.descriptor)
-        file.unlock()
+        file.release()
         assert not file.is_linked()
         file.close()
 
@@ -255,7 +255,7 @@ def _hold(path: str, wait_seconds: float = 0.0) -> bool:
 
 
 def _unlock() -> None:
-    _held[0].unlock()
+    _held[0].release()
 
 
 def _close() -> None:
