@@ -1,8 +1,8 @@
 """Leases: one process's exclusive hold on a slot, and the record beside it.
 
 A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
-releases it or ends, for whatever reason. Pids are never used to tell who is alive, because processes
-of several pid namespaces may share the directory.
+releases it or ends, for whatever reason. Pids are never used to tell who is alive, because
+processes of several pid namespaces may share the directory.
 """
 
 from __future__ import annotations
