@@ -148,7 +148,7 @@ def _exporter_options(given: argparse.Namespace) -> Options:
             where="--bind",
             value=environment.get("OBSKIT_METRICS_BIND"),
             expected="an address to listen at",
-            hint="Name one, as in --bind 0.0.0.0:9464.",
+            hint="Name one, as in --bind 0.0.0.0:9764.",
         )
     return options
 

@@ -479,7 +479,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
-        (["--bind", "9464"], "--bind"),
+        (["--bind", "9764"], "--bind"),
         (["--bind", ""], "--bind"),
         (["--bind", "host:http"], "--bind"),
         (["--bind", "a..b:1"], "--bind"),
@@ -512,7 +512,7 @@ def test_wrong_flags(tmp_path: Path, arguments: list[str], flag: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("OBSKIT_METRICS_BIND", "9464"),
+        ("OBSKIT_METRICS_BIND", "9764"),
         ("OBSKIT_METRICS_BIND", ""),
         ("OBSKIT_METRICS_PATH", "metrics"),
         ("OBSKIT_METRICS_CERTFILE", "/nowhere"),

@@ -375,7 +375,7 @@ class TestBaseMethods:
         assert options == {
             "multiproc_dir": None,
             "metrics_keep": False,
-            "metrics_bind": "127.0.0.1:9464",
+            "metrics_bind": "127.0.0.1:9764",
             "metrics_path": "/metrics",
             "metrics_certfile": None,
             "metrics_keyfile": None,
