@@ -31,14 +31,15 @@ import errno
 import json
 import os
 import shutil
+import stat
 import time
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.fileformat import MetricFileName
-from obskit_gunicorn._store.identity import give_to_owner, pid_namespace
+from obskit_gunicorn._store.identity import acting_user, pid_namespace
 from obskit_gunicorn._store.leases import Lease, Role, read_json
-from obskit_gunicorn._store.locks import LockedFile, NotAFileError
+from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_directory, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,24 +238,29 @@ class SlotDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
             return True
 
-    def give_to(self, user: int, group: int) -> None:
-        """Make the workers' user the owner of our files in the directory; does nothing unless root.
+    def provide(self, user: int, group: int, *, mode: int) -> None:
+        """Make the directory if it is missing, and give it to the workers' user if this is root.
 
-        The directory itself changes its owner only if it contains nothing but our files. Links are
-        not followed: a user who may write next to it must not make root give away something else.
+        An existing directory is given only if that user may not write to it, and if it contains
+        nothing but our files. Our files in it are given as well.
 
         Args:
             user: The uid of the workers.
             group: Their gid.
+            mode: Permissions of a directory that is made.
+
+        Raises:
+            OSError: There is no such directory, and none can be made.
         """
-        if os.geteuid() != 0 or user == 0:
-            return
+        named = open_directory(self.path, make=mode)
         try:
-            descriptor = os.open(
-                self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
-        except OSError:
-            return
+            if os.geteuid() != 0 or user == 0:
+                return
+            # Everything by descriptor: who may write next to it must not make root give away
+            # something else.
+            descriptor = os.open(".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=named)
+        finally:
+            os.close(named)
         try:
             status = os.fstat(descriptor)
             if status.st_uid == user:
@@ -267,11 +273,17 @@ class SlotDirectory:
             ours = [name for name in names if _is_ours(name)]
             if bits & 0o3 != 0o3 and len(ours) == len(names):
                 os.fchown(descriptor, user, group)
+            # Where new files get the group of the directory, it has been chosen for readers.
+            keeps_group = status.st_mode & stat.S_ISGID
+            for name in ours:
+                with contextlib.suppress(OSError):
+                    file = open_file(name, os.O_RDWR, descriptor)
+                    try:
+                        os.fchown(file, user, -1 if keeps_group else group)
+                    finally:
+                        os.close(file)
         finally:
             os.close(descriptor)
-        for name in ours:
-            with contextlib.suppress(OSError), self._open(name, os.O_RDWR) as file:
-                os.fchown(file.descriptor, user, group)
 
     # Below: the caller holds the directory lock.
 
@@ -295,7 +307,6 @@ class SlotDirectory:
                 raise
             try:
                 if file.lock() and file.is_in_place():
-                    give_to_owner(file.descriptor)
                     for name, parsed in own_files.items():
                         if parsed.belongs_to_one_holder:
                             self._unlink(name)
@@ -377,19 +388,15 @@ class SlotDirectory:
 
     def _open_lock(self, flags: int) -> LockedFile:
         try:
-            file = self._open(LOCK_NAME, flags)
+            return self._open(LOCK_NAME, flags)
         except OSError as error:
             # A reader may lock without the right to write.
             if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise
             try:
-                file = self._open(LOCK_NAME)
+                return self._open(LOCK_NAME)
             except FileNotFoundError:
                 raise error from None
-        if flags & os.O_CREAT:
-            with contextlib.suppress(OSError):
-                give_to_owner(file.descriptor)
-        return file
 
 
 def explain(error: OSError, path: str) -> str:
@@ -406,7 +413,7 @@ def explain(error: OSError, path: str) -> str:
     elif isinstance(error, NotAFileError):
         hint = "remove that file or directory"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = f"make it writable for uid {os.geteuid()}, or unset PROMETHEUS_MULTIPROC_DIR"
+        hint = f"make it writable for uid {acting_user()}, or unset PROMETHEUS_MULTIPROC_DIR"
     elif error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
         hint = "the file system has no flock: use a local one, such as an emptyDir"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):

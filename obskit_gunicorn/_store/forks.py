@@ -2,7 +2,8 @@
 
 A child forked between the opening of a file and its registration would own a copy of the descriptor
 that nobody knows of, and so keep the lock after its parent's end. Whoever opens or locks files
-holds :func:`guard`, and a fork waits for it.
+holds :func:`guard`, and a fork waits for it. Under it root has only the rights of the workers' user
+over files: see :func:`obskit_gunicorn._store.identity.act_as_owner`.
 
 A forked child starts over room by room, the lowest first: see :data:`ORDER`.
 """
@@ -13,17 +14,41 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from obskit_gunicorn._store import identity
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ORDER = ("membership", "values", "collectors", "exporter")
 """Who starts over in a forked child, in this order."""
 
-_guard = threading.RLock()
+
+class _Guard:
+    """A re-entrant lock; whoever holds it touches files as the workers' user."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self.acquire, self.release = self._lock.acquire, self._lock.release
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            identity.act_as_owner()
+
+    def __exit__(self, *_error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            identity.act_as_oneself()
+        self._lock.release()
+
+
+_guard = _Guard()
 _steps: dict[str, Callable[[], object]] = {}
 
 
-def guard() -> threading.RLock:
+def guard() -> _Guard:
     """Return the lock that keeps forks away; re-entrant, and a fresh one in each forked child."""
     return _guard
 
@@ -46,7 +71,8 @@ def start_over() -> None:
     it when it notices.
     """
     global _guard  # noqa: PLW0603 - a fresh lock is the only safe one after a fork
-    _guard = threading.RLock()
+    _guard = _Guard()
+    identity.act_as_oneself()
     for name in ORDER:
         if name in _steps:
             _steps[name]()

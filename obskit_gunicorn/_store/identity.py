@@ -6,23 +6,49 @@ uses a pid again. With its namespace and its start time it names one process.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
+
+_NO_CHANGE = 0xFFFFFFFF
 
 
 class _Owner:
-    """To whom root gives the files it makes."""
+    """With whose rights root touches files, and whether it does so now."""
 
     ids: tuple[int, int] | None = None
+    libc: ctypes.CDLL | None = None
+    acts = False
 
 
 def set_owner(user: int, group: int) -> None:
-    """Say to whom root gives the files it makes from now on, in this process and its forks.
+    """Say with whose rights root touches the directory from now on, in this process and its forks.
 
     Args:
         user: The uid of the workers.
         group: Their gid.
+
+    Raises:
+        OSError: This process is root, and cannot take these rights.
     """
-    _Owner.ids = (user, group)
+    _Owner.ids, _Owner.libc = (user, group), None
+    if os.geteuid() != 0 or user == 0:
+        return
+    with contextlib.suppress(ImportError, OSError):
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        libc.setfsuid.argtypes = libc.setfsgid.argtypes = [ctypes.c_uint]
+        _Owner.libc = libc
+    act_as_owner()
+    is_owner = _Owner.libc is not None and _Owner.libc.setfsuid(_NO_CHANGE) == user
+    act_as_oneself()
+    if not is_owner:
+        raise OSError(errno.ENOTSUP, "root cannot act with the rights of the workers' user here")
 
 
 def owner() -> tuple[int, int] | None:
@@ -30,20 +56,31 @@ def owner() -> tuple[int, int] | None:
     return _Owner.ids
 
 
-def give_to_owner(descriptor: int) -> None:
-    """Give a file that root has just made to the user that the workers run as.
+def acting_user() -> int:
+    """Return the uid with whose rights this process touches the directory."""
+    user = os.geteuid()
+    return _Owner.ids[0] if user == 0 and _Owner.ids is not None else user
 
-    Without it a root arbiter would leave files behind that the next holder of the slot, which has
-    dropped root, cannot open. Does nothing for any other user.
 
-    Args:
-        descriptor: An open descriptor of the file.
+def act_as_owner() -> None:
+    """Touch files with the rights of the workers' user; does nothing unless root.
 
-    Raises:
-        OSError: The file system has no owners.
+    What root makes then belongs to that user, whose processes can use it. And whatever that user
+    has put in the place of a file or a directory, root gets no further with it than he does. It is
+    about files alone, and about this thread alone: signals, forks and other threads notice nothing.
     """
-    if _Owner.ids is not None and os.geteuid() == 0:
-        os.fchown(descriptor, *_Owner.ids)
+    if _Owner.libc is not None and _Owner.ids is not None and os.geteuid() == 0:
+        _Owner.acts = True
+        _Owner.libc.setfsgid(_Owner.ids[1])
+        _Owner.libc.setfsuid(_Owner.ids[0])
+
+
+def act_as_oneself() -> None:
+    """End :func:`act_as_owner`; may be called without it."""
+    if _Owner.acts and _Owner.libc is not None:
+        _Owner.acts = False
+        _Owner.libc.setfsuid(os.geteuid())
+        _Owner.libc.setfsgid(os.getegid())
 
 
 def pid_namespace() -> str:

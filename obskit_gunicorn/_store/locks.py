@@ -42,7 +42,7 @@ class NotAFileError(OSError):
     """What has this name is not a regular file, but a directory, a pipe or a link."""
 
 
-def open_file(path: str, flags: int) -> int:
+def open_file(path: str, flags: int, directory: int | None = None) -> int:
     """Open a regular file, and nothing else.
 
     A pipe would block, a link would lead elsewhere, and a hard link in a directory that another
@@ -52,6 +52,7 @@ def open_file(path: str, flags: int) -> int:
         path: The file.
         flags: Flags for :func:`os.open`; ``O_CLOEXEC``, ``O_NOFOLLOW`` and ``O_NONBLOCK`` are
             added. A file that is made here gets the mode 0664, subject to the umask.
+        directory: A descriptor of the directory that a relative path starts from.
 
     Returns:
         The descriptor.
@@ -61,7 +62,8 @@ def open_file(path: str, flags: int) -> int:
         OSError: The file cannot be opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o664)
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o664, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotAFileError(error.errno, "this is not a regular file", path) from None
@@ -77,7 +79,7 @@ def open_file(path: str, flags: int) -> int:
     return descriptor
 
 
-def open_directory(path: str, *, make: bool = False) -> int:
+def open_directory(path: str, *, make: int | None = None) -> int:
     """Open a directory, to reach what is in it by descriptor.
 
     Root follows only links that no other user can have made: one who owns a directory on the way
@@ -85,18 +87,17 @@ def open_directory(path: str, *, make: bool = False) -> int:
 
     Args:
         path: The directory, absolute.
-        make: Make what is missing of it.
+        make: Make what is missing of it, with this mode.
 
     Returns:
         A descriptor that names the directory; it need not be open for reading.
 
     Raises:
-        PermissionError: Another user may have made a link on the way.
-        OSError: It cannot be opened.
+        OSError: It cannot be opened. ELOOP: another user may have made a link on the way.
     """
     if os.geteuid() != 0:
-        if make:
-            os.makedirs(path, exist_ok=True)
+        if make is not None:
+            os.makedirs(path, make, exist_ok=True)
         return os.open(path, _SEARCH)
     parts, links = path.split(os.sep)[::-1], 0
     at = os.open(os.sep, _SEARCH)
@@ -105,9 +106,9 @@ def open_directory(path: str, *, make: bool = False) -> int:
             part = parts.pop()
             if not part:
                 continue
-            if make:
+            if make is not None:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=at)
+                    os.mkdir(part, make if not any(parts) else 0o755, dir_fd=at)
             try:
                 below = os.open(part, _SEARCH | os.O_NOFOLLOW, dir_fd=at)
             except OSError as error:
@@ -136,9 +137,7 @@ def _link_target(name: str, directory: int, path: str) -> str:
         return ""
     status = os.fstat(directory)
     if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(
-            errno.EPERM, "root follows no link that another user may have made", path
-        )
+        raise OSError(errno.ELOOP, "root follows no link that another user may have made", path)
     return target
 
 

@@ -80,12 +80,17 @@ class Membership:
             self.release()
             self.role, self.is_configuring, self._wanted = "arbiter", False, None
             self._arbiter_pid = os.getpid()
-            set_owner(user, group)
-            if path is not None:
-                return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
-            self.directory = None
+            if path is None or self.directory is None or self.directory.path != path:
+                self.directory, self.is_private = None, False
+        set_owner(user, group)
+        if path is None:
+            return self._begin_privately(user)
+        return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
+
+    def _begin_privately(self, user: int) -> bool:
+        with forks.guard():
             private.remove_leftovers(user)
-            self.directory, self.lease = private.make(user, group)
+            self.directory, self.lease = private.make(user)
             self.is_private = True
             self._begun.add(self.directory.path)
             return True
@@ -93,22 +98,21 @@ class Membership:
     def _begin_in(self, directory: SlotDirectory, *, keep: bool, user: int, group: int) -> bool:
         again = directory.path in self._begun
         self._begun.add(directory.path)
-        was_here = self.directory is not None and self.directory.path == directory.path
-        is_private = private.is_private(directory) or (was_here and self.is_private)
-        if not was_here:
-            self.directory = None
-        os.makedirs(directory.path, mode=0o700 if is_private else 0o755, exist_ok=True)
-        directory.give_to(user, group)
-        try:
-            self.lease, wiped = directory.start_generation(keep=keep or again, private=is_private)
-        except OSError as error:
-            # What passes keeps the directory: workers may have better luck, and this process when
-            # it tries again.
-            if error.errno in _PASSING:
-                self.directory, self.is_private = directory, is_private
-            raise
-        self.directory, self.is_private = directory, is_private
-        return wiped
+        is_private = private.is_private(directory) or self.is_private
+        directory.provide(user, group, mode=0o700 if is_private else 0o755)
+        with forks.guard():
+            try:
+                self.lease, wiped = directory.start_generation(
+                    keep=keep or again, private=is_private
+                )
+            except OSError as error:
+                # What passes keeps the directory: workers may have better luck, and this process
+                # when it tries again.
+                if error.errno in _PASSING:
+                    self.directory, self.is_private = directory, is_private
+                raise
+            self.directory, self.is_private = directory, is_private
+            return wiped
 
     def join(self, path: str) -> None:
         """Use a directory from a process that Gunicorn did not start; takes no lease yet.

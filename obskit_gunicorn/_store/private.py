@@ -32,12 +32,11 @@ def is_private(directory: SlotDirectory) -> bool:
     return is_named_so and directory.generation().get("private") is True
 
 
-def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
+def make(user: int) -> tuple[SlotDirectory, Lease]:
     """Make a private directory, and take the arbiter's lease in it.
 
     Args:
-        user: The uid of the workers.
-        group: Their gid.
+        user: The uid of the workers, with whose rights this is done.
 
     Raises:
         OSError: There is no place for one.
@@ -46,19 +45,17 @@ def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
     for parent in _parents(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:
-                return _make_in(parent, user, group)
+                return _make_in(parent, user)
             except OSError as reason:
                 error = reason
     raise error
 
 
-def _make_in(parent: str, user: int, group: int) -> tuple[SlotDirectory, Lease]:
+def _make_in(parent: str, user: int) -> tuple[SlotDirectory, Lease]:
     # Under another name until it is leased: a server that starts at the same time and removes what
     # killed runs have left must not take it for a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
     try:
-        if os.geteuid() == 0:
-            os.chown(unfinished, user, group)
         lease, _ = SlotDirectory(unfinished).start_generation(keep=False, private=True)
         path = os.path.join(parent, os.path.basename(unfinished)[1:])
         os.rename(unfinished, path)

@@ -9,7 +9,6 @@ import os
 
 from obskit_gunicorn._store import fileformat
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage
-from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
 
@@ -159,7 +158,6 @@ class MetricFile:
         file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             file.lock()
-            give_to_owner(file.descriptor)
             end = HEADER_BYTES + len(entries)
             _reserve(file.descriptor, 0, _whole_pages(end))
             os.pwrite(file.descriptor, fileformat.pack_int(end) + os.urandom(4) + entries, 0)

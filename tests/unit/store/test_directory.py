@@ -913,6 +913,56 @@ class TestProcess:
             assert read(path) == {"c_total": 3.0}
 
     @needs_root
+    @pytest.mark.parametrize("when", ["before", "while it runs"])
+    def test_root_is_led_nowhere(self, nursery: Nursery, when: str) -> None:
+        """A link in the place of a directory leads root to nothing that it would then give away."""
+        with forks.public_directory() as place:
+            (place / "etc").mkdir()
+            (place / "etc" / "counter_1.db").write_bytes(b"somebody else's")
+            (place / "home").mkdir()
+            os.chown(place / "home", NOBODY, NOBODY)
+            path = place / "home" / "metrics"
+            arbiter = nursery.start()
+            if when == "before":
+                os.symlink(place / "etc", path)
+                with pytest.raises(forks.RemoteError, match="another user may have made"):
+                    arbiter.call(_begin_as_root, str(path))
+            else:
+                arbiter.call(_begin_as_root, str(path))
+                os.rename(path, place / "home" / "before")
+                os.symlink(place / "etc", path)
+                arbiter.call(act, "counter", "c", "inc")
+                arbiter.call(_remove_live_gauges)
+                assert arbiter.call(_errno_of_beginning_as_root, str(path)) == errno.ELOOP
+            assert os.listdir(place / "etc") == ["counter_1.db"]
+            assert (place / "etc").stat().st_uid == 0
+
+    @needs_root
+    def test_root_uses_no_directory_that_is_closed_to_the_workers(self, nursery: Nursery) -> None:
+        """Where the workers' user may not write, root does not either, and says whom it is for."""
+        with forks.public_directory() as place:
+            (place / "theirs").write_bytes(b"")
+            assert nursery.start().call(_errno_of_beginning_as_root, str(place)) == errno.EACCES
+            assert os.listdir(place) == ["theirs"]
+
+    @needs_root
+    def test_readers_group_is_kept(self, nursery: Nursery) -> None:
+        """Files in a directory that hands on its group belong to that group, whoever made them."""
+        with forks.public_directory() as place:
+            path = place / "metrics"
+            path.mkdir()
+            os.chown(path, NOBODY, 4711)
+            path.chmod(0o2755)
+            (path / "counter_slot0.db").write_bytes(b"")
+            os.chown(path / "counter_slot0.db", 0, 4711)
+            arbiter = nursery.start()
+            arbiter.call(_begin_for, str(path), NOBODY, NOBODY, keep=True)
+            arbiter.call(act, "gauge_sum", "g", "inc")
+            for name in os.listdir(path):
+                status = (path / name).stat()
+                assert (status.st_uid, status.st_gid) == (NOBODY, 4711), name
+
+    @needs_root
     def test_root_gives_away_what_it_finds(self, nursery: Nursery) -> None:
         """Files that an earlier run as root has left are opened to the workers' user."""
         with forks.public_directory() as place:
@@ -993,6 +1043,18 @@ def _begin_for(path: str, user: int, group: int, *, keep: bool = False) -> None:
     sharing.install()
     sharing.begin(path, keep=keep, user=user, group=group)
     assert membership.lease is not None
+
+
+def _begin_as_root(path: str) -> None:
+    membership.begin(path, keep=False, user=NOBODY, group=NOBODY)
+
+
+def _errno_of_beginning_as_root(path: str) -> int | None:
+    return _errno_of(_begin_as_root, path)
+
+
+def _remove_live_gauges() -> None:
+    membership.remove_live_gauges()
 
 
 def _begin_in_trouble(directory: str, number: int) -> None:
@@ -1148,13 +1210,13 @@ class TestExplain:
     @pytest.mark.parametrize(
         ("number", "mend"),
         [
-            (errno.ENOSPC, "room"),
+            (errno.ENOSPC, "larger"),
             (errno.EMFILE, "ulimit"),
             (errno.EACCES, "writable"),
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
             (errno.ENOTDIR, "not a directory"),
-            (errno.ENOENT, "gone"),
+            (errno.ENOENT, "removed"),
             (errno.EIO, "docs/"),
         ],
     )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from obskit_gunicorn._store import identity, locks
+from obskit_gunicorn._store import forks, identity, locks
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_file
-from tests.support.forks import NOBODY, Nursery, fork_call, reap, wait_until
+from tests.support.forks import NOBODY, Nursery, fork_call, public_directory, reap, wait_until
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
@@ -218,7 +218,25 @@ class TestOwner:
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
     def test_root_gives_its_files_to_the_workers(self, nursery: Nursery, path: str) -> None:
         """What root makes belongs to the user that the workers run as."""
-        assert nursery.start().call(_make_for, path, NOBODY, NOBODY) == (NOBODY, NOBODY)
+        with public_directory() as place:
+            os.chown(place, NOBODY, NOBODY)
+            made = nursery.start().call(_make_for, str(place / "file"), NOBODY, NOBODY)
+            assert made == (NOBODY, NOBODY)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act with another's rights")
+    def test_root_has_only_the_workers_rights(self, nursery: Nursery) -> None:
+        """Under the guard, and only there, root opens what the workers' user could open."""
+        with public_directory() as place:
+            (place / "secret").write_text("root only")
+            (place / "secret").chmod(0o600)
+            refused = errno.EACCES
+            opened = nursery.start().call(_open_in_forks, str(place / "secret"))
+            assert opened == [refused, refused, 0, 0, 0]
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act with another's rights")
+    def test_root_that_cannot_act_so(self, nursery: Nursery) -> None:
+        """Where the system cannot do that, root says so instead of using its own rights."""
+        assert nursery.start().call(_error_without_ctypes) == errno.ENOTSUP
 
     def test_owner_is_nobody_in_particular_by_default(self, nursery: Nursery, path: str) -> None:
         """Until somebody is named, files stay with the one who makes them."""
@@ -265,10 +283,45 @@ def _close() -> None:
 def _make_for(path: str, *ids: int) -> tuple[int, int]:
     if ids:
         identity.set_owner(*ids)
-    file = LockedFile(path, MAKE)
-    identity.give_to_owner(file.descriptor)
+    with forks.guard():
+        file = LockedFile(path, MAKE)
     status = os.fstat(file.descriptor)
     return status.st_uid, status.st_gid
+
+
+def _open_in_forks(path: str) -> list[int]:
+    """Open a file of root's: under the guard, after it, in a child forked under it and after."""
+    identity.set_owner(NOBODY, NOBODY)
+    found = []
+    with forks.guard():
+        with forks.guard():
+            found.append(_error_of_opening(path))
+        found.append(_error_of_opening(path))
+        found.append(reap(fork_call(_open, path)))
+    found.append(_error_of_opening(path))
+    found.append(reap(fork_call(_open, path)))
+    return found
+
+
+def _error_of_opening(path: str) -> int:
+    try:
+        _open(path)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def _open(path: str) -> None:
+    os.close(os.open(path, os.O_RDWR))
+
+
+def _error_without_ctypes() -> int | None:
+    sys.modules["ctypes"] = None  # type: ignore[assignment]
+    try:
+        identity.set_owner(NOBODY, NOBODY)
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def test_fork_helpers_report_failures(nursery: Nursery) -> None:
