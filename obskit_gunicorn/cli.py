@@ -216,7 +216,8 @@ def _inspect(path: str, given: argparse.Namespace) -> int:
         _print_json(directory=path, generation=generation, slots=records, files=shown)
         return 0
     print(f"directory  {path}")
-    print(f"protocol   {generation.get('protocol', 'none: no arbiter has been here')}")
+    nobody = "" if "started" in generation else ": no arbiter has been here"
+    print(f"protocol   {generation.get('protocol', 'none')}{nobody}")
     print(f"slots      {len(records)}, {sum(map(bool, records.values()))} leased")
     for slot, record in sorted(records.items(), key=lambda item: (len(item[0]), item[0])):
         print(f"  {slot:<10} {_holder(record)}")

@@ -11,7 +11,8 @@ nobody holds a lease.
 
 The directory contains::
 
-    slots.lock              the directory lock; records the protocol and the generation
+    slots.lock              the directory lock, its owner's alone; records protocol and generation
+    slots.generation        the same record, for readers
     slotN.lease             the lease of slot N, with a record of its holder, for people
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
     <type>_slotN.new        a metric file that is not complete yet
@@ -44,15 +45,22 @@ from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_directo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROTOCOL = 1
-"""The version of the rules in this module. A directory in use with another version is not used."""
+PROTOCOL = 2
+"""The version of the rules in this module. A directory in use with a later version is not used."""
+
+_BY_FLOCK = 1
+"""The protocol whose claims are flocks: that of older releases, and of systems without others."""
 
 LOCK_NAME = "slots.lock"
-LOCK_WAIT_SECONDS = 4.0
+GENERATION_NAME = "slots.generation"
+LOCK_WAIT_SECONDS = 2.0
 """How long to wait for the directory lock before metrics stay in memory."""
 
 ASK_WAIT_SECONDS = 0.1
-"""How long to wait for it only to read who holds which lease, as each scrape does."""
+"""How long to wait for it only to read who holds which lease, where claims are flocks."""
+
+_OLD_LOCK_WAIT_SECONDS = 0.25
+"""How long to wait for a lock file that others can open, before it is replaced."""
 
 _MOST_SLOTS = 65536
 
@@ -76,15 +84,19 @@ class SlotDirectory:
 
     @contextlib.contextmanager
     def locked(
-        self, *, shared: bool = False, wait_seconds: float = LOCK_WAIT_SECONDS
+        self,
+        *,
+        shared: bool = False,
+        only_asks: bool = False,
+        wait_seconds: float = LOCK_WAIT_SECONDS,
     ) -> Iterator[LockedFile]:
         """Hold the directory lock.
 
-        Whoever takes or wipes slots holds it exclusively; whoever only reads holds it shared, so
-        that a read never makes a slot look leased to a process that takes one.
+        Whoever takes a slot holds it shared, whoever removes or replaces files alone.
 
         Args:
-            shared: Share the lock with others that only read.
+            shared: Share the lock.
+            only_asks: Need neither the right to write nor the lock file to exist.
             wait_seconds: How long to wait.
 
         Yields:
@@ -97,7 +109,7 @@ class SlotDirectory:
         deadline = time.monotonic() + wait_seconds
         with forks.guard():
             while True:
-                with self._open_lock(os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT) as file:
+                with self._open(LOCK_NAME) if only_asks else self._open_lock() as file:
                     remaining = max(0.0, deadline - time.monotonic())
                     if not file.lock(shared=shared, wait_seconds=remaining):
                         raise TimeoutError(
@@ -123,21 +135,26 @@ class SlotDirectory:
         Raises:
             OSError: The directory cannot be used.
         """
+        self._close_lock()
         with self.locked() as lock_file:
-            in_use = self._is_in_use()
+            generation = read_json(lock_file.descriptor)
+            in_use = self._is_in_use(by_flock=_is_by_flock(generation))
             wiped = not keep and not in_use
             if wiped:
                 self._wipe()
             if in_use:
-                self._check_protocol(lock_file)
-            generation = read_json(lock_file.descriptor)
-            if wiped or not generation:
-                generation = {"started": time.time(), "private": private}
+                self._check_protocol(generation)
+            if wiped or "started" not in generation:
+                generation = {**generation, "started": time.time(), "private": private}
             if not in_use or "protocol" not in generation:
-                generation["protocol"] = PROTOCOL
+                generation["protocol"] = _best_protocol(lock_file)
                 with contextlib.suppress(OSError):
                     lock_file.write(json.dumps(generation).encode())
-            return self._acquire("arbiter"), wiped
+            with contextlib.suppress(OSError):
+                self._replace(GENERATION_NAME, generation, for_readers=True)
+            lease = self._acquire("arbiter", by_flock=_is_by_flock(generation), alone=True)
+            assert lease is not None
+            return lease, wiped
 
     def acquire(self, role: Role, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
         """Take the lowest free slot.
@@ -153,26 +170,35 @@ class SlotDirectory:
         Raises:
             OSError: The lease cannot be taken.
         """
-        with self.locked(wait_seconds=wait_seconds) as lock_file:
-            self._check_protocol(lock_file)
-            return self._acquire(role)
+        for alone in (False, True):
+            with self.locked(shared=not alone, wait_seconds=wait_seconds) as lock_file:
+                generation = read_json(lock_file.descriptor)
+                self._check_protocol(generation)
+                by_flock = _is_by_flock(generation)
+                lease = self._acquire(role, by_flock=by_flock, alone=alone)
+                if lease is not None:
+                    return lease
+        raise AssertionError
 
     def records(
         self, *, wait_seconds: float = ASK_WAIT_SECONDS
     ) -> dict[str, dict[str, Any] | None]:
         """Return the record of every slot that is leased, and ``None`` for every free slot.
 
-        This never makes a slot look leased to others. If the directory lock cannot be taken, every
+        This takes nothing, so it never makes a slot look leased to others and waits for nobody.
+        Only where claims are flocks it needs the directory lock. Where it cannot be known, every
         slot counts as leased, so that no living process is taken for dead.
 
         Raises:
             OSError: The directory cannot be read.
         """
         try:
-            with self.locked(shared=True, wait_seconds=wait_seconds):
-                return self._records(sure=True)
+            if not _is_by_flock(self.generation()):
+                return self._records(by_flock=False)
+            with self.locked(shared=True, only_asks=True, wait_seconds=wait_seconds):
+                return self._records(by_flock=True)
         except OSError:
-            return self._records(sure=False)
+            return self._records(by_flock=None)
 
     def last_record(self, pid: int, start_ticks: int) -> dict[str, Any]:
         """Return the record of a process of this pid namespace, whether it has ended or not.
@@ -197,15 +223,19 @@ class SlotDirectory:
         return {}
 
     def generation(self) -> dict[str, Any]:
-        """Return what the lock file says: ``protocol``, ``started`` (Unix seconds), ``private``.
+        """Return what is recorded: ``protocol``, ``started`` (Unix seconds), ``private``.
 
-        Never raises; empty if no arbiter has begun a generation.
+        Never raises; without ``started`` if no arbiter has begun a generation.
         """
-        try:
-            with self._open_lock(os.O_RDONLY) as file:
-                return read_json(file.descriptor)
-        except OSError:
-            return {}
+        for name in (LOCK_NAME, GENERATION_NAME):
+            try:
+                with self._open(name) as file:
+                    return read_json(file.descriptor)
+            except PermissionError:  # the lock is its owner's
+                continue
+            except OSError:
+                break
+        return {}
 
     def remove_live_gauges(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Remove the live-gauge files of slots that nobody holds.
@@ -216,11 +246,12 @@ class SlotDirectory:
         Raises:
             OSError: The directory lock cannot be taken.
         """
-        with self.locked(wait_seconds=wait_seconds):
-            leased = {slot for slot, record in self._records(sure=True).items() if record}
+        with self.locked(wait_seconds=wait_seconds) as lock_file:
+            by_flock = _is_by_flock(read_json(lock_file.descriptor))
+            leased = {slot for slot, record in self._records(by_flock=by_flock).items() if record}
             for name, parsed in self._metric_files():
                 is_over = _is_slot(parsed.holder) and parsed.holder not in leased
-                if parsed.is_live_gauge and is_over and self._is_free(name):
+                if parsed.is_live_gauge and is_over and self._is_free(name, by_flock=by_flock):
                     self._unlink(name)
 
     def remove_if_unused(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> bool:
@@ -232,8 +263,8 @@ class SlotDirectory:
         Raises:
             OSError: The directory lock cannot be taken.
         """
-        with self.locked(wait_seconds=wait_seconds):
-            if self._is_in_use():
+        with self.locked(wait_seconds=wait_seconds) as lock_file:
+            if self._is_in_use(by_flock=_is_by_flock(read_json(lock_file.descriptor))):
                 return False
             shutil.rmtree(self.path, ignore_errors=True)
             return True
@@ -287,52 +318,87 @@ class SlotDirectory:
 
     # Below: the caller holds the directory lock.
 
-    def _acquire(self, role: Role) -> Lease:
-        files: dict[str, dict[str, MetricFileName]] = {}
-        for name, parsed in self._metric_files():
-            files.setdefault(parsed.holder, {})[name] = parsed
+    def _acquire(self, role: Role, *, by_flock: bool, alone: bool) -> Lease | None:
+        """Take the lowest free slot.
+
+        Args:
+            role: What the process is.
+            by_flock: Whether claims are flocks.
+            alone: Whether the caller shares the directory lock with nobody.
+
+        Returns:
+            The lease. ``None`` if somebody who may only read keeps us from claiming a free slot:
+            its file must be replaced, by who holds the directory lock alone.
+        """
+        names = os.listdir(self.path)
+        leases = {name for name in names if name.endswith(".lease")}
+        files: dict[str, list[str]] = {}
+        for name in names:
+            if name.endswith(".db"):
+                files.setdefault(name.rpartition("_")[2].removesuffix(".db"), []).append(name)
         for number in range(_MOST_SLOTS):
             slot = f"slot{number}"
-            own_files = files.get(slot, {})
-            # If the lease of a living process was removed by hand, its files are still locked.
-            if not all(self._is_free(name, writable=True) for name in own_files):
+            name = f"{slot}.lease"
+            if name in leases and not self._is_free(name, by_flock=by_flock):
+                continue
+            own_files = [found for found in files.get(slot, ()) if MetricFileName.parse(found)]
+            # If the lease of a living process was removed by hand, its files are still claimed.
+            if not all(self._is_free(one, by_flock=by_flock, writable=True) for one in own_files):
                 continue
             try:
-                file = self._open(f"{slot}.lease", os.O_RDWR | os.O_CREAT)
+                file = self._claim(name, by_flock=by_flock, alone=alone)
             except NotAFileError:
                 continue
             except PermissionError as error:
                 if os.path.lexists(error.filename):
                     continue  # another user's slot
                 raise
+            if file is not None:
+                try:
+                    for one in own_files:
+                        parsed = MetricFileName.parse(one)
+                        if parsed is not None and parsed.belongs_to_one_holder:
+                            self._unlink(one)
+                    return Lease(slot, file, role, by_flock=by_flock)
+                except BaseException:
+                    file.close()
+                    raise
+            if not alone and self._is_free(name, by_flock=by_flock):
+                return None
+        raise OSError(errno.EUSERS, f"all {_MOST_SLOTS} slots are leased", self.path)
+
+    def _claim(self, name: str, *, by_flock: bool, alone: bool) -> LockedFile | None:
+        """Claim a lease file; ``None`` if it is somebody else's, or if somebody is in the way."""
+        while True:
+            file = self._open(name, os.O_RDWR | os.O_CREAT)
             try:
-                if file.lock() and file.is_in_place():
-                    for name, parsed in own_files.items():
-                        if parsed.belongs_to_one_holder:
-                            self._unlink(name)
-                    return Lease(slot, file, role)
+                if file.claim(by_flock=by_flock) and file.is_in_place():
+                    return file
+                is_in_the_way = alone and not file.is_claimed(by_flock=by_flock)
             except BaseException:
                 file.close()
                 raise
             file.close()
-        raise OSError(errno.EUSERS, f"all {_MOST_SLOTS} slots are leased", self.path)
+            if not is_in_the_way:
+                return None
+            self._unlink(name)  # a new one can be opened by nobody else until it is claimed
 
-    def _is_in_use(self) -> bool:
+    def _is_in_use(self, *, by_flock: bool) -> bool:
         """Return whether anybody holds a lease or writes a metric file.
 
         The metric files are checked too, because the lease of a living process may have been
         removed by hand.
         """
         return not all(
-            self._is_free(name)
+            self._is_free(name, by_flock=by_flock)
             for name in os.listdir(self.path)
             if name.endswith(".lease") or MetricFileName.parse(name)
         )
 
-    def _is_free(self, name: str, *, writable: bool = False) -> bool:
+    def _is_free(self, name: str, *, by_flock: bool, writable: bool = False) -> bool:
         try:
             with self._open(name, os.O_RDWR if writable else os.O_RDONLY) as file:
-                return file.lock()
+                return not file.is_claimed(by_flock=by_flock)
         except FileNotFoundError:
             return True
         except NotAFileError:
@@ -340,7 +406,8 @@ class SlotDirectory:
         except PermissionError:
             return False  # unknown
 
-    def _records(self, *, sure: bool) -> dict[str, dict[str, Any] | None]:
+    def _records(self, *, by_flock: bool | None) -> dict[str, dict[str, Any] | None]:
+        """Return the records; with ``None`` for ``by_flock`` of all slots, leased or not."""
         records: dict[str, dict[str, Any] | None] = {}
         for name in self._lease_names():
             try:
@@ -348,8 +415,8 @@ class SlotDirectory:
             except OSError:
                 continue
             with file:
-                free = sure and file.lock(shared=True)
-                record = None if free else read_json(file.descriptor) or {"state": ""}
+                is_held = by_flock is None or file.is_claimed(by_flock=by_flock)
+                record = read_json(file.descriptor) or {"state": ""} if is_held else None
                 records[name.removesuffix(".lease")] = record
         return records
 
@@ -360,15 +427,45 @@ class SlotDirectory:
             if _is_ours(name) and name != LOCK_NAME:
                 self._unlink(name)
 
-    def _check_protocol(self, lock_file: LockedFile) -> None:
-        protocol = read_json(lock_file.descriptor).get("protocol", PROTOCOL)
-        if protocol != PROTOCOL:
+    def _check_protocol(self, generation: dict[str, Any]) -> None:
+        protocol = generation.get("protocol", PROTOCOL)
+        if protocol not in (_BY_FLOCK, PROTOCOL):
             raise OSError(
                 errno.EPROTONOSUPPORT,
                 f"the directory is in use with slot protocol {protocol}; this release of "
                 f"obskit-gunicorn supports {PROTOCOL}",
                 self.path,
             )
+
+    def _close_lock(self) -> None:
+        """Replace a lock file that others may open, as older releases have left it.
+
+        Somebody who may read it may hold it for ever. A running server of an older release keeps
+        it, since its workers may be waiting for it.
+        """
+        with (
+            forks.guard(),
+            contextlib.suppress(OSError),
+            self._open(LOCK_NAME, os.O_RDWR) as file,
+        ):
+            if stat.S_IMODE(os.fstat(file.descriptor).st_mode) & 0o077:
+                file.lock(wait_seconds=_OLD_LOCK_WAIT_SECONDS)
+                generation = read_json(file.descriptor)
+                if not self._is_in_use(by_flock=_is_by_flock(generation)) and file.is_in_place():
+                    self._replace(LOCK_NAME, generation)
+
+    def _replace(self, name: str, record: dict[str, Any], *, for_readers: bool = False) -> None:
+        """Put a new file with a record in the place of what has a name."""
+        unfinished = os.path.join(self.path, f"{name}.{os.urandom(4).hex()}.new")
+        with self._open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+            try:
+                file.write(json.dumps(record).encode())
+                if for_readers:
+                    file.claim(by_flock=False)
+                os.rename(unfinished, os.path.join(self.path, name))
+            except BaseException:
+                self._unlink(unfinished)
+                raise
 
     def _metric_files(self) -> Iterator[tuple[str, MetricFileName]]:
         for name in os.listdir(self.path):
@@ -386,17 +483,30 @@ class SlotDirectory:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(os.path.join(self.path, name))
 
-    def _open_lock(self, flags: int) -> LockedFile:
-        try:
-            return self._open(LOCK_NAME, flags)
-        except OSError as error:
-            # A reader may lock without the right to write.
-            if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
-                raise
+    def _open_lock(self) -> LockedFile:
+        while True:
             try:
-                return self._open(LOCK_NAME)
+                return self._open(LOCK_NAME, os.O_RDWR)
             except FileNotFoundError:
-                raise error from None
+                pass
+            with (
+                contextlib.suppress(FileExistsError),
+                self._open(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file,
+            ):
+                # Who opens it before the protocol is recorded is more careful than he need be.
+                if file.lock():
+                    record = {"protocol": _best_protocol(file)}
+                    with contextlib.suppress(OSError):
+                        file.write(json.dumps(record).encode())
+
+
+def _is_by_flock(generation: dict[str, Any]) -> bool:
+    """Return whether a claim may be an flock and nothing else; so where nothing is recorded."""
+    return bool(generation.get("protocol", _BY_FLOCK) == _BY_FLOCK)
+
+
+def _best_protocol(file: LockedFile) -> int:
+    return PROTOCOL if file.can_be_claimed() else _BY_FLOCK
 
 
 def explain(error: OSError, path: str) -> str:
@@ -431,7 +541,9 @@ def _is_slot(name: str) -> bool:
 
 def _is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
-    if name == LOCK_NAME or MetricFileName.parse(name.removesuffix(".damaged")):
+    if name.startswith((LOCK_NAME, GENERATION_NAME)) or MetricFileName.parse(
+        name.removesuffix(".damaged")
+    ):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
     return _is_slot(holder) and name.endswith((".lease", ".new"))

@@ -1,8 +1,8 @@
 """Leases: one process's exclusive hold on a slot, and the record beside it.
 
-A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
-releases it or ends, for whatever reason. Pids are never used to tell who is alive, because
-processes of several pid namespaces may share the directory.
+A lease is a claim to ``slotN.lease``, see :mod:`obskit_gunicorn._store.locks`. It does not expire
+by time; it ends when the process releases it or ends, for whatever reason. Pids are never used to
+tell who is alive, because processes of several pid namespaces may share the directory.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ class Lease:
     Attributes:
         slot: The slot's name, as in file names.
         record: What the lease file says about the holder.
+        by_flock: Whether holders of other slots may have nothing but an flock.
     """
 
-    __slots__ = ("_file", "record", "slot")
+    __slots__ = ("_file", "by_flock", "record", "slot")
 
-    def __init__(self, slot: str, file: LockedFile, role: Role) -> None:
-        """Wrap a locked lease file."""
+    def __init__(self, slot: str, file: LockedFile, role: Role, *, by_flock: bool = False) -> None:
+        """Wrap a claimed lease file."""
         self.slot = slot
+        self.by_flock = by_flock
         self._file = file
         before = read_json(file.descriptor)
         before.pop("previous", None)

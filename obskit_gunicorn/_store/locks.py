@@ -1,9 +1,14 @@
-"""Open files that this process holds an flock on, and the rules for letting go of them.
+"""Open files that this process holds a lock on, and the rules for letting go of them.
 
 Everything that may have only one holder (a slot's lease, a metric file, the directory lock) is a
-:class:`LockedFile`: an open descriptor with an ``flock``. The kernel ends the lock when the last
-copy of the descriptor is gone, however the process ends, and every process that can open the file
-sees it, whatever its pid namespace.
+:class:`LockedFile`: an open descriptor with a lock. The kernel ends the lock when the last copy of
+the descriptor is gone, however the process ends, and every process that can open the file sees it,
+whatever its pid namespace.
+
+There are two kinds. An ``flock`` needs only the right to read, so it is for files that nobody else
+may open. A *claim* is a write lock of the open file (``F_OFD_SETLK``): who may only read cannot
+take one. He can take a read lock, which is in the way of a claim; but one can ask which kind it is,
+without taking anything. A claim takes the flock as well, for processes that know nothing else.
 
 Works on threads and beside forks; nothing here is for signal context unless it says so.
 """
@@ -15,13 +20,20 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import sys
 import time
 
 _CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_MISSING = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_FLOCK_STRUCTURE = struct.Struct("@hhqqi4x")
+_OWNERS_MODE = 0o600
+_READERS_MODE = 0o640
 _POLL_SECONDS = 0.002
 _MOST_LINKS = 40
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+
+_CAN_CLAIM = hasattr(fcntl, "F_OFD_SETLK")
 
 
 def pause(seconds: float) -> None:
@@ -51,7 +63,7 @@ def open_file(path: str, flags: int, directory: int | None = None) -> int:
     Args:
         path: The file.
         flags: Flags for :func:`os.open`; ``O_CLOEXEC``, ``O_NOFOLLOW`` and ``O_NONBLOCK`` are
-            added. A file that is made here gets the mode 0664, subject to the umask.
+            added. A file that is made here is for its owner alone, until it is claimed.
         directory: A descriptor of the directory that a relative path starts from.
 
     Returns:
@@ -63,7 +75,7 @@ def open_file(path: str, flags: int, directory: int | None = None) -> int:
     """
     try:
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags, 0o664, dir_fd=directory)
+        descriptor = os.open(path, flags, _OWNERS_MODE, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotAFileError(error.errno, "this is not a regular file", path) from None
@@ -142,7 +154,7 @@ def _link_target(name: str, directory: int, path: str) -> str:
 
 
 class LockedFile:
-    """An open file that may be flocked, and that knows whether its descriptor is still its own.
+    """An open file that may be locked, and that knows whether its descriptor is still its own.
 
     ``close`` first compares the descriptor with the file it was opened for: an application that
     closes descriptors wholesale (``os.closerange``) may have reused the number for a file of its
@@ -209,14 +221,92 @@ class LockedFile:
                 return False
             pause(_POLL_SECONDS)
 
+    def claim(self, *, by_flock: bool, wait_seconds: float = 0.0) -> bool:
+        """Become the file's only holder, and let its group read it.
+
+        Args:
+            by_flock: Respect an flock too: there may be holders that have nothing else.
+            wait_seconds: How long to wait for one; who only asks has it for an instant.
+
+        Returns:
+            Whether the file is claimed now. ``False`` means that somebody else has it, or that
+            somebody who may only read is in the way; see :meth:`is_claimed`.
+
+        Raises:
+            OSError: The file system has no locks.
+        """
+        write_lock = self._record_lock(fcntl.F_WRLCK)
+        if write_lock is False:
+            return False
+        needs_flock = by_flock or write_lock is None
+        if not self.lock(wait_seconds=wait_seconds if needs_flock else 0) and needs_flock:
+            self._unlock()
+            return False
+        if stat.S_IMODE(os.fstat(self.descriptor).st_mode) != _READERS_MODE:
+            with contextlib.suppress(OSError):  # another user's, which this one may write
+                os.fchmod(self.descriptor, _READERS_MODE)
+        return True
+
+    def is_claimed(self, *, by_flock: bool) -> bool:
+        """Return whether another open file has the claim; takes nothing but an flock, if asked to.
+
+        Args:
+            by_flock: Whether an flock counts. It is taken for a test, shared, and stays until the
+                file is closed.
+
+        Raises:
+            OSError: It cannot be known.
+        """
+        if _CAN_CLAIM:
+            # Only a write lock is in the way of a read lock.
+            question = _FLOCK_STRUCTURE.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+            try:
+                answer = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, question)
+            except OSError as error:
+                if error.errno not in _MISSING:
+                    raise
+                by_flock = True
+            else:
+                if _FLOCK_STRUCTURE.unpack(answer)[0] != fcntl.F_UNLCK:
+                    return True
+        else:
+            by_flock = True
+        return by_flock and not self.lock(shared=True)
+
+    def can_be_claimed(self) -> bool:
+        """Return whether the system has claims here, for a file that nobody has claimed."""
+        can = self._record_lock(fcntl.F_WRLCK) is not None
+        self._record_lock(fcntl.F_UNLCK)
+        return can
+
+    def _record_lock(self, kind: int) -> bool | None:
+        """Change the lock of the open file: whether it was changed, ``None`` if there is none."""
+        if not _CAN_CLAIM:
+            return None
+        lock = _FLOCK_STRUCTURE.pack(kind, os.SEEK_SET, 0, 0, 0)
+        try:
+            fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
+        except OSError as error:
+            if error.errno in _CONTENTION:
+                return False
+            if error.errno in _MISSING:
+                return None
+            raise
+        return True
+
+    def _unlock(self) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            self._record_lock(fcntl.F_UNLCK)
+
     def release(self) -> None:
         """End the lock for every copy of the descriptor, inherited ones included, and close it.
 
         May be called twice; never raises.
         """
         if self.is_open():
-            with contextlib.suppress(OSError):
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            self._unlock()
         self.close()
 
     def write(self, content: bytes) -> None:

@@ -46,11 +46,12 @@ class MetricFile:
 
     __slots__ = ("_file", "_indexes", "_map", "_size", "_used", "cells", "path", "salvaged")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, by_flock: bool = False) -> None:
         """Open the file, or make it; replace a damaged one by what can be read of it.
 
         Args:
             path: The file. A damaged one is kept beside it as ``<path>.damaged``.
+            by_flock: Whether its writer may have nothing but an flock.
 
         Raises:
             MetricFileInUseError: Another process writes the file.
@@ -61,7 +62,7 @@ class MetricFile:
         self._indexes: dict[bytes, int] = {}
         self._used = HEADER_BYTES
         _forget_second_name(path)
-        self._file = self._open()
+        self._file = self._open(by_flock)
         try:
             damage = self._load()
             if damage is not None:
@@ -128,7 +129,7 @@ class MetricFile:
                 _abandoned.append(self._map)
         self._file.close()
 
-    def _open(self) -> LockedFile:
+    def _open(self, by_flock: bool) -> LockedFile:
         while True:
             try:
                 file = LockedFile(self.path, os.O_RDWR)
@@ -136,14 +137,25 @@ class MetricFile:
                 return self._make(b"")
             try:
                 # Somebody who only asks whether the slot is free holds it for an instant.
-                if not file.lock(wait_seconds=_ASKING_SECONDS):
-                    raise MetricFileInUseError(self.path)
+                if not file.claim(by_flock=by_flock, wait_seconds=_ASKING_SECONDS):
+                    if file.is_claimed(by_flock=by_flock):
+                        raise MetricFileInUseError(self.path)
+                    # Who may only read is in the way; he cannot open what is not there yet.
+                    return self._copy(file)
                 if file.is_in_place():
                     return file
             except BaseException:
                 file.close()
                 raise
             file.close()
+
+    def _copy(self, file: LockedFile) -> LockedFile:
+        """Put a copy in the place of a file that nobody writes."""
+        with file:
+            size = os.fstat(file.descriptor).st_size
+            content = os.pread(file.descriptor, size, 0)
+        used, _damage = fileformat.check_header(content[:HEADER_BYTES], size)
+        return self._make(content[HEADER_BYTES:used])
 
     def _make(self, entries: bytes, *, keep_damaged: bool = False) -> LockedFile:
         """Make a locked file that is whole before it takes the place of the one that was found.
@@ -157,7 +169,7 @@ class MetricFile:
             os.unlink(unfinished)
         file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            file.lock()
+            file.claim(by_flock=False)
             end = HEADER_BYTES + len(entries)
             _reserve(file.descriptor, 0, _whole_pages(end))
             os.pwrite(file.descriptor, fileformat.pack_int(end) + os.urandom(4) + entries, 0)

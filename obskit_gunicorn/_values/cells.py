@@ -139,7 +139,8 @@ class Store:
         """
         prefix, name = key
         if prefix not in self.files:
-            self.files[prefix] = MetricFile(self.lease.metric_file_path(prefix))
+            path = self.lease.metric_file_path(prefix)
+            self.files[prefix] = MetricFile(path, by_flock=self.lease.by_flock)
         file = self.files[prefix]
         if not (file.is_linked() and self.lease.is_in_place()):
             raise MetricFileInUseError(file.path)

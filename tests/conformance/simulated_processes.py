@@ -59,7 +59,7 @@ def simulated_process(process_identifier: Callable[[], object] = os.getpid) -> t
             with self.locked(**options):
                 slot = str(process_identifier())
                 file = LockedFile(os.path.join(self.path, f"{slot}.lease"), os.O_RDWR | os.O_CREAT)
-                assert file.lock(), f"{slot} is leased"
+                assert file.claim(by_flock=False), f"{slot} is leased"
                 return Lease(slot, file, role)
 
     def look_for_a_fork() -> None:

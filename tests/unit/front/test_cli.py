@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from obskit_gunicorn import __version__
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.directory import PROTOCOL, SlotDirectory
 from obskit_gunicorn.cli import main
 from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, act, join, run_python
@@ -59,7 +59,7 @@ class TestInspect:
         assert main(["inspect", served, "--format", "json"]) == 0
         facts = json.loads(output())
         assert facts["directory"] == served
-        assert facts["generation"]["protocol"] == 1
+        assert facts["generation"]["protocol"] == PROTOCOL
         assert facts["slots"]["slot0"] is None
         assert facts["slots"]["slot1"]["pid"] == nursery.started[1].pid
         assert {file["name"] for file in facts["files"]} == {
@@ -174,7 +174,7 @@ class TestCheck:
         process = nursery.start()
         process.call(forks.mount_small, directory, 16)
         process.call(forks.fill_volume, directory)
-        assert "more room" in process.call(_printed, ["check", directory])
+        assert "make it larger" in process.call(_printed, ["check", directory])
 
     def test_without_flock(self, nursery: Nursery, directory: str) -> None:
         """Where two can hold one lock it says so."""

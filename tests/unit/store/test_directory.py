@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import stat
+import struct
 import sys
 import threading
 import time
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from obskit_gunicorn._store.leases import Lease, Role
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+RECORDS = {"slots.lock", "slots.generation"}
 
 
 def leased(directory: str) -> dict[str, bool]:
@@ -421,7 +426,9 @@ class TestAsking:
         holder = nursery.start()
         holder.call(take, directory)
         holder.kill()
-        mocker.patch.object(fcntl, "flock", side_effect=OSError(errno.ENOLCK, "no locks"))
+        assert leased(directory) == {"slot0": False}
+        for name in ("flock", "fcntl"):
+            mocker.patch.object(fcntl, name, side_effect=OSError(errno.ENOLCK, "no locks"))
         assert leased(directory) == {"slot0": True}
 
     def test_asking_does_not_make_slots_look_leased(self, nursery: Nursery, directory: str) -> None:
@@ -649,7 +656,7 @@ class TestGenerations:
         stays = _fill(directory)
         arbiter = nursery.start()
         assert arbiter.call(begin, directory) == ("slot0", True)
-        assert set(os.listdir(directory)) == {*stays, "slots.lock", "slot0.lease"}
+        assert set(os.listdir(directory)) == {*stays, *RECORDS, "slot0.lease"}
         generation = SlotDirectory(directory).generation()
         assert generation["protocol"] == PROTOCOL
         assert abs(generation["started"] - time.time()) < 60
@@ -661,7 +668,7 @@ class TestGenerations:
         os.unlink(os.path.join(directory, "gauge_all_slot1.db"))
         before = set(os.listdir(directory))
         assert nursery.start().call(begin, directory, keep=True) == ("slot0", False)
-        assert set(os.listdir(directory)) == before | {"slots.lock", "slot0.lease"}
+        assert set(os.listdir(directory)) == before | {*RECORDS, "slot0.lease"}
 
     @pytest.mark.parametrize("role", ["arbiter", "worker", "process"])
     def test_nobody_is_wiped_away(self, nursery: Nursery, directory: str, role: str) -> None:
@@ -811,6 +818,220 @@ def _errno_of(function: Any, directory: str) -> int | None:
     except OSError as error:
         return error.errno
     return None
+
+
+class TestStrangers:
+    """Who may only read, and takes every lock that he can get."""
+
+    @needs_root
+    @pytest.mark.parametrize("is_member", [True, False])
+    def test_nobody_waits_for_him(self, nursery: Nursery, is_member: bool) -> None:
+        """Boots, forks and first metrics are as quick as ever, slots do not grow, nothing stays."""
+        with forks.public_directory() as path, forks.public_directory() as words:
+            words.chmod(0o777)
+            place = str(path)
+            arbiter = nursery.start()
+            arbiter.call(begin_here, place)
+            stranger = nursery.start()
+            stranger.call(_become_member if is_member else forks.become_nobody)
+            stranger.tell(_take_every_lock, place, str(words))
+            expected = 0
+            times = []
+            for number in range(8):
+                worker = nursery.start()
+                worker.call(join, place)
+                worker.call(act, "counter", "c", "inc")
+                wait_until((path / "slot1.lease").exists, "it is shared")
+                times.append(worker.call(_seconds_of_counting))
+                times.append(arbiter.call(_seconds_of_removing))
+                expected += 2
+                worker.kill()
+                (words / f"round{number}").touch()
+                wait_until((words / f"seen{number}").exists, "he has what he can get")
+            assert sum(times) < 2
+            flat = read(place)
+            assert flat["c_total"] == expected
+            assert set(leased(place)) == {"slot0", "slot1"}
+            arbiter.kill()
+            heir = nursery.start()
+            started = time.monotonic()
+            assert heir.call(begin, place) == ("slot0", True)
+            assert time.monotonic() - started < 1
+            assert not [name for name in os.listdir(path) if name.endswith(".db")]
+            (words / "stop").touch()
+            taken = stranger.answer()
+            assert "slots.lock" not in taken
+            assert bool(taken) == is_member
+
+    @needs_root
+    def test_lock_file_of_an_older_release(self, nursery: Nursery) -> None:
+        """One that everybody can open, and somebody keeps locked, is replaced at the start."""
+        with forks.public_directory() as path:
+            (path / "slots.lock").write_text('{"protocol": 1, "started": 4711.0}')
+            (path / "slots.lock").chmod(0o644)
+            stranger = nursery.start()
+            stranger.call(forks.become_nobody)
+            assert stranger.call(_flock, str(path / "slots.lock"))
+            started = time.monotonic()
+            arbiter = nursery.start()
+            assert arbiter.call(begin, str(path), keep=True) == ("slot0", False)
+            assert time.monotonic() - started < 1.5
+            assert SlotDirectory(str(path)).generation()["started"] == 4711.0
+            assert stat.S_IMODE((path / "slots.lock").stat().st_mode) == 0o600
+            assert nursery.start().call(take, str(path)) == "slot1"
+
+    def test_modes(self, nursery: Nursery, directory: str) -> None:
+        """Whatever the umask is, the lock is its owner's alone, and the group reads the rest."""
+        for umask in (0, 0o077):
+            process = nursery.start()
+            process.call(os.umask, umask)
+            process.call(begin_here, directory)
+            process.call(join, directory)
+            process.call(act, "counter", f"c{umask}", "inc")
+            process.call(act, "gauge_max", f"g{umask}", "set", 1)
+            modes = {
+                name: (Path(directory) / name).stat().st_mode for name in os.listdir(directory)
+            }
+            assert len(modes) == 5
+            assert {name: stat.S_IMODE(mode) for name, mode in modes.items()} == {
+                name: 0o600 if name == "slots.lock" else 0o640 for name in modes
+            }
+            process.kill()
+
+    @needs_root
+    def test_a_reader_of_the_group(self, nursery: Nursery) -> None:
+        """Another user reads everything through the group, without any capability."""
+        with forks.public_directory() as path:
+            arbiter = nursery.start()
+            arbiter.call(begin_here, str(path))
+            worker = nursery.start()
+            worker.call(join, str(path))
+            worker.call(act, "counter", "c", "inc", 3)
+            worker.call(act, "gauge_livesum", "g", "inc", 4)
+            reader = nursery.start()
+            reader.call(_become_member)
+            assert reader.call(leased, str(path)) == {"slot0": True, "slot1": True}
+            assert reader.call(forks.read_ours, str(path)) == {"c_total": 3.0, "g": 4.0}
+            assert reader.call(_generation, str(path))["protocol"] == PROTOCOL
+            worker.kill()
+            assert reader.call(leased, str(path)) == {"slot0": True, "slot1": False}
+            assert reader.call(forks.read_ours, str(path)) == {"c_total": 3.0}
+
+
+class TestOlderReleases:
+    """Processes whose claims are nothing but flocks, in one directory with ours."""
+
+    def test_theirs_are_respected(self, nursery: Nursery, directory: str) -> None:
+        """At a SIGUSR2 from an older release nothing is wiped, and no slot is taken twice."""
+        place = Path(directory)
+        (place / "slots.lock").write_text('{"protocol": 1, "started": 4711.0}')
+        (place / "slots.lock").chmod(0o644)
+        MetricFile(str(place / "counter_slot0.db")).release()
+        (place / "slot0.lease").write_text('{"role": "arbiter", "pid": 1}')
+        older = nursery.start()
+        for name in ("slot0.lease", "counter_slot0.db"):
+            assert older.call(_flock, str(place / name))
+        arbiter, worker = nursery.start(), nursery.start()
+        assert arbiter.call(begin, directory) == ("slot1", False)
+        assert worker.call(take, directory) == "slot2"
+        assert leased(directory) == {"slot0": True, "slot1": True, "slot2": True}
+        assert SlotDirectory(directory).generation() == {"protocol": 1, "started": 4711.0}
+        older.kill()
+        worker.call(give_back)
+        assert leased(directory) == {"slot0": False, "slot1": True, "slot2": False}
+        assert worker.call(take, directory) == "slot0"
+        assert worker.call(_errno_of, MetricFile, str(place / "counter_slot0.db")) is None
+
+    def test_they_respect_ours(self, nursery: Nursery, directory: str) -> None:
+        """An older release finds our flocks, so that it does not wipe, and a protocol to refuse."""
+        arbiter = nursery.start()
+        arbiter.call(begin_here, directory)
+        arbiter.call(join, directory)
+        arbiter.call(act, "counter", "c", "inc")
+        for name in ("slot0.lease", "counter_slot0.db"):
+            with LockedFile(os.path.join(directory, name), os.O_RDONLY) as file:
+                assert not file.lock()
+        assert json.loads(Path(directory, "slots.lock").read_text())["protocol"] == PROTOCOL == 2
+
+    def test_without_write_locks(self, nursery: Nursery, directory: str) -> None:
+        """Where the system has no write locks of open files, claims are flocks as before."""
+        arbiter, worker = nursery.start(), nursery.start()
+        for process in (arbiter, worker):
+            process.call(_forget_write_locks)
+        assert arbiter.call(begin, directory) == ("slot0", True)
+        assert worker.call(take, directory) == "slot1"
+        assert worker.call(leased, directory) == {"slot0": True, "slot1": True}
+        assert worker.call(_generation, directory)["protocol"] == 1
+        arbiter.kill()
+        assert worker.call(leased, directory) == {"slot0": False, "slot1": True}
+
+
+def _become_member() -> None:
+    """Become nobody, but in the group of this directory's files."""
+    os.setgroups([])
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def _generation(directory: str) -> dict[str, Any]:
+    return SlotDirectory(directory).generation()
+
+
+def _forget_write_locks() -> None:
+    locks._CAN_CLAIM = False
+
+
+def _flock(path: str) -> bool:
+    file = LockedFile(path, os.O_RDONLY)
+    _kept.append(file)
+    return file.lock()
+
+
+_kept: list[LockedFile] = []
+
+
+def _take_every_lock(directory: str, words: str) -> list[str]:
+    """Take each lock that a reader can take, on whatever there is, until told to stop."""
+    held: dict[tuple[str, int], int] = {}
+    seen = 0
+    while not os.path.exists(os.path.join(words, "stop")):
+        is_asked = os.path.exists(os.path.join(words, f"round{seen}"))
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except OSError:
+                continue
+            key = (name, os.fstat(descriptor).st_ino)
+            if key in held:
+                os.close(descriptor)
+                continue
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                held[key] = descriptor
+            with contextlib.suppress(OSError):
+                lock = struct.pack("@hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+                held[key] = descriptor
+            if key not in held:
+                os.close(descriptor)
+        if is_asked:
+            Path(words, f"seen{seen}").touch()
+            seen += 1
+    return sorted({name for name, _inode in held})
+
+
+def _seconds_of_counting() -> float:
+    started = time.monotonic()
+    values.withdraw()
+    act("counter", "c", "inc")
+    assert values.not_shared() == 0
+    return time.monotonic() - started
+
+
+def _seconds_of_removing() -> float:
+    started = time.monotonic()
+    membership.remove_live_gauges()
+    return time.monotonic() - started
 
 
 class TestLiveGauges:
@@ -1060,7 +1281,7 @@ def _remove_live_gauges() -> None:
 def _begin_in_trouble(directory: str, number: int) -> None:
     acquire = SlotDirectory._acquire
 
-    def fail(self: SlotDirectory, role: Role) -> Lease:
+    def fail(self: SlotDirectory, role: Role, **_options: bool) -> Lease:
         raise OSError(number, os.strerror(number))
 
     SlotDirectory._acquire = fail  # type: ignore[method-assign]
