@@ -1,7 +1,7 @@
-"""The command ``obskit-gunicorn``: serve a multiprocess directory, look into one, and check one.
+"""The command ``obskit-gunicorn``: serve a multiprocess directory, inspect it, or check it.
 
-All read only; ``check`` makes one file of its own and removes it. Exit status 0: fine; 1: a
-problem was found; 2: wrong use.
+All of them only read, except that ``check`` creates a file and removes it. Exit status 0: fine; 1:
+a problem was found; 2: wrong use.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
-from obskit_gunicorn._store.format import MetricFileName, is_key
+from obskit_gunicorn._store.directory import SlotDirectory, explain
+from obskit_gunicorn._store.fileformat import MetricFileName, is_key
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import MetricFileReader
-from obskit_gunicorn._store.slots import SlotDirectory, explain
 from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from obskit_gunicorn._exporter.protocol import Options
 
@@ -58,66 +58,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="obskit-gunicorn", description="Prometheus metrics of Gunicorn's worker processes."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text, more in (
-        (
-            "inspect",
-            "show the slots of a multiprocess directory, who holds them, and their files",
-            "Changes nothing. Exit status: 0; 2 for wrong use.",
-        ),
-        (
-            "check",
-            "find out whether a directory can be used, and what is wrong in it",
-            "Makes a file in the directory and removes it, so it needs the right to write there. "
-            "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
-        ),
-    ):
-        command = _add_command(commands, name, text, more)
-        command.add_argument(
-            "directory",
-            nargs="?",
-            default=os.environ.get(DIRECTORY_VARIABLE),
-            help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
-        )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_command(
+        commands,
+        _inspect,
+        "show the slots of a multiprocess directory, who holds them, and their files",
+        "Changes nothing. Exit status: 0; 2 for wrong use.",
+    )
+    _add_command(
+        commands,
+        _check,
+        "find out whether a directory can be used, and what is wrong in it",
+        "Makes a file in the directory and removes it, so it needs the right to write there. "
+        "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
+    )
+    _add_command(
+        commands,
+        _serve,
+        "serve the metrics of a multiprocess directory, beside the server that writes them",
+        "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
+        "are read by themselves.",
+    )
+    given = parser.parse_args(arguments)
+    command: argparse.ArgumentParser = given.parser
+    try:
+        return int(given.run(_directory(given), given))
+    except ConfigurationError as error:
+        command.error(str(error))
+
+
+def _add_command(
+    commands: Any, run: Callable[[str, argparse.Namespace], int], text: str, more: str
+) -> None:
+    """Add a command; its own usage is printed with errors in its arguments."""
+    command = commands.add_parser(
+        run.__name__.strip("_"), help=text, description=f"{text.capitalize()}.", epilog=more
+    )
+    command.set_defaults(parser=command, run=run)
+    directory: dict[str, Any] = {
+        "default": os.environ.get(DIRECTORY_VARIABLE),
+        "help": f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
+    }
+    if run is not _serve:
+        command.add_argument("directory", nargs="?", **directory)
         command.add_argument(
             "--format", choices=("text", "json"), default="text", help="how to print it"
         )
-    _add_serve(commands)
-    options = parser.parse_args(arguments)
-    try:
-        path = _directory(options)
-        if options.command == "serve":
-            exporter = _exporter_options(options)
-    except ConfigurationError as error:
-        options.parser.error(str(error))
-    if options.command == "serve":
-        return _serve(path, exporter)
-    run = {"inspect": _inspect, "check": _check}[options.command]
-    return run(path, as_json=options.format == "json")
-
-
-def _add_command(commands: Any, name: str, text: str, more: str) -> argparse.ArgumentParser:
-    """Add a command, which says what is wrong with its arguments by its own usage."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text.capitalize() + ".", epilog=more
-    )
-    command.set_defaults(parser=command)
-    return command
-
-
-def _add_serve(commands: Any) -> None:
-    """Add the command that runs an exporter; its flags are the class's options."""
-    text = "serve the metrics of a multiprocess directory, beside the server that writes them"
-    more = (
-        "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
-        "are read by themselves."
-    )
-    command = _add_command(commands, "serve", text, more)
-    command.add_argument(
-        "--directory",
-        default=os.environ.get(DIRECTORY_VARIABLE),
-        help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
-    )
+        return
+    command.add_argument("--directory", **directory)
     for option in filter(lambda option: option.is_exporters, OPTIONS):
         default = getattr(ObskitGunicornConfig, option.name)
         shown = f" (default: ${option.variable}" + (f", else {default})" if default else ")")
@@ -125,7 +113,7 @@ def _add_serve(commands: Any) -> None:
 
 
 def _exporter_options(given: argparse.Namespace) -> Options:
-    """Return the options of ``serve``: a flag over the environment over the default.
+    """Return the options of ``serve``: a flag wins over the environment, that over the default.
 
     Raises:
         ConfigurationError: One of them is wrong, or there is no address.
@@ -135,7 +123,7 @@ def _exporter_options(given: argparse.Namespace) -> Options:
         for option in OPTIONS
         if option.is_exporters and getattr(given, option.name) is not None
     }
-    # A flag is read as the environment variable of its option is.
+    # A flag is read like the environment variable of its option.
     environment = {**os.environ, **{v: getattr(given, flags[v].name) for v in flags}}
     try:
         options = exporter_options(
@@ -160,22 +148,23 @@ def _exporter_options(given: argparse.Namespace) -> Options:
             where="--bind",
             value=environment.get("OBSKIT_METRICS_BIND"),
             expected="an address to listen at",
-            hint="Name one, as in --bind 0.0.0.0:9464.",
+            hint="Name one, as in --bind 0.0.0.0:9764.",
         )
     return options
 
 
-def _serve(path: str, options: Options) -> int:
+def _serve(path: str, given: argparse.Namespace) -> int:
     """Run an exporter until SIGTERM or SIGINT."""
-    # Before prometheus_client is loaded: what --collectors make is this process's own.
+    options = _exporter_options(given)
+    # Before prometheus_client is loaded: metrics that --collectors create stay in this process.
     for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
         os.environ.pop(variable, None)
     from obskit_gunicorn._exporter import pages, program
 
-    # Blocked in every thread, and awaited in this one.
+    # Blocked in every thread; this one waits for them.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    # Many send it for a reload; there is nothing to load again, and no reason to end.
+    # Many send it for a reload. There is nothing to reload, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     program.log_to(None)
     address = Address.parse(options.metrics_bind, os.sep)
@@ -184,15 +173,13 @@ def _serve(path: str, options: Options) -> int:
     except OSError as error:
         print(f"obskit-gunicorn: cannot listen at {options.metrics_bind}: {error}", file=sys.stderr)
         return 1
-    sys.path.insert(0, os.getcwd())  # where --collectors are found, as Gunicorn's applications are
+    sys.path.insert(0, os.getcwd())  # for --collectors, as Gunicorn does for applications
     print(
         f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
         flush=True,
     )
     program.serve(pages.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
-    if address.path:
-        with contextlib.suppress(OSError):
-            os.unlink(address.path)
+    address.remove_file()
     return 0
 
 
@@ -204,7 +191,7 @@ def _directory(given: argparse.Namespace) -> str:
     """
     path: str | None = given.directory
     if not path or not os.path.isdir(path):
-        is_flag = given.command == "serve"
+        is_flag = given.run is _serve
         raise ConfigurationError(
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
@@ -216,22 +203,15 @@ def _directory(given: argparse.Namespace) -> str:
     return os.path.abspath(path)
 
 
-def _inspect(path: str, *, as_json: bool) -> int:
+def _inspect(path: str, given: argparse.Namespace) -> int:
     directory = SlotDirectory(path)
-    records = directory.records()
+    records, generation = directory.records(), directory.generation()
     files = list(_files(path))
-    if as_json:
-        _print_json(
-            {
-                "directory": directory.path,
-                "generation": directory.generation(),
-                "slots": records,
-                "files": [file._asdict() for file in files],
-            }
-        )
+    if given.format == "json":
+        shown = [file._asdict() for file in files]
+        _print_json(directory=path, generation=generation, slots=records, files=shown)
         return 0
-    generation = directory.generation()
-    print(f"directory  {directory.path}")
+    print(f"directory  {path}")
     print(f"protocol   {generation.get('protocol', 'none: no arbiter has been here')}")
     print(f"slots      {len(records)}, {sum(map(bool, records.values()))} leased")
     for slot, record in sorted(records.items(), key=lambda item: (len(item[0]), item[0])):
@@ -253,8 +233,7 @@ def _holder(record: dict[str, Any] | None) -> str:
     return "leased: " + ", ".join(facts)
 
 
-def _files(path: str) -> list[_FileFacts]:
-    found = []
+def _files(path: str) -> Iterator[_FileFacts]:
     for name in sorted(os.listdir(path)):
         if MetricFileName.parse(name) is None:
             continue
@@ -265,66 +244,51 @@ def _files(path: str) -> list[_FileFacts]:
             strange = sum(not is_key(key) for key in reader.layout.keys)
             if strange:
                 damage = damage or f"{strange} of its keys are not a metric's"
-            found.append(_FileFacts(name, len(reader.layout.keys), reader.size, damage))
-    return found
+            yield _FileFacts(name, len(reader.layout.keys), reader.size, damage)
 
 
-def _check(path: str, *, as_json: bool) -> int:
+def _check(path: str, given: argparse.Namespace) -> int:
     problems = [*_usability_problems(path), *_content_problems(path)]
-    if as_json:
-        _print_json({"directory": os.path.abspath(path), "problems": problems})
+    if given.format == "json":
+        _print_json(directory=path, problems=problems)
     else:
-        for problem in problems:
-            print(problem)
-        if not problems:
-            print(f"{os.path.abspath(path)}: fine")
+        print("\n".join(problems) or f"{path}: fine")
     return 1 if problems else 0
 
 
 def _usability_problems(path: str) -> list[str]:
-    """Try what a worker does: make, lock, reserve and map a metric file."""
+    """Do what a worker does: create, lock, reserve and map a metric file."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=path) as folder:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".check-", dir=path))
             file = MetricFile(os.path.join(folder, "counter_check.db"))
-            try:
-                second = LockedFile(file.path, os.O_RDWR)
-                try:
-                    if second.lock():
-                        return [f"{path}: two processes can hold one lock here; use a local volume"]
-                finally:
-                    second.close()
-            finally:
-                file.release()
+            stack.callback(file.release)
+            second = stack.enter_context(contextlib.closing(LockedFile(file.path, os.O_RDWR)))
+            if second.lock():
+                return [f"{path}: two processes can hold one lock here; use a local volume"]
     except OSError as error:
         return [explain(error, path)]
     return []
 
 
-def _content_problems(path: str) -> list[str]:
-    problems = []
-    leased = {slot for slot, record in SlotDirectory(path).records().items() if record}
+def _content_problems(path: str) -> Iterator[str]:
     for file in _files(path):
-        parsed = MetricFileName.parse(file.name)
+        full = os.path.join(path, file.name)
         if file.damage:
-            problems.append(
-                f"{os.path.join(path, file.name)}: {file.damage}; its next holder "
-                "keeps what can be read of it"
-            )
-        elif parsed is not None and not parsed.holder.startswith("slot"):
-            problems.append(
-                f"{os.path.join(path, file.name)}: written by a process that knows no "
-                "slots; import obskit_gunicorn.multiprocess in it"
+            yield f"{full}: {file.damage}; its next holder keeps what can be read of it"
+        elif not file.name.rpartition("_")[2].startswith("slot"):
+            yield (
+                f"{full}: written by a process that does not use slots; import "
+                "obskit_gunicorn.multiprocess in it"
             )
     for name in sorted(os.listdir(path)):
         if name.endswith(".db.damaged"):
-            problems.append(f"{os.path.join(path, name)}: was found damaged; look at it, remove it")
-    for slot in sorted(leased):
-        record = SlotDirectory(path).records().get(slot)
+            yield f"{os.path.join(path, name)}: was found damaged; look at it, then remove it"
+    for slot, record in sorted(SlotDirectory(path).records().items()):
         if record and record.get("values_not_shared"):
-            problems.append(f"{slot} ({_holder(record)}): see the server's error log")
-    return problems
+            yield f"{slot} ({_holder(record)}): see the server's error log"
 
 
-def _print_json(content: object) -> None:
+def _print_json(**content: object) -> None:
     json.dump(content, sys.stdout, indent=2)
     print()

@@ -1,7 +1,8 @@
-"""Addresses to listen at: reading them, and listening there."""
+"""Addresses to listen at: parsing them, and listening there."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -9,15 +10,15 @@ import stat
 from typing import Any, NamedTuple
 
 _BACKLOG = 1024
-"""How many clients may wait to be accepted; the system has a limit of its own."""
+"""How many clients may wait to be accepted; the system may allow fewer."""
 
 _SOCKET_MODE = 0o666
 
 
 class Address(NamedTuple):
-    """An address to listen at, such as ``127.0.0.1:9464``, ``[::1]:9464`` or ``unix:/run/m.sock``.
+    """An address to listen at, such as ``127.0.0.1:9764``, ``[::1]:9764`` or ``unix:/run/m.sock``.
 
-    ``str()`` gives it as text, in one spelling.
+    ``str()`` returns it as text, always spelled the same way.
     """
 
     host: str
@@ -31,11 +32,11 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, base: str) -> Address:
-        """Read an address.
+        """Parse an address.
 
         Args:
             text: ``host:port``, ``[host]:port``, ``:port`` for all interfaces, or ``unix:path``.
-            base: Where a relative path starts.
+            base: The directory that a relative path starts from.
 
         Raises:
             ValueError: The text is not an address.
@@ -49,9 +50,9 @@ class Address(NamedTuple):
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
             if ":" not in host:
-                raise ValueError("brackets are for IPv6 addresses, as in [::1]:9464")
+                raise ValueError("brackets are for IPv6 addresses, as in [::1]:9764")
         elif ":" in host:
-            raise ValueError("an IPv6 address needs brackets, as in [::1]:9464")
+            raise ValueError("an IPv6 address needs brackets, as in [::1]:9764")
         if not colon or not (digits.isascii() and digits.isdigit()):
             raise ValueError("the port is missing")
         port = int(digits)
@@ -72,35 +73,39 @@ class Address(NamedTuple):
         return f"{host}:{self.port}"
 
     def listen(self) -> socket.socket:
-        """Return a new listening socket, which does not block and is not inherited by programs.
+        """Return a new listening socket; it does not block, and programs do not inherit it.
 
-        The socket file that a killed process has left is replaced, one at which somebody listens is
-        not.
+        Replaces a socket file that a killed process has left behind, but not one at which somebody
+        listens.
 
         Raises:
-            OSError: Somebody else listens there, or this process may not.
+            OSError: Somebody else listens there, or this process is not allowed to.
         """
         if self.path:
-            return self._listen_at_path()
+            self._remove_left_over()
+            return self._listen_at(socket.AF_UNIX, self.path)
         found = socket.getaddrinfo(
             self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        # Of a name's addresses the first that will do, IPv4 before IPv6 as Gunicorn has it.
+        # A name may have several addresses: take the first usable one, IPv4 first, like Gunicorn.
         found.sort(key=lambda one: one[0] != socket.AF_INET)
         while True:
-            family, kind, protocol, _, address = found.pop(0)
+            family, _, _, _, address = found.pop(0)
             try:
-                return self._listen_at(socket.socket(family, kind, protocol), address)
+                return self._listen_at(family, address)
             except OSError as error:
                 if not found or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
 
-    def _listen_at(self, listener: socket.socket, address: Any) -> socket.socket:
+    def _listen_at(self, family: int, address: Any) -> socket.socket:
+        listener = socket.socket(family)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if listener.family == socket.AF_INET6 and self.host == "::":
+            if self.host == "::":
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind(address)
+            if self.path:  # the permissions of its directory decide who may connect
+                os.chmod(self.path, _SOCKET_MODE)
             listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
@@ -108,33 +113,24 @@ class Address(NamedTuple):
         listener.setblocking(False)
         return listener
 
-    def _listen_at_path(self) -> socket.socket:
-        if self._is_left_over():
-            os.unlink(self.path)
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            listener.bind(self.path)
-            # The directory that it is in says who may connect.
-            os.chmod(self.path, _SOCKET_MODE)
-            listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        return listener
+    def remove_file(self) -> None:
+        """Remove the file of a Unix socket, if this is one; never raises."""
+        if self.path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
 
-    def _is_left_over(self) -> bool:
+    def _remove_left_over(self) -> None:
         try:
-            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                raise OSError(errno.EADDRINUSE, "there is a file that is not a socket", self.path)
+            is_socket = stat.S_ISSOCK(os.lstat(self.path).st_mode)
         except FileNotFoundError:
-            return False
+            return
+        if not is_socket:
+            raise OSError(errno.EADDRINUSE, "there is a file that is not a socket", self.path)
         with socket.socket(socket.AF_UNIX) as client:
             client.setblocking(False)
             try:
                 client.connect(self.path)
             except ConnectionRefusedError:
-                return True
-            except OSError:  # a full backlog, or no right to connect: somebody is there
-                return False
-        return False
+                os.unlink(self.path)
+            except OSError:
+                pass  # a full backlog, or no permission to connect: somebody listens

@@ -1,7 +1,7 @@
 """The program of the exporter.
 
-Under Gunicorn the arbiter starts it (:mod:`obskit_gunicorn._exporter.launch`); ``obskit-gunicorn
-serve`` is the same program for another container that shares the volume. It reads the multiprocess
+Under Gunicorn the arbiter starts it (:mod:`obskit_gunicorn._exporter.launch`). ``obskit-gunicorn
+serve`` is the same program, for another container that shares the volume. It reads the multiprocess
 directory and never writes to it.
 """
 
@@ -36,26 +36,26 @@ _IGNORED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIG
 def serve(
     pages: Pages, options: Options, listener: socket.socket, wait: Callable[[], object]
 ) -> None:
-    """Serve until ``wait`` returns, then finish what has been accepted.
+    """Serve until ``wait`` returns, then finish the answers that are under way.
 
     Args:
         pages: The application.
-        options: The certificate to serve it with.
+        options: The options, which name the certificate.
         listener: A listening socket.
         wait: Returns when it is time to end.
     """
     tls = None
     if options.metrics_certfile:
         tls = TlsFiles(options.metrics_certfile, options.metrics_keyfile, options.metrics_ca_certs)
-        tls.context()  # what is wrong with the files is said at once
+        tls.context()  # logs at once what is wrong with the files
     server = MetricsServer(listener, pages, tls)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
-    # What is there now stays; the collector of garbage need not look at it again.
+    # What exists now stays; the garbage collector need not look at it again.
     gc.freeze()
     wait()
     server.shutdown()
-    listener.close()  # whoever comes now is refused, or served by whoever else listens there
+    listener.close()  # new clients are refused, or another process that listens here serves them
     server.drain(_DRAIN_SECONDS)
 
 
@@ -63,9 +63,8 @@ def main(order: dict[str, Any]) -> None:
     """Run the exporter of a Gunicorn server; the program of the process.
 
     Ends when the last process that holds the other end of its standard input has ended, or when the
-    arbiter says so. Of the signals only SIGKILL ends it: those that end a whole group of processes,
-    as Ctrl-C and systemd do, are for Gunicorn, and the exporter serves on so that the drain stays
-    observable.
+    arbiter tells it to. It ignores every signal but SIGKILL: Ctrl-C and systemd signal the whole
+    process group, but the exporter continues, so that the drain stays observable.
 
     Args:
         order: The fields of an :class:`~obskit_gunicorn._exporter.protocol.Order`.
@@ -75,7 +74,7 @@ def main(order: dict[str, Any]) -> None:
     told = Order.from_dict(order)
     log_to(told.errorlog)
     control = _take_control()
-    # Only now: what stands beside the application must not hide what this module needs.
+    # Only now: the application's modules must not hide those that this module needs.
     sys.path[:] = list(dict.fromkeys([*told.sys_path, *sys.path]))
     pages = Pages(told.directory, told.options)
     pages.has_booted = told.has_booted
@@ -83,16 +82,22 @@ def main(order: dict[str, Any]) -> None:
     if listener is not None:
 
         def close() -> None:
-            """Hold on to nothing in a process that a user's collector has forked."""
+            """Keep nothing open in a process that a user's collector has forked."""
             listener.close()
             control.close()
 
         forks.in_child("exporter", close)
-        serve(pages, told.options, listener, lambda: _wait(control, pages))
+
+        def wait() -> None:
+            """Read messages until one of them says that it is time to end."""
+            while _continues(control, pages):
+                pass
+
+        serve(pages, told.options, listener, wait)
 
 
 def _take_control() -> socket.socket:
-    """Take the control socket away from the standard input, which others may use."""
+    """Move the control socket away from the standard input, which other code may use."""
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -103,7 +108,7 @@ def _take_control() -> socket.socket:
 def _listener(
     number: int | None, options: Options, control: socket.socket, pages: Pages
 ) -> socket.socket | None:
-    """Return the listening socket, as soon as there is one; ``None`` if it is time to end."""
+    """Return the listening socket, once there is one; ``None`` if it is time to end."""
     if number is not None:
         os.set_inheritable(number, False)
         return socket.socket(fileno=number)
@@ -112,52 +117,46 @@ def _listener(
             listener = Address.parse(options.metrics_bind, os.sep).listen()
         except OSError:
             ready, _, _ = select.select([control], [], [], _RETRY_SECONDS)
-            if ready and not _goes_on(control, pages):
+            if ready and not _continues(control, pages):
                 return None
             continue
         log.warning(
             "the address is free now: metrics at %s%s", options.metrics_bind, options.metrics_path
         )
-        # The arbiter hands it on, to a process after this one and to an arbiter after itself.
+        # For the arbiter, which hands it on to the next exporter and to the next arbiter.
         socket.send_fds(control, [LISTENING], [listener.fileno()])
         return listener
 
 
-def _wait(control: socket.socket, pages: Pages) -> None:
-    """Listen to arbiter and workers until they have gone, or say that it is time to end."""
-    while _goes_on(control, pages):
-        pass
-
-
-def _goes_on(control: socket.socket, pages: Pages) -> bool:
-    """Wait for a word from arbiter or workers; return whether it is no reason to end."""
+def _continues(control: socket.socket, pages: Pages) -> bool:
+    """Wait for a message from arbiter or workers; return whether the exporter continues."""
     try:
         said = control.recv(1)
         if said == BOOTED and not pages.has_booted:
             pages.has_booted = True
-            control.send(BOOTED)  # for the process after this one
+            control.send(BOOTED)  # for the next exporter
     except OSError:
         return False
     return said not in (b"", STOP)
 
 
 def log_to(path: str | None) -> None:
-    """Log where Gunicorn does, in its format; to the standard error if that cannot be.
+    """Log to Gunicorn's error log, in its format; to the standard error if that is impossible.
 
     Args:
         path: The file; ``None`` for the standard error.
     """
     handler: logging.Handler = logging.StreamHandler()
     if path is not None:
-        from logging.handlers import WatchedFileHandler  # half a megabyte that few need
+        from logging.handlers import WatchedFileHandler  # half a megabyte, and seldom needed
 
         class LogFile(WatchedFileHandler):
-            """Looks for the file before each line, so that it follows a rotation."""
+            """Checks the file before each line, so that it follows a rotation."""
 
             def emit(self, record: logging.LogRecord) -> None:
                 try:
                     super().emit(record)
-                except OSError:  # it was replaced by one that this user may not write to
+                except OSError:  # the new file is not writable for this user
                     self.handleError(record)
 
         try:

@@ -1,68 +1,67 @@
-"""What arbiter, workers and exporter say to each other.
+"""The messages between arbiter, workers and exporter.
 
-An exporter is started with one :class:`Order`. Its standard input is one end of a pair of sockets;
-the arbiter holds the other one, and so does every worker, by fork. Single bytes go through it; its
-end of file says that the last of them has ended.
+An exporter is started with one :class:`Order`. Its standard input is one end of a pair of sockets.
+The arbiter holds the other end, and so does every worker, because it is forked. Messages are single
+bytes; the end of file means that the last of these processes has ended.
 """
 
 from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STOP = b"s"
-"""Arbiter to exporter: finish what you answer, and end."""
+"""Arbiter to exporter: finish the answers that are under way, then end."""
 
 BOOTED = b"b"
-"""Worker to exporter: I serve, but could get no lease which shows that. The exporter passes it on
-to the arbiter, for the exporter after this one."""
+"""Worker to exporter: I serve, but could get no lease that shows it. The exporter passes it on to
+the arbiter, for the next exporter."""
 
 LISTENING = b"l"
-"""Exporter to arbiter, with a descriptor: the address that was taken is free, I listen there."""
+"""Exporter to arbiter, with a descriptor: the address is free now, and I listen there."""
 
 HEALTHY_PATH = "/-/healthy"
 READY_PATH = "/-/ready"
 
 
 class Options(SimpleNamespace):
-    """Checked options, each under the name that it has as an attribute of the class.
+    """Checked options, each under its name as an attribute of the class.
 
-    Which there are, and what each can be, is said by the rows of
-    :data:`obskit_gunicorn._gunicorn.options.OPTIONS`.
+    The rows of :data:`obskit_gunicorn._gunicorn.options.OPTIONS` say which options there are.
     """
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"there is no option {name}")
 
 
 class Order(NamedTuple):
     """What an exporter is told when it is started."""
 
     options: Options
-    """What it serves, and where."""
+    """What to serve, and where."""
 
     directory: str | None
-    """The multiprocess directory; ``None`` if there is none to be had."""
+    """The multiprocess directory; ``None`` if there is none."""
 
     errorlog: str | None
     """The file that Gunicorn logs to; ``None`` for the standard error."""
 
-    sys_path: list[str]
+    sys_path: Sequence[str] = ()
     """The arbiter's."""
 
-    listener: int | None
+    listener: int | None = None
     """The descriptor of the listening socket; ``None`` while the address is taken."""
 
-    has_booted: bool
-    """Whether a worker without a lease has said that it serves."""
+    has_booted: bool = False
+    """Whether a worker without a lease has reported that it serves."""
 
     def to_json(self, **more: object) -> str:
-        """Return the order as text, with what the start of the interpreter needs beside it."""
+        """Return the order as text, together with what the start of the interpreter needs."""
         order = {**self._asdict(), "options": vars(self.options)}
         return json.dumps({"order": order, **more})
 
     @classmethod
     def from_dict(cls, order: dict[str, Any]) -> Order:
-        """Return the order that was sent as text."""
+        """Return the order from what :meth:`to_json` has written."""
         return cls(**{**order, "options": Options(**order["options"])})

@@ -1,14 +1,14 @@
-"""An HTTP server for a process that has nothing else to do: the standard library's, made robust.
+"""The exporter's HTTP server: the standard library's, made robust.
 
-It serves each connection on a thread of its own, and has at most :data:`MOST_CONNECTIONS`; others
-wait in the listening socket's queue. No client can keep it from answering others: a request that
-does not arrive within seconds is cut off, and when there are too many connections, the one that has
-been waiting for its request longest makes room for the newest, or else the one that has been taking
-its answer longest.
+It serves each connection on its own thread, and has at most :data:`MOST_CONNECTIONS`; others wait
+in the queue of the listening socket. No client can keep it from answering others. A request must
+arrive within seconds. If there are too many connections, the one that has waited longest for its
+request is closed; if none waits for a request, the one that has been receiving its answer longest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import logging
@@ -22,21 +22,19 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 from obskit_gunicorn._log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from obskit_gunicorn._exporter.tls import TlsFiles
 
 MOST_CONNECTIONS = 64
 """How many are served at once."""
 
 REQUEST_SECONDS = 5.0
-"""How long a request may take to arrive, the TLS handshake included."""
+"""How long a request may take to arrive, including the TLS handshake."""
 
 RESPONSE_SECONDS = 30.0
-"""How long it may take to answer, and to be taken by the client."""
+"""How long an answer may take to be made, and how long to be received."""
 
 MOST_REQUEST_BYTES = 1 << 16
-"""How long a request may be, its headers included."""
+"""How long a request may be, including its headers."""
 
 _POLL_SECONDS = 0.25
 _ROOM_SECONDS = 1.0
@@ -52,31 +50,28 @@ class _Connection:
 
     Attributes:
         socket: The connection.
-        stage: Whether its request is awaited, or its answer is made or sent.
+        stage: Whether it waits for its request, or its answer is being made or sent.
         since: When that began.
     """
 
     def __init__(self, client: socket.socket) -> None:
         self.socket = client
-        self.stage: Stage = "waiting"
-        self.since = time.monotonic()
+        self.enter("waiting")
 
     def enter(self, stage: Stage) -> None:
-        """Note what happens from now on."""
+        """Note the stage that begins now."""
         self.stage = stage
         self.since = time.monotonic()
 
     def cut(self) -> None:
-        """End it; the thread that serves it finds the end of the stream."""
-        try:
-            # Not the TLS socket's own method, after which its thread would go on in plain text.
+        """Shut it down; the thread that serves it sees the end of the stream."""
+        with contextlib.suppress(OSError):  # it has ended
+            # Not the TLS socket's own method: its thread would then continue in plain text.
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended
 
 
 class _Lines:
-    """The lines of a request, as far as a request may be long."""
+    """The lines of a request, up to the length that a request may have."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -100,9 +95,14 @@ class _Lines:
 
 
 class _Answer(ServerHandler):
-    """Runs the application for one request; says what goes wrong in our log."""
+    """Runs the application for one request; logs errors in our log."""
 
-    request_handler: WSGIRequestHandler
+    request_handler: _Handler
+
+    def finish_response(self) -> None:
+        """Send the answer, which is made now."""
+        self.request_handler.server.enter("sending")
+        super().finish_response()
 
     def log_exception(self, exc_info: Any) -> None:
         """Log what was raised; a client that went away raises too, in many ways."""
@@ -114,7 +114,7 @@ class _Handler(WSGIRequestHandler):
     """Reads one request and answers it; logs nothing."""
 
     timeout = REQUEST_SECONDS
-    # Whoever asks in a way that is not HTTP is answered by HTTP's rules, with a status line.
+    # A request that is not HTTP still gets an answer with a status line.
     default_request_version = "HTTP/1.0"
     server: MetricsServer
 
@@ -128,9 +128,9 @@ class _Handler(WSGIRequestHandler):
             self.send_error(414)
             return
         if self.raw_requestline and self.parse_request():
-            # It is complete: from here on it is we who are slow, or the network.
+            # It is complete. From here on only we or the network can be slow.
             self.server.enter("working")
-            # A scrape's body is not read, for nothing takes one.
+            # The body of the request is not read: nothing here needs one.
             answer = _Answer(None, self.wfile, sys.stderr, self.get_environ())  # type: ignore[arg-type]
             answer.request_handler = self
             answer.run(self.server.get_app())  # type: ignore[arg-type]
@@ -151,13 +151,13 @@ class _Handler(WSGIRequestHandler):
 
 
 class MetricsServer(WSGIServer):
-    """Serves a WSGI application at a socket that listens already."""
+    """Serves a WSGI application on a socket that listens already."""
 
     def __init__(self, listener: socket.socket, application: Any, tls: TlsFiles | None) -> None:
         """Make the server; ``serve_forever()`` accepts connections.
 
         Args:
-            listener: The listening socket; may be another process's at the same time.
+            listener: The listening socket; other processes may use it at the same time.
             application: The WSGI application.
             tls: The certificate to serve with; ``None`` for plain HTTP.
         """
@@ -171,7 +171,7 @@ class MetricsServer(WSGIServer):
         is_tcp = isinstance(name, tuple)
         self.server_name, self.server_port = (name[0], name[1]) if is_tcp else ("localhost", 0)
         self.setup_environ()
-        self.set_app(self._then_send(application))
+        self.set_app(application)
         self._tls = tls
         self._open: set[_Connection] = set()
         self._has_room = threading.Condition()
@@ -182,7 +182,7 @@ class MetricsServer(WSGIServer):
         self.serve_forever(poll_interval=_POLL_SECONDS)
 
     def drain(self, seconds: float) -> None:
-        """Wait until what has been accepted is answered; to be called after ``shutdown()``."""
+        """Wait until every accepted request is answered; call it after ``shutdown()``."""
         started = time.monotonic()
         while self._connections() and time.monotonic() - started < seconds:
             if time.monotonic() - started > _LINGER_SECONDS:
@@ -192,7 +192,7 @@ class MetricsServer(WSGIServer):
             time.sleep(0.01)
 
     def enter(self, stage: Stage) -> None:
-        """Note how far the answer is; runs on the thread that serves it."""
+        """Note the stage of a connection; runs on the thread that serves it."""
         connection: _Connection = self._served.connection
         connection.socket.settimeout(RESPONSE_SECONDS)
         connection.enter(stage)
@@ -205,13 +205,13 @@ class MetricsServer(WSGIServer):
             if error.errno in _NO_DESCRIPTORS:
                 with self._has_room:
                     self._make_room()
-                    # Without waiting it would be ready again at once, and again.
+                    # Without a pause this would be tried again at once, in a busy loop.
                     self._has_room.wait(_POLL_SECONDS)
             raise
         return client, address or ("", 0)  # a Unix socket's client has no address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection on a thread of its own."""
+        """Serve a connection on its own thread."""
         connection = _Connection(request)
         if not self._admit(connection):
             self.shutdown_request(request)
@@ -239,37 +239,23 @@ class MetricsServer(WSGIServer):
     def _serve(self, connection: _Connection, address: Any) -> None:
         self._served.connection = connection
         try:
-            if self._tls is None or self._shake_hands(connection, self._tls):
-                self.finish_request(connection.socket, address)
+            if self._tls is not None:
+                context = self._tls.context()
+                if context is None:
+                    return
+                client = connection.socket = context.wrap_socket(
+                    connection.socket, server_side=True, do_handshake_on_connect=False
+                )
+                client.settimeout(REQUEST_SECONDS)
+                client.do_handshake()
+            self.finish_request(connection.socket, address)
         except Exception:
             self.handle_error(connection.socket, address)
         finally:
             self._end(connection)
 
-    def _shake_hands(self, connection: _Connection, tls: TlsFiles) -> bool:
-        context = tls.context()
-        if context is None:
-            return False
-        client = context.wrap_socket(
-            connection.socket, server_side=True, do_handshake_on_connect=False
-        )
-        connection.socket = client
-        client.settimeout(REQUEST_SECONDS)
-        client.do_handshake()
-        return True
-
-    def _then_send(self, application: Any) -> Callable[..., Iterable[bytes]]:
-        """Return the application, which notes when its answer is made."""
-
-        def noting(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            answer: Iterable[bytes] = application(environ, start_response)
-            self.enter("sending")
-            return answer
-
-        return noting
-
     def _admit(self, connection: _Connection) -> bool:
-        """Wait until there is room for a connection, and make some; return whether there is."""
+        """Make room for a connection, and wait for it; return whether there is room."""
         deadline = time.monotonic() + _ROOM_SECONDS
         with self._has_room:
             while len(self._open) >= MOST_CONNECTIONS:
@@ -282,7 +268,7 @@ class MetricsServer(WSGIServer):
 
     def _end(self, connection: _Connection) -> None:
         try:
-            # First: whoever gets its place shall find its descriptor free.
+            # First: the connection that follows it needs the descriptor.
             self.shutdown_request(connection.socket)
         finally:
             with self._has_room:
@@ -294,11 +280,11 @@ class MetricsServer(WSGIServer):
             return list(self._open)
 
     def _make_room(self) -> None:
-        """Cut off the connection that has waited for its request, or taken its answer, longest."""
+        """Cut off the connection that has waited longest, or else received longest."""
         for stage in ("waiting", "sending"):
             found = [each for each in self._connections() if each.stage == stage]
             if found:
                 oldest = min(found, key=lambda connection: connection.since)
-                oldest.since = time.monotonic()  # it is on its way out; the next one cuts another
+                oldest.since = time.monotonic()  # it is ending; the next call cuts another one
                 oldest.cut()
                 return

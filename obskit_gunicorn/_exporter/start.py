@@ -1,11 +1,11 @@
 """What the interpreter of an exporter runs first: it finds the packages and runs the program.
 
-The source of this file is the program of the process (``python -I -c``), so that it is there where
-the package stands in an archive, and it may import nothing before it has found the packages.
+The process runs the source text of this file (``python -I -c``), because the package may be in an
+archive. So it must not import anything of ours before it has found the packages.
 
-It exits 0 on every path, whatever a collector of the user's does: up to 25.3 Gunicorn takes the
-exit status 3 or 4 of any child for a worker that cannot boot, and halts. A failure is shown once,
-not at each try.
+It exits 0 on every path, whatever a user's collector does. Up to 25.3, if any child exits with
+status 3 or 4, Gunicorn thinks that a worker cannot boot, and halts. A failure is printed only at
+the first start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def start(argument: str) -> None:
     """Run an exporter; in a process of its own.
 
     Args:
-        argument: What :mod:`obskit_gunicorn._exporter.launch` says, as JSON.
+        argument: The order and more, written by :meth:`protocol.Order.to_json`.
     """
     import json
 
@@ -39,9 +39,9 @@ def start(argument: str) -> None:
 
 
 def _find_packages(packages: dict[str, str]) -> None:
-    """Import packages from their files; what is in an archive is found by name, and last.
+    """Import packages from their files; those in an archive are found by name.
 
-    What stands beside them must not hide a module of Python's own.
+    Their folders come last in ``sys.path``, so that nothing there hides a module of Python's.
     """
     from importlib.util import module_from_spec, spec_from_file_location
 

@@ -1,4 +1,4 @@
-"""The exporter's certificate, key and authorities, read again when they have changed."""
+"""The exporter's certificate, key and authorities, reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from obskit_gunicorn._log import log
 
 
 class TlsFiles:
-    """Certificate, key and authorities, read again when they have changed.
-
-    Thread-safe.
-    """
+    """Certificate, key and authorities, reloaded when their files change. Thread-safe."""
 
     def __init__(self, certfile: str, keyfile: str | None, ca_certs: str | None) -> None:
         """Name the files; nothing is read.
 
         Args:
             certfile: The certificate chain.
-            keyfile: The private key, if that is not in the same file.
-            ca_certs: The authorities of client certificates, or ``None`` to ask for none.
+            keyfile: The private key, if it is not in the same file.
+            ca_certs: The authorities of client certificates; ``None`` to require none.
         """
         self._certfile, self._keyfile, self._ca_certs = certfile, keyfile, ca_certs
         self._lock = threading.Lock()
@@ -30,14 +27,14 @@ class TlsFiles:
         self._is_wrong = False
 
     def context(self) -> ssl.SSLContext | None:
-        """Return the context to serve with, the one before while new files do not go together.
+        """Return the context to serve with; the previous one while the new files do not match.
 
-        ``None`` if no files ever did; what is wrong with them is logged once.
+        ``None`` if the files have never matched. What is wrong with them is logged once.
         """
         with self._lock:
             files = [path for path in (self._certfile, self._keyfile, self._ca_certs) if path]
             seen = list(map(self._look, files))
-            # After a failure it tries again each time: they may be half written.
+            # After a failure each call tries again: the files may have been half written.
             if seen != self._seen or self._is_wrong:
                 self._seen = seen
                 try:
@@ -51,7 +48,7 @@ class TlsFiles:
                             "TLS: %s cannot be used: %s; %s until that is fixed",
                             " and ".join(files),
                             error,
-                            "what was read before stays in use"
+                            "the previous certificate stays in use"
                             if self._context
                             else "every connection is refused",
                         )
@@ -60,7 +57,7 @@ class TlsFiles:
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._ca_certs)
-        # A key with a passphrase is an error; OpenSSL would ask the terminal for it, and wait.
+        # A key with a passphrase is an error: OpenSSL would ask for it at the terminal, and wait.
         context.load_cert_chain(self._certfile, self._keyfile, password="")
         if self._ca_certs:
             context.verify_mode = ssl.CERT_REQUIRED

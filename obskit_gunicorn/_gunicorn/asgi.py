@@ -1,8 +1,7 @@
 """An ASGI application that counts the requests of another one.
 
-Gunicorn's request hooks are silent, or late, under ASGI workers. So there the application is
-wrapped. Everything passes through untouched: other scopes (``lifespan``, ``websocket``) as they
-are, and each message as it is.
+Under ASGI workers Gunicorn calls its request hooks late or never, so the application is wrapped
+there. Other scopes (``lifespan``, ``websocket``) and all messages pass through unchanged.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ Send = Callable[[Message], Awaitable[None]]
 class CountedApplication:
     """Counts the requests of an ASGI application, each when the last byte of its answer is sent.
 
-    Runs in workers, on the event loop. What the application raises is counted as 500 if no response
-    had begun, and goes on as it is. A request that is cancelled while the worker serves has lost
-    its client: Gunicorn cancels it a few seconds later.
+    Runs in workers, on the event loop. If the application raises before its response has begun,
+    the request is counted as 500; the exception propagates. If a request is cancelled while the
+    worker serves, its client has disconnected: Gunicorn cancels it a few seconds later.
     """
 
     def __init__(self, application: Any, requests: Requests, worker: Any = None) -> None:
         """Wrap an application.
 
         Args:
-            application: What is called for each request.
+            application: The ASGI application.
             requests: Where to count.
             worker: The worker that calls it; its ``alive`` says whether it serves.
         """
@@ -43,8 +42,8 @@ class CountedApplication:
         self._worker = worker
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever looks at the worker's application finds what it knows. A copy in the making does
-        # not have it yet.
+        # Attributes of the worker's application stay visible. A copy that is being made does not
+        # have `_application` yet.
         if name == "_application":
             raise AttributeError(name)
         return getattr(self._application, name)
@@ -94,7 +93,7 @@ class CountedApplication:
 
 
 def is_asgi3(application: Any) -> bool:
-    """Return whether an application is called once per connection, as servers find out."""
+    """Return whether an application is an ASGI 3 one, by the test that servers use."""
     if inspect.isclass(application):
         return hasattr(application, "__await__")
     if inspect.isfunction(application) or inspect.ismethod(application):

@@ -1,11 +1,12 @@
 """Checking a configuration class: values, signatures, and names that are nearly right.
 
-What is wrong raises :class:`~obskit_gunicorn.errors.ConfigurationError`, what is probably not meant
-warns. Runs in the arbiter while it loads its configuration; touches nothing.
+What is wrong raises :class:`~obskit_gunicorn.errors.ConfigurationError`; what is probably a mistake
+is a warning. Runs in the arbiter while it loads its configuration. Changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -18,7 +19,7 @@ from obskit_gunicorn._gunicorn.contract import PARAMETERS, Publication, base_cla
 from obskit_gunicorn._gunicorn.options import OPTIONS
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.membership import membership
-from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
+from obskit_gunicorn.errors import ObskitGunicornWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,11 +35,11 @@ def _read(publication: Publication, name: str) -> Any:
     try:
         return getattr(publication.config, name)
     except Exception as error:
-        raise ConfigurationError(
-            where=publication.where(name),
-            value=inspect.getattr_static(publication.config, name),
-            expected=f"a value; reading it raised {type(error).__name__}: {error}",
-            hint="Fix the property.",
+        raise publication.wrong(
+            name,
+            inspect.getattr_static(publication.config, name),
+            f"a value; reading it raised {type(error).__name__}: {error}",
+            "Fix the property.",
         ) from error
 
 
@@ -46,96 +47,79 @@ def checked_setting(publication: Publication, name: str, setting: Any) -> Any:
     """Return a Gunicorn setting of a class after Gunicorn's own check."""
     value = _read(publication, name)
     if inspect.ismethod(value):
-        raise ConfigurationError(
-            where=publication.where(name),
-            value=value,
-            expected="a value, not a method",
-            hint=f"Put @property above def {name}.",
+        raise publication.wrong(
+            name, value, "a value, not a method", f"Put @property above def {name}."
         )
     try:
         setting().set(value)
     except Exception as error:
         kind = getattr(setting.type, "__name__", "")
-        raise ConfigurationError(
-            where=publication.where(name),
-            value=value,
-            expected=f"{f'a value of type {kind}' if kind else 'a value'} that Gunicorn "
-            f"accepts ({error})",
-            hint=f"Gunicorn's setting {name}: {setting.short}",
-        ) from error
+        kind = f"a value of type {kind}" if kind else "a value"
+        expected = f"{kind} that Gunicorn accepts ({error})"
+        hint = f"Gunicorn's setting {name}: {setting.short}"
+        raise publication.wrong(name, value, expected, hint) from error
     return value
 
 
 def checked_method(publication: Publication, name: str) -> Callable[..., Any]:
-    """Return a hook of a class, callable with what Gunicorn passes."""
+    """Return a hook of a class, callable with the arguments that Gunicorn passes."""
     method = _read(publication, name)
-    where = publication.where(name)
     parameters = ", ".join(PARAMETERS[name])
     if isinstance(method, str):
-        # Gunicorn takes the import string of a hook, so we do.
-        method = _import(method, where)
+        # Gunicorn accepts the import string of a function for a hook, so we do too.
+        method = _import(publication, name, method)
     if not callable(method):
-        raise ConfigurationError(
-            where=where,
-            value=method,
-            expected=f"a method with the parameters (self, {parameters})",
-            hint=f"Write: def {name}(self, {parameters}): ...",
+        raise publication.wrong(
+            name,
+            method,
+            f"a method with the parameters (self, {parameters})",
+            f"Write: def {name}(self, {parameters}): ...",
         )
     unwrapped = inspect.unwrap(method)
     if inspect.iscoroutinefunction(unwrapped) or inspect.isgeneratorfunction(unwrapped):
-        raise ConfigurationError(
-            where=where,
-            value=method,
-            expected="a plain method: Gunicorn calls it and never runs the body of a coroutine "
-            "or a generator",
-            hint=f"Write def {name} without async and without yield.",
+        raise publication.wrong(
+            name,
+            method,
+            "a plain method: Gunicorn calls it and never runs the body of a coroutine or a "
+            "generator",
+            f"Write def {name} without async and without yield.",
         )
     if accepted_arguments(name, method) is None:
-        plain = inspect.ismethod(method) and not inspect.getattr_static(
+        hint = f"Write: def {name}(self, {parameters}): ... Make further parameters optional."
+        if inspect.ismethod(method) and not inspect.getattr_static(
             publication.config, name
-        ).__qualname__.startswith(tuple(c.__qualname__ for c in type(publication.config).__mro__))
-        raise ConfigurationError(
-            where=where,
-            value=f"{name}{_signature(method)}",
-            expected=f"a method that can be called with {len(PARAMETERS[name])} arguments "
+        ).__qualname__.startswith(tuple(c.__qualname__ for c in type(publication.config).__mro__)):
+            hint = f"Write: {name} = staticmethod({method.__name__})"
+        raise publication.wrong(
+            name,
+            f"{name}{inspect.signature(method)}",
+            f"a method that can be called with {len(PARAMETERS[name])} arguments "
             f"({parameters}), as Gunicorn does",
-            hint=f"Write: {name} = staticmethod({method.__name__})"
-            if plain
-            else f"Write: def {name}(self, {parameters}): ... Make further parameters optional.",
+            hint,
         )
     return method  # type: ignore[no-any-return]
 
 
-def _import(path: str, where: str) -> Any:
+def _import(publication: Publication, name: str, path: str) -> Any:
     module, _, attribute = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            where=where,
-            value=path,
-            expected=f"a method, or the import string of a function ({error})",
-            hint="Write it as package.module.function.",
-        ) from error
-
-
-def _signature(method: Callable[..., Any]) -> str:
-    try:
-        return str(inspect.signature(method))
-    except (TypeError, ValueError):
-        return "(...)"
+        expected = f"a method, or the import string of a function ({error})"
+        hint = "Write it as package.module.function."
+        raise publication.wrong(name, path, expected, hint) from error
 
 
 def accepted_arguments(name: str, method: Callable[..., Any]) -> int | None:
-    """Return how many of Gunicorn's arguments a method takes, or ``None`` if it cannot be called.
+    """Return how many of Gunicorn's arguments a method takes; ``None`` if it cannot be called.
 
-    ``post_request`` may take two, three or four; every other hook takes them all.
+    ``post_request`` may take two, three or four of them; every other hook takes all.
     """
     most = len(PARAMETERS[name])
     try:
         signature = inspect.signature(method)
     except (TypeError, ValueError):
-        return most  # a builtin that does not tell; Gunicorn will
+        return most  # a builtin without a signature
     for count in range(most, (1 if name == "post_request" else most - 1), -1):
         try:
             signature.bind(*range(count))
@@ -146,29 +130,22 @@ def accepted_arguments(name: str, method: Callable[..., Any]) -> int | None:
 
 
 def suggest_names(publication: Publication, known: dict[str, Any]) -> None:
-    """Warn of class attributes that mean nothing, but whose names are nearly right."""
+    """Warn of class attributes that have no meaning, but whose names are nearly right."""
     names = {*known, *PARAMETERS, *(option.name for option in OPTIONS)}
-    our_classes = base_class(type(publication.config)).__mro__
-    ours = {name for base in our_classes for name in vars(base)}
+    ours = dir(base_class(type(publication.config)))
     for base in type(publication.config).__mro__:
-        if base in our_classes:
-            continue
         for name in vars(base):
             if name.startswith("_") or name in names or name in ours:
                 continue
             near = [other for other in PARAMETERS if other.endswith(f"_{name}")][:1]
             near += difflib.get_close_matches(name.lower(), sorted(names), n=1, cutoff=0.8)
             if near:
-                warn(
-                    publication,
-                    name,
-                    "Gunicorn knows no such name and ignores it; did you mean "
-                    f"{' or '.join(near)}? A leading underscore says that it is your own",
-                )
+                text = f"Gunicorn does not know and ignores it; did you mean {' or '.join(near)}?"
+                warn(publication, name, f"{text} A leading underscore marks a name as your own")
 
 
 def warn(publication: Publication, name: str, text: str) -> None:
-    """Warn of an attribute: on stderr with its line at the start, in the error log at a SIGHUP."""
+    """Warn of an attribute: at the start on stderr, with its line; at a SIGHUP in the error log."""
     message = f"{publication.where(name)}: {text}"
     if membership.role == "arbiter":
         log.warning("obskit: %s", message)
@@ -182,11 +159,8 @@ def _line_of(config: type, name: str) -> tuple[str, int]:
     module = sys.modules.get(config.__module__)
     file = str(getattr(module, "__file__", None) or config.__module__)
     pattern = re.compile(rf"\s+(def\s+)?{re.escape(name)}\s*[:=(]")
-    try:
-        with open(file, encoding="utf-8") as source:
-            for number, line in enumerate(source, 1):
-                if name and pattern.match(line):
-                    return file, number
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError), open(file, encoding="utf-8") as source:
+        for number, line in enumerate(source, 1):
+            if pattern.match(line):
+                return file, number
     return file, 1

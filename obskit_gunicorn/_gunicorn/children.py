@@ -1,8 +1,8 @@
 """The one handler of SIGCHLD that the arbiter adds to Gunicorn's.
 
-Gunicorn has no hook that tells of a child that is not a worker, and none that runs by the clock. At
-each SIGCHLD this asks how workers have ended, calls Gunicorn's own handler, and brings an exporter
-back that has ended. Runs in signal context.
+Gunicorn has no hook for the end of a child that is not a worker, and no hook that runs by the
+clock. At each SIGCHLD this handler asks how workers have ended, calls Gunicorn's own handler, and
+restarts an exporter that has ended. Runs in signal context.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _previous: Any = None
 
 
 def listen(server: Arbiter) -> None:
-    """Handle SIGCHLD from now on; runs in the arbiter, may be called again.
+    """Install the handler; runs in the arbiter, may be called again.
 
-    Gunicorn's own handler must be in place already.
+    Gunicorn's own handler must be installed already.
     """
     global _previous  # noqa: PLW0603 - a process has one handler of a signal
     exits.watch(server)
-    # Once: a handler that the application has put in ours' place may call ours.
+    # Only once: a handler with which the application has replaced ours may call ours.
     if _previous is None:
-        with contextlib.suppress(ValueError):  # not on the main thread; the next fork is
+        with contextlib.suppress(ValueError):  # not on the main thread
             _previous = signal.signal(signal.SIGCHLD, _on_child)
 
 

@@ -1,12 +1,14 @@
-"""What a configuration class and Gunicorn have in common: hooks, and the class that they belong to.
+"""The contract between configuration classes and Gunicorn: the hooks, and their base class.
 
-Knows nothing of :mod:`obskit_gunicorn.config`; that module's class is recognised by
-:class:`Configuration`, which it derives from.
+Does not import :mod:`obskit_gunicorn.config`. A configuration class is recognised by its base class
+:class:`Configuration`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from obskit_gunicorn.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from obskit_gunicorn._exporter.protocol import Options
@@ -33,12 +35,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "dirty_worker_init": ("worker",),
     "dirty_worker_exit": ("arbiter", "worker"),
 }
-"""Every server hook of every supported Gunicorn, and what Gunicorn calls it with."""
+"""Every server hook of every supported Gunicorn, with its parameters."""
 
 CONTAINED = frozenset(
     {"child_exit", "worker_exit", "nworkers_changed", "on_reload", "pre_exec", "on_exit"}
 )
-"""Hooks in which an exception is logged and counted, and the server goes on, once it runs."""
+"""Hooks in which an exception is logged and counted, and a running server continues."""
 
 
 class HookEvent(NamedTuple):
@@ -60,18 +62,18 @@ class HookEvent(NamedTuple):
     """The process in which it ran."""
 
     error: BaseException | None
-    """What it raised, or ``None``."""
+    """What it raised; ``None`` if it raised nothing."""
 
 
 class Configuration:
-    """What the base class of all configurations derives from, and nothing else does."""
+    """The base of the public base class of all configurations, and of nothing else."""
 
     def hook_event(self, event: HookEvent) -> None:
-        """Be told of every run of a hook; see the class of the users."""
+        """Receive every run of a hook; see :class:`obskit_gunicorn.ObskitGunicornConfig`."""
 
 
 class Publication(NamedTuple):
-    """One configuration as it is handed to Gunicorn; each SIGHUP makes a new one."""
+    """One configuration as Gunicorn gets it; each SIGHUP makes a new one."""
 
     config: Configuration
     """An instance of the user's class."""
@@ -88,12 +90,16 @@ class Publication(NamedTuple):
         return type(self.config).__name__
 
     def where(self, name: str) -> str:
-        """Return how to call an attribute of the class in an error."""
+        """Return how to name an attribute of the class in an error."""
         return f"{self.class_name}.{name} in {self.source}"
+
+    def wrong(self, name: str, value: object, expected: str, hint: str) -> ConfigurationError:
+        """Return the error that says what is wrong with an attribute of the class."""
+        return ConfigurationError(where=self.where(name), value=value, expected=expected, hint=hint)
 
 
 def is_configuration(value: object) -> bool:
-    """Return whether something is a configuration class of the user's."""
+    """Return whether something is a user's configuration class."""
     return (
         isinstance(value, type)
         and issubclass(value, Configuration)
@@ -109,8 +115,8 @@ def base_class(config: type[Configuration]) -> type[Configuration]:
 
 
 def overrides(config: Configuration, name: str) -> bool:
-    """Return whether a configuration, by its class or by itself, replaces a method of the base."""
-    import inspect  # heavy, and `import obskit_gunicorn` loads this module
+    """Return whether a configuration, its class or the instance, replaces a method of the base."""
+    import inspect  # heavy; and `import obskit_gunicorn` loads this module
 
     base = vars(base_class(type(config)))[name]
     return inspect.getattr_static(config, name) is not base

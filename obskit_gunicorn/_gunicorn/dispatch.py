@@ -1,9 +1,9 @@
 """The function that Gunicorn calls for a hook: the core, then the user's method.
 
-An error in a core is logged and never reaches Gunicorn. One in a user's override keeps Gunicorn's
-meaning, except for the hooks in :data:`contract.CONTAINED` once the server runs: it is logged with
-its traceback and counted, and the server goes on. In signal context nothing is logged or counted;
-that is done by the next core that runs elsewhere.
+An error in a core is logged and never reaches Gunicorn. An error in a user's override means what it
+means to Gunicorn, except in the hooks of :data:`contract.CONTAINED` once the server runs: there it
+is logged with its traceback and counted, and the server continues. In signal context nothing is
+logged or counted; the next core that runs elsewhere does that.
 """
 
 from __future__ import annotations
@@ -14,22 +14,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn.checks import accepted_arguments
-from obskit_gunicorn._gunicorn.contract import (
-    CONTAINED,
-    PARAMETERS,
-    HookEvent,
-    Publication,
-    overrides,
-)
-from obskit_gunicorn._gunicorn.lifecycle import (
-    CORES,
-    counting,
-    failures,
-    flush_failures,
-    is_signal_context,
-    sharing,
-)
+from obskit_gunicorn._gunicorn import checks, contract, lifecycle
 from obskit_gunicorn._log import log
 
 if TYPE_CHECKING:
@@ -39,35 +24,37 @@ if TYPE_CHECKING:
     from gunicorn.http.message import Request
     from gunicorn.workers.base import Worker
 
+    from obskit_gunicorn._gunicorn.contract import Publication
+
 _GATES = frozenset({"on_starting", "when_ready"})
 _REQUEST_HOOKS = frozenset({"pre_request", "post_request"})
 
-ACTING = frozenset({*CORES, "on_starting"})
-"""Hooks that do something even if nobody overrides them: they have a core, or a base that acts."""
+ACTING = frozenset({*lifecycle.CORES, "on_starting"})
+"""Hooks that act even if nobody overrides them: they have a core, or their base method acts."""
 
 
 def needs_publishing(publication: Publication, name: str) -> bool:
-    """Return whether Gunicorn must call a hook at all; one that does nothing costs nothing."""
+    """Return whether Gunicorn must call a hook at all; a hook that does nothing costs nothing."""
     config = publication.config
-    if name in _REQUEST_HOOKS and publication.options.metrics_requests and sharing() is not None:
-        return True
-    return (
-        name in ACTING
-        or overrides(config, name)
-        or (name not in _REQUEST_HOOKS and overrides(config, "hook_event"))
-    )
+    if name in _REQUEST_HOOKS:
+        return _counts_requests(publication) or contract.overrides(config, name)
+    return name in ACTING or any(contract.overrides(config, each) for each in (name, "hook_event"))
+
+
+def _counts_requests(publication: Publication) -> bool:
+    return publication.options.metrics_requests and lifecycle.sharing() is not None
 
 
 def hook_function(
     publication: Publication, name: str, method: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
-    core = CORES.get(name)
-    accepted = accepted_arguments(name, method)
+    core = lifecycle.CORES.get(name)
+    accepted = checks.accepted_arguments(name, method)
     if name in _REQUEST_HOOKS:
         run_for_each = _request_function(publication, name, method, accepted)
         return _dressed(publication, name, method, run_for_each)
-    watches_events = overrides(publication.config, "hook_event")
+    watches_events = contract.overrides(publication.config, "hook_event")
 
     def run(*args: Any) -> Any:
         if core is not None:
@@ -80,11 +67,20 @@ def hook_function(
         except Exception as raised:
             error = raised
         if watches_events:
-            _tell(publication, name, started, time.monotonic() - clock, error)
+            event = contract.HookEvent(
+                name="hook_success" if error is None else "hook_failure",
+                hook=name,
+                time=started,
+                duration_seconds=time.monotonic() - clock,
+                pid=os.getpid(),
+                error=error,
+            )
+            _tell(publication, event)
         if error is not None:
             if not _is_contained(name, args):
                 raise error
-            _contain(publication, name, error)
+            message = f"{publication.class_name}.{name} raised; the server continues"
+            _report(name, message, error, counts=True)
         if name in _GATES and result is False:
             _abort(publication, name, args[0])
         return result
@@ -95,9 +91,10 @@ def hook_function(
 def _request_function(
     publication: Publication, name: str, method: Callable[..., Any], accepted: int | None
 ) -> Callable[..., Any]:
-    """Return the function for a hook that runs for each request, and so must cost little."""
-    if not publication.options.metrics_requests or sharing() is None:
+    """Return the function for a hook that runs for each request and so must be cheap."""
+    if not _counts_requests(publication):
         return lambda *args: method(*args[:accepted])
+    counting = lifecycle.counting
 
     def run_before(worker: Worker, req: Request) -> Any:
         if counting.requests is not None:
@@ -115,16 +112,13 @@ def _request_function(
 
 
 def _dressed(
-    publication: Publication,
-    name: str,
-    method: Callable[..., Any],
-    run: Callable[..., Any],
+    publication: Publication, name: str, method: Callable[..., Any], run: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return the function with the name, the signature and the docstring of the hook."""
     # Gunicorn counts the parameters that the signature shows.
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in PARAMETERS[name]]
-    )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(each, kind) for each in contract.PARAMETERS[name]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__name__ = name
     run.__qualname__ = f"{publication.class_name}.{name}"
     run.__doc__ = method.__doc__
@@ -137,51 +131,34 @@ def _run_core(
     try:
         core(publication, *args)
     except Exception:
-        # Whatever is wrong with us, it is not the service's fault.
-        log.exception("obskit: the core of %s failed; the server goes on", name)
+        # Our errors must not harm the service.
+        log.exception("obskit: the core of %s failed; the server continues", name)
 
 
 def _is_contained(name: str, args: tuple[Any, ...]) -> bool:
     if name == "nworkers_changed" and args[2] is None:
         return False  # the server is starting
-    return name in CONTAINED
+    return name in contract.CONTAINED
 
 
-def _contain(publication: Publication, name: str, error: Exception) -> None:
+def _report(name: str, message: str, error: Exception, *, counts: bool) -> None:
+    """Log an exception of a user's method in a hook, and perhaps count it, now or later."""
     text = "".join(traceback.format_exception(error)).rstrip()
-    message = f"obskit: {publication.class_name}.{name} raised; the server goes on\n{text}"
-    failures.append((name, message, True))
-    if not is_signal_context(name):
-        flush_failures()
+    lifecycle.failures.append((name, f"obskit: {message}\n{text}", counts))
+    if not lifecycle.is_signal_context(name):
+        lifecycle.flush_failures()
 
 
-def _tell(
-    publication: Publication,
-    name: str,
-    started: float,
-    duration: float,
-    error: Exception | None,
-) -> None:
-    event = HookEvent(
-        name="hook_success" if error is None else "hook_failure",
-        hook=name,
-        time=started,
-        duration_seconds=duration,
-        pid=os.getpid(),
-        error=error,
-    )
+def _tell(publication: Publication, event: contract.HookEvent) -> None:
     try:
         publication.config.hook_event(event)
-    except Exception as raised:
-        text = "".join(traceback.format_exception(raised)).rstrip()
-        message = f"obskit: {publication.class_name}.hook_event raised in {name}\n{text}"
-        failures.append((name, message, False))
-        if not is_signal_context(name):
-            flush_failures()
+    except Exception as error:
+        message = f"{publication.class_name}.hook_event raised in {event.hook}"
+        _report(event.hook, message, error, counts=False)
 
 
 def _abort(publication: Publication, name: str, server: Arbiter) -> None:
-    """End a start that a gate has refused, with what Gunicorn has opened so far closed again."""
+    """End a start that a hook has refused; close what Gunicorn has opened so far."""
     log.error("obskit: %s.%s returned False: not starting", publication.class_name, name)
     server.stop()
     if server.pidfile is not None:

@@ -1,9 +1,9 @@
-"""What one configuration hands on to the next: at a SIGUSR2 to another arbiter, at a SIGHUP here.
+"""What one configuration hands on to the next: to another arbiter at a SIGUSR2, here at a SIGHUP.
 
-A SIGUSR2 starts a new arbiter by ``exec`` in the directory that Gunicorn changed to, with a copy of
-the environment from before the configuration file ran. :meth:`Handover.give` writes into that copy
-what :meth:`Handover.take` reads in the new arbiter. A SIGHUP makes a new instance of the class in
-the same process; what must outlive it is kept here too.
+A SIGUSR2 starts a new arbiter by ``exec``: in the directory that Gunicorn has changed to, with a
+copy of the environment from before the configuration file ran. :meth:`Handover.give` writes into
+that copy, and :meth:`Handover.take` reads it in the new arbiter. A SIGHUP makes a new instance of
+the class in the same process; what must survive that is kept here too.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 EXPORTED_VARIABLE = "OBSKIT_MULTIPROC_DIR"
-"""Names the directory once more, where it was we who exported it: it was set by us, not by the
-user."""
+"""Names the directory again if it was set by us, not by the user."""
 
 LEASE_VARIABLE = "OBSKIT_LEASE_FD"
-"""The descriptor of the lease that is handed on with it."""
+"""The descriptor of the lease that is handed on with the directory."""
 
 START_VARIABLE = "OBSKIT_START_DIR"
-"""Where Gunicorn was first started, for relative paths: SIGUSR2 starts it in another directory."""
+"""Where Gunicorn was first started, for relative paths; SIGUSR2 starts it in another directory."""
 
 LISTENER_VARIABLE = "OBSKIT_LISTENER_FD"
 """The descriptor of the exporter's listening socket, and its address."""
 
 
 class Handover:
-    """What this process was given, and what it hands on.
+    """What this process has received, and what it hands on.
 
     Attributes:
-        exported: The directories that we have put into the environment ourselves; they were set by
-            us, not by the user, when the configuration is loaded again.
-        started_in: Where Gunicorn was started first, before any ``chdir``, for relative paths.
-        published: What Gunicorn was last given, for a SIGHUP whose configuration is wrong.
+        exported: The directories that were put into the environment by us, not by the user.
+        started_in: Where Gunicorn was first started, before any ``chdir``; for relative paths.
+        published: What Gunicorn got last; used at a SIGHUP whose configuration is wrong.
     """
 
     def __init__(self) -> None:
@@ -52,10 +50,10 @@ class Handover:
         self._listener = ""
 
     def give(self, environment: MutableMapping[str, str], listener: str | None) -> None:
-        """Hand on what the arbiter that a SIGUSR2 starts needs; runs in its process, before exec.
+        """Hand on what the arbiter of a SIGUSR2 needs; runs in its process, before the exec.
 
         Args:
-            environment: The environment that it will have.
+            environment: The environment of the new arbiter.
             listener: Descriptor and address of the exporter's listening socket, if there is one.
         """
         environment[START_VARIABLE] = self.started_in
@@ -68,14 +66,14 @@ class Handover:
         if membership.directory.path in self.exported:
             environment[DIRECTORY_VARIABLE] = membership.directory.path
             environment[EXPORTED_VARIABLE] = membership.directory.path
-        # Until the new arbiter has begun, this lease says that the directory is in use: the old one
-        # may be gone before the new one has read its configuration.
+        # Until the new arbiter has begun, this lease shows that the directory is in use: the old
+        # arbiter may end before the new one has read its configuration.
         membership.role = "arbiter"
         with contextlib.suppress(OSError):
             environment[LEASE_VARIABLE] = str(membership.acquire().hand_on())
 
     def take(self, environment: MutableMapping[str, str]) -> None:
-        """Take what another arbiter has handed on out of the environment; once, then it is empty.
+        """Take what another arbiter has handed on, and remove it from the environment.
 
         Runs while a configuration is loaded.
         """
@@ -89,7 +87,7 @@ class Handover:
         self._listener = environment.pop(LISTENER_VARIABLE, self._listener)
         number = self._listener.partition(" ")[0]
         if number.isdigit():
-            # It came through an exec; programs that the application starts must not have it.
+            # It came through an exec; programs that the application starts must not inherit it.
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(number), False)
 
@@ -104,7 +102,7 @@ class Handover:
             os.environ.pop(DIRECTORY_VARIABLE, None)
 
     def listener_at(self, address: str) -> socket.socket | None:
-        """Return the listening socket that was handed on, if it is for this address."""
+        """Return the listening socket that was handed on, if it is at this address."""
         number, _, handed = self._listener.partition(" ")
         if handed == address:
             with contextlib.suppress(OSError, ValueError):
@@ -114,7 +112,7 @@ class Handover:
         return None
 
     def drop_lease(self) -> None:
-        """Close the lease that was handed on, once this process has one of its own."""
+        """Close the lease that was handed on; this process has its own by now."""
         descriptor, self._lease = self._lease, None
         if descriptor is not None:
             with contextlib.suppress(OSError):
@@ -122,7 +120,7 @@ class Handover:
                     os.close(descriptor)
 
     def drop_listener(self) -> None:
-        """Close the listening socket that was handed on and that nobody wants."""
+        """Close the listening socket that was handed on, if nobody has used it."""
         number, self._listener = self._listener.partition(" ")[0], ""
         if number:
             with contextlib.suppress(OSError, ValueError):

@@ -1,9 +1,9 @@
 """The options of the configuration class: one row each in :data:`OPTIONS`.
 
-A row says all there is to an option beside its default, which is the attribute of the class. Its
-environment variable, the flag of ``obskit-gunicorn serve``, the help and the table of the README
-are made from it. For each option the environment wins over the class, and the class over the
-default. What is wrong is said with its source and stops the start.
+A row defines an option, except for its default, which is the attribute of the class. The row gives
+its environment variable, its flag of ``obskit-gunicorn serve``, and its help. The environment wins
+over the class, and the class over the default. A wrong value stops the start with an error that
+names its source.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FALSE = ("0", "false", "no", "off")
 
 
 class Found(NamedTuple):
-    """The value of an option, as it was found."""
+    """The value of an option before it is checked."""
 
     value: object
     """The value; text if it comes from the environment."""
 
     where: str
-    """Where it was found, for an error."""
+    """Where it is set, for an error."""
 
     is_text: bool
     """Whether it comes from the environment."""
@@ -38,11 +38,11 @@ class Found(NamedTuple):
     """Where relative paths start."""
 
     def wrong(self, expected: str, hint: str) -> ConfigurationError:
-        """Return the error that says what is wrong with it."""
+        """Return the error that says what is wrong with the value."""
         return ConfigurationError(where=self.where, value=self.value, expected=expected, hint=hint)
 
     def items(self) -> object:
-        """Return the value; of text, the parts that commas separate."""
+        """Return the value; text is split at its commas."""
         if self.is_text and isinstance(self.value, str):
             return [part.strip() for part in self.value.split(",") if part.strip()]
         return self.value
@@ -84,9 +84,9 @@ def _address(found: Found) -> str | None:
         return str(Address.parse(found.value, found.base))
     except ValueError as error:
         raise found.wrong(
-            "an address such as 127.0.0.1:9464, [::1]:9464 or unix:/run/metrics.sock, or None for "
+            "an address such as 127.0.0.1:9764, [::1]:9764 or unix:/run/metrics.sock, or None for "
             f"no exporter ({error})",
-            'Write for example metrics_bind = "0.0.0.0:9464".',
+            'Write for example metrics_bind = "0.0.0.0:9764".',
         ) from None
 
 
@@ -141,7 +141,7 @@ def _buckets(found: Found) -> tuple[float, ...]:
         bounds = tuple(float(part) for part in parts)
         bounds = bounds[:-1] if bounds[-1:] == (math.inf,) else bounds
         if not bounds or list(bounds) != sorted(set(bounds)) or bounds[0] <= 0:
-            raise ValueError("they must be positive and rise")
+            raise ValueError("they must be positive and ascending")
         if not all(map(math.isfinite, bounds)):
             raise ValueError("they must be finite")
     except (TypeError, ValueError) as error:
@@ -156,26 +156,26 @@ class Option(NamedTuple):
     """An option of the configuration class."""
 
     name: str
-    """The attribute of the class, whose value there is the default."""
+    """The attribute of the class; the default is the value of the base class."""
 
     read: Callable[[Found], Any]
     """Returns the checked value; raises :class:`ConfigurationError`."""
 
     help: str
-    """What it is, as part of a sentence."""
+    """What it means, as part of a sentence."""
 
     example: str = ""
-    """A value, for errors and for people."""
+    """An example of a value, for errors."""
 
     is_exporters: bool = False
-    """Whether the exporter is given it, and ``obskit-gunicorn serve`` has a flag for it."""
+    """Whether the exporter uses it, so that ``obskit-gunicorn serve`` has a flag for it."""
 
     empty_is_none: bool = False
     """Whether an empty environment variable means ``None``; otherwise it counts as unset."""
 
     @property
     def variable(self) -> str:
-        """The environment variable that wins over the class."""
+        """The environment variable; it wins over the class."""
         if self.name == "multiproc_dir":
             return DIRECTORY_VARIABLE
         return f"OBSKIT_{self.name.upper()}"
@@ -190,20 +190,21 @@ OPTIONS = (
     Option(
         "multiproc_dir",
         _directory,
-        "the directory in which the processes share their metrics; a private one by default",
+        "the directory in which the processes share their metrics (by default a private one in "
+        "memory, removed when the server ends)",
         "/metrics",
     ),
     Option(
         "metrics_keep",
         _flag,
-        "whether a start continues from the totals of the runs before it",
+        "whether a start continues from the totals of earlier runs instead of from zero",
         "true",
     ),
     Option(
         "metrics_bind",
         _address,
-        "where to listen: host:port, [IPv6]:port or unix:path",
-        "0.0.0.0:9464",
+        "where the exporter listens: host:port, [IPv6]:port or unix:path",
+        "0.0.0.0:9764",
         is_exporters=True,
         empty_is_none=True,
     ),
@@ -211,28 +212,28 @@ OPTIONS = (
     Option(
         "metrics_certfile",
         _file,
-        "a PEM file with the certificate chain, for TLS",
+        "a PEM file with the certificate chain, for TLS; a renewed one is used without a restart",
         "/tls/tls.crt",
         is_exporters=True,
     ),
     Option(
         "metrics_keyfile",
         _file,
-        "a PEM file with its private key",
+        "a PEM file with the private key, where the certificate's file does not contain it",
         "/tls/tls.key",
         is_exporters=True,
     ),
     Option(
         "metrics_ca_certs",
         _file,
-        "a PEM file with the authorities of client certificates, for mutual TLS",
+        "a PEM file with the authorities whose client certificates are accepted, for mutual TLS",
         "/tls/ca.crt",
         is_exporters=True,
     ),
     Option(
         "metrics_collectors",
         _import_strings,
-        "import strings of further collectors, separated by commas",
+        "import strings of collectors that run once, in the exporter; commas separate them",
         "myapp.metrics:queue_depth",
         is_exporters=True,
     ),
@@ -240,7 +241,7 @@ OPTIONS = (
     Option(
         "metrics_buckets",
         _buckets,
-        "upper bounds of the buckets of request durations, in seconds, separated by commas",
+        "upper bounds of the buckets of request durations, in seconds; commas separate them",
         "0.01,0.1,1,10",
     ),
 )
@@ -248,14 +249,14 @@ OPTIONS = (
 
 
 def normalize_environment(environment: MutableMapping[str, str], base: str) -> None:
-    """Make the directory that the user has put into the environment absolute, once.
+    """Make the multiprocess directory that the environment names absolute.
 
     Gunicorn changes directory later, and every process and library that reads the variable must
-    find the same directory. The old lower-case spelling is read as prometheus_client reads it.
+    find the same directory. Like prometheus_client, this reads the old lower-case spelling too.
 
     Args:
         environment: ``os.environ`` of the process that loads the configuration.
-        base: Where relative paths start.
+        base: The directory that relative paths start from.
     """
     wished = environment.get(DIRECTORY_VARIABLE) or environment.get("prometheus_multiproc_dir")
     if wished:
@@ -263,7 +264,7 @@ def normalize_environment(environment: MutableMapping[str, str], base: str) -> N
 
 
 def absolute(path: str, base: str) -> str:
-    """Return a path made absolute and plain, a relative one taken from ``base``."""
+    """Return a path as absolute and normalized; a relative path starts from ``base``."""
     return os.path.abspath(os.path.join(base, path))
 
 
@@ -283,15 +284,14 @@ def read_options(
         config: An instance of the user's class.
         environment: The process's environment.
         source: The file of the class, for errors.
-        base: Where relative paths start.
-        exported: The directories that we have exported ourselves; they were set by us, not by the
-            user.
+        base: The directory that relative paths start from.
+        exported: The directories that were put into the environment by us, not by the user.
 
     Returns:
         The checked value of each row of :data:`OPTIONS`, under its name.
 
     Raises:
-        ConfigurationError: A value is not what it must be.
+        ConfigurationError: A value is wrong.
     """
     found: dict[str, Found] = {}
     for option in OPTIONS:
@@ -308,14 +308,14 @@ def read_options(
     for name in ("metrics_keyfile", "metrics_ca_certs"):
         if getattr(options, name) and not options.metrics_certfile:
             raise found[name].wrong(
-                "a certificate to go with it, in metrics_certfile",
+                "a certificate that belongs to it, in metrics_certfile",
                 f"Set metrics_certfile, or unset {name}.",
             )
     return options
 
 
 def exporter_options(options: Options) -> Options | None:
-    """Return the options that the exporter is given; ``None`` where there is to be no exporter."""
+    """Return the exporter's options; ``None`` if no exporter is wanted."""
     if options.metrics_bind is None:
         return None
     return Options(**{row.name: getattr(options, row.name) for row in OPTIONS if row.is_exporters})

@@ -1,11 +1,11 @@
-"""Handing a configuration class to Gunicorn.
+"""Publishing a configuration class to Gunicorn.
 
-Gunicorn reads module-level names from its configuration file and knows nothing of classes. When it
-asks for the names, after the file has run, it is given those of the file and, beside them, those
-of its configuration class: every class attribute that is a Gunicorn setting, and every hook that
+Gunicorn reads module-level names from its configuration file and does not know about classes. When
+it asks for the names, after the file has run, it gets those of the file and those that the
+configuration class publishes: every class attribute that is a Gunicorn setting, and every hook that
 does something.
 
-Runs in the arbiter while it loads its configuration, and touches no file.
+Runs in the arbiter while it loads its configuration, and changes no file.
 """
 
 from __future__ import annotations
@@ -15,21 +15,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn import dispatch
-from obskit_gunicorn._gunicorn.checks import (
-    checked_method,
-    checked_setting,
-    gunicorn_settings,
-    suggest_names,
-    warn,
-)
-from obskit_gunicorn._gunicorn.contract import (
-    PARAMETERS,
-    Configuration,
-    Publication,
-    is_configuration,
-    overrides,
-)
+from obskit_gunicorn._gunicorn import checks, dispatch
+from obskit_gunicorn._gunicorn.contract import PARAMETERS, Publication, is_configuration, overrides
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._gunicorn.lifecycle import sharing
 from obskit_gunicorn._gunicorn.options import OPTIONS, normalize_environment, read_options
@@ -41,20 +28,22 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable
 
+    from obskit_gunicorn._gunicorn.contract import Configuration
+
 _EXPOSED = "__obskit_exposed__"
 
 
 def watch(cls: type[Configuration]) -> None:
-    """See to it that a class is published when Gunicorn asks for the names of its module.
+    """Arrange that a class is published when Gunicorn asks for the names of its module.
 
-    Called when the class is made. Publishing then would be too early: names further down in the
-    file, decorators, and assignments to the class are still to come.
+    Called when the class is created. Publishing it then would be too early: decorators, assignments
+    to the class, and names further down in the file are still to come.
 
     Args:
         cls: The new subclass.
     """
-    # The file that is being executed is watched too: a class that it merely imports is an error
-    # that only we can report.
+    # Watch the file that is being executed too: if it only imports a class, that is an error, and
+    # nobody else would report it.
     for name in (cls.__module__, "__config__"):
         if not _watch_module(name):
             warnings.warn(
@@ -66,9 +55,9 @@ def watch(cls: type[Configuration]) -> None:
 
 
 def expose(config: type[Configuration], namespace: dict[str, Any]) -> None:
-    """Publish a class explicitly, by writing the names that Gunicorn reads into a namespace.
+    """Publish a class explicitly: write the names that Gunicorn reads into a namespace.
 
-    For a configuration file that wants nothing to happen behind its back; put it on the last line::
+    For a configuration file in which nothing should happen implicitly. Put it on the last line::
 
         expose(Config, globals())
 
@@ -77,7 +66,7 @@ def expose(config: type[Configuration], namespace: dict[str, Any]) -> None:
         namespace: The ``globals()`` of the configuration file.
 
     Raises:
-        ConfigurationError: Something in the class, or a name that the file has too, is wrong.
+        ConfigurationError: The class is wrong, or the file defines one of its names too.
     """
     before = namespace.get(_EXPOSED, ())
     taken = {name: value for name, value in namespace.items() if name not in before}
@@ -91,8 +80,8 @@ def expose(config: type[Configuration], namespace: dict[str, Any]) -> None:
 def as_options(config: type[Configuration]) -> dict[str, Any]:
     """Return what a class publishes, as options for a custom Gunicorn application.
 
-    For a subclass of ``gunicorn.app.base.BaseApplication``, whose ``load_config`` passes each to
-    ``self.cfg.set(name, value)``.
+    For a subclass of ``gunicorn.app.base.BaseApplication``, whose ``load_config`` passes each of
+    them to ``self.cfg.set(name, value)``.
 
     Args:
         config: The configuration class.
@@ -101,7 +90,7 @@ def as_options(config: type[Configuration]) -> dict[str, Any]:
         Settings and hooks by name.
 
     Raises:
-        ConfigurationError: Something in the class is wrong.
+        ConfigurationError: The class is wrong.
     """
     return _publish(config, {}, config.__module__)
 
@@ -114,10 +103,10 @@ def hook_function(config: type[Configuration], name: str) -> Callable[..., Any]:
         name: The hook.
 
     Raises:
-        ConfigurationError: Something in the class is wrong.
+        ConfigurationError: The class is wrong.
     """
     publication = _load(config, config.__module__)
-    return dispatch.hook_function(publication, name, checked_method(publication, name))
+    return dispatch.hook_function(publication, name, checks.checked_method(publication, name))
 
 
 def _watch_module(name: str) -> bool:
@@ -144,7 +133,7 @@ def _watched(base: type[types.ModuleType]) -> type[types.ModuleType]:
                 if asking.partition(".")[0] == "gunicorn" and _EXPOSED not in value:
                     return _with_published(value)
             elif is_configuration(value):
-                # A module that imports a class from here, perhaps long after it was made.
+                # Another module may import the class, perhaps long after it was created.
                 frame = sys._getframe(1)
                 if frame.f_code.co_name == "<module>":
                     _watch_module(str(frame.f_globals.get("__name__")))
@@ -155,7 +144,7 @@ def _watched(base: type[types.ModuleType]) -> type[types.ModuleType]:
 
 
 def _with_published(namespace: dict[str, Any]) -> dict[str, Any]:
-    """Return a module's names and those of its configuration class; the module stays as it is."""
+    """Return a module's names and those of its configuration class; does not change the module."""
     source = str(namespace.get("__file__") or namespace["__name__"])
     try:
         config = _choose(namespace, source)
@@ -163,18 +152,17 @@ def _with_published(namespace: dict[str, Any]) -> dict[str, Any]:
             return namespace
         published = _publish(config, namespace, source)
     except ConfigurationError as error:
-        # At the start a wrong configuration stops the start. At a SIGHUP it must not stop a
-        # service that runs.
+        # A wrong configuration stops a start. At a SIGHUP it must not stop a running server.
         if membership.role != "arbiter" or handover.published is None:
             raise
-        log.error("obskit: the configuration is wrong, the one before stays in force: %s", error)
+        log.error("obskit: the configuration is wrong, the previous one stays in use: %s", error)
         return dict(handover.published)
     handover.published = {**namespace, **published}
     return dict(handover.published)
 
 
 def _choose(namespace: dict[str, Any], source: str) -> type[Configuration] | None:
-    """Return the class of a module that is meant, or ``None`` if the module has none."""
+    """Return the class of a module that is to be published; ``None`` if the module has no class."""
     classes: list[type[Configuration]] = []
     for value in namespace.values():
         if is_configuration(value) and value not in classes:
@@ -188,8 +176,8 @@ def _choose(namespace: dict[str, Any], source: str) -> type[Configuration] | Non
             where=f"{name} in {source}",
             value=classes[0],
             expected="a class that this file defines: at a SIGHUP Gunicorn runs the file again, "
-            "but not the module that an imported class comes from, and would go on with its "
-            "defaults",
+            "but not the module that an imported class comes from, and would fall back to its "
+            "own defaults",
             hint=f"Write: class Config({name}): pass",
         )
     chosen = namespace.get("Config")
@@ -206,14 +194,14 @@ def _choose(namespace: dict[str, Any], source: str) -> type[Configuration] | Non
             where=f"the configuration class in {source}",
             value=names,
             expected="one class",
-            hint=f"Call the one that is meant Config, as in: Config = {leaves[-1].__name__}",
+            hint=f"Name the right one Config, as in: Config = {leaves[-1].__name__}",
         )
     return leaves[0]
 
 
 def _load(config: type[Configuration], source: str) -> Publication:
-    """Make an instance and read its options; touches nothing but this process's memory."""
-    # Until an arbiter has begun nothing is touched, so that --check-config leaves no trace.
+    """Make an instance and read its options; changes only this process's memory."""
+    # Until an arbiter has begun, no file changes, so that --check-config leaves no trace.
     membership.is_configuring = membership.role == "process" and not membership.has_ever_begun
     handover.take(os.environ)
     normalize_environment(os.environ, handover.started_in)
@@ -223,7 +211,7 @@ def _load(config: type[Configuration], source: str) -> Publication:
         raise ConfigurationError(
             where=f"{config.__name__} in {source}",
             value=config,
-            expected=f"a class that can be made without arguments ({error})",
+            expected=f"a class that can be called without arguments ({error})",
             hint="Give the parameters of __init__ defaults.",
         ) from error
     options = read_options(
@@ -237,23 +225,27 @@ def _load(config: type[Configuration], source: str) -> Publication:
 
 
 def _publish(config: type[Configuration], namespace: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return the settings and hooks of a class by name, all checked."""
+    """Return the checked settings and hooks of a class by name, and install the value class."""
     publication = _load(config, source)
-    known = gunicorn_settings()
+    known = checks.gunicorn_settings()
     published: dict[str, Any] = {}
     not_settings = {*PARAMETERS, *(option.name for option in OPTIONS)}
-    # Of the instance: a dataclass keeps a field with a factory out of its class.
+    # dir() of the instance: a dataclass keeps a field with a factory out of its class.
     for name in dir(publication.config):
         if name.startswith("_") or name in not_settings or name not in known:
             continue
-        published[name] = checked_setting(publication, name, known[name])
+        published[name] = checks.checked_setting(publication, name, known[name])
     for name in PARAMETERS:
-        method = checked_method(publication, name)
+        method = checks.checked_method(publication, name)
         if name in known:
             if dispatch.needs_publishing(publication, name):
                 published[name] = dispatch.hook_function(publication, name, method)
         elif overrides(publication.config, name):
-            warn(publication, name, "this release of Gunicorn has no such hook, it is not called")
+            checks.warn(
+                publication,
+                name,
+                "this release of Gunicorn has no such hook and never calls it",
+            )
     for name in published:
         if name in namespace:
             raise ConfigurationError(
@@ -263,20 +255,15 @@ def _publish(config: type[Configuration], namespace: dict[str, Any], source: str
                 hint=f"Move it into the class, or remove one of them: {name} belongs to "
                 f"{config.__name__}.",
             )
-    suggest_names(publication, known)
-    _install_values(publication)
-    return published
-
-
-def _install_values(publication: Publication) -> None:
-    """Install the value class before the application is imported; touches no file."""
+    checks.suggest_names(publication, known)
     shared = sharing()
     stray = shared.install() if shared is not None else []
     if stray:
-        warn(
+        checks.warn(
             publication,
             "multiproc_dir",
             "these metrics were made before the configuration was loaded and cannot be shared: "
             f"{', '.join(stray)}; import the application later, or obskit_gunicorn.multiprocess "
             "before it",
         )
+    return published

@@ -1,25 +1,23 @@
-"""The arbiter's side of the exporter: bind its address, start it, bring it back, end it.
+"""The arbiter's side of the exporter: bind its address, start it, restart it, end it.
 
-Knows nothing of prometheus_client, and imports it into no process.
+Never imports prometheus_client.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.launch import ExporterProcess
+from obskit_gunicorn._exporter.protocol import Order
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.membership import membership
 
 if TYPE_CHECKING:
-    import socket
     import types
     from collections.abc import Callable
 
@@ -31,10 +29,10 @@ _NOBODY = -1
 
 
 class Supervisor:
-    """What this process has of the exporter: the arbiter keeps it, a worker can tell it things.
+    """This process's part of the exporter: the arbiter keeps it running, a worker can signal it.
 
     Attributes:
-        exporter: The exporter, if there is to be one.
+        exporter: The exporter, if one is wanted.
     """
 
     def __init__(self) -> None:
@@ -45,14 +43,14 @@ class Supervisor:
         self._problem = ""
 
     def keep(self, options: Options | None, server: Arbiter, source: str) -> None:
-        """See to it that the exporter which is wanted runs, and no other; runs in the arbiter.
+        """Keep exactly the exporter that is wanted running; runs in the arbiter.
 
-        What has not changed is left alone, so it may be called again and again.
+        Leaves an exporter that has not changed alone, so it may be called again and again.
 
         Args:
-            options: The exporter that is wanted; ``None`` for none.
+            options: The options of the exporter; ``None`` if none is wanted.
             server: The arbiter.
-            source: What to call the option for the address in an error.
+            source: Where the option for the address is set, for an error.
         """
         self._arbiter_pid = os.getpid()
         before, after = self.exporter, None
@@ -61,59 +59,56 @@ class Supervisor:
             path = None if directory is None else directory.path
             errorlog = server.cfg.errorlog
             errorlog = None if errorlog == "-" else os.path.abspath(errorlog)
-            if before is not None and (options, path, errorlog) == before.identity():
+            order = Order(options, path, errorlog)
+            if before is not None and before.order == order:
                 before.revive()
                 self._report(before)
                 return
-            after = ExporterProcess(options, path, errorlog, server.cfg, self.child_ended)
+            after = ExporterProcess(order, server.cfg, self.child_ended)
             if before is not None:
                 after.take_over(before)
             if after.listener is None:
-                after.listener = self._listener(after, source)
+                self._listen(after, source)
         self.exporter = after
         self._reported = 0
         if after is not None:
             if before is None:
-                # Gunicorn skips on_exit where a hook or the configuration ends the start.
+                # Gunicorn skips on_exit if a hook or the configuration ends the start.
                 atexit.register(lambda: self.remove_socket_file(server))
             self._start(after)
         handover.drop_listener()
         if before is not None:
             before.stop()
             if after is None or after.listener is not before.listener:
-                _close_listener(before)
+                before.close_listener()
 
     def _start(self, exporter: ExporterProcess) -> None:
-        bind, path = exporter.options.metrics_bind, exporter.options.metrics_path
         try:
             exporter.start()
         except OSError as error:
             log.error(
-                "obskit: the exporter cannot be started, there are no metrics at %s: %s; the next "
-                "fork tries again",
-                bind,
+                "obskit: the exporter cannot be started: %s; no metrics at %s until the next fork "
+                "tries again",
                 error,
+                exporter.address,
             )
         else:
             if exporter.listener is not None:
-                log.info("obskit: metrics at %s%s", bind, path)
+                path = exporter.order.options.metrics_path
+                log.info("obskit: metrics at %s%s", exporter.address, path)
 
     def remove_socket_file(self, server: Arbiter) -> None:
-        """Remove the file of a Unix socket, unless another arbiter of this server goes on with it.
+        """Remove the file of a Unix socket, unless another arbiter of this server still uses it.
 
         Runs when the arbiter ends; may be called again.
         """
-        # An arbiter that a SIGUSR2 has started, or the one that has started this one.
+        # Another one: the arbiter that a SIGUSR2 has started, or that has started this one.
         is_last = server.reexec_pid == server.master_pid == 0
         if self.exporter is not None and is_last and self._arbiter_pid == os.getpid():
-            _close_listener(self.exporter)
-
-    def hand_on(self) -> str | None:
-        """Return what names the listening socket to the arbiter that SIGUSR2 starts."""
-        return self.exporter.hand_on() if self.exporter is not None else None
+            self.exporter.close_listener()
 
     def forked_by_gunicorn(self) -> None:
-        """Keep of the exporter only what a worker needs; runs in the worker."""
+        """Keep only what a worker needs of the exporter; runs in the worker."""
         self._arbiter_pid = _NOBODY
         if self.exporter is not None:
             self.exporter.keep_in_worker()
@@ -121,13 +116,13 @@ class Supervisor:
     def start_over(self) -> None:
         """Close what a forked child must not keep; must not log, import or wait.
 
-        A child of the arbiter that Gunicorn forks is told apart later: a worker by ``post_fork``,
-        the arbiter-to-be of a SIGUSR2 by its exec.
+        A child that Gunicorn has forked keeps it for now: ``post_fork`` closes it in a worker, and
+        the exec in the process that becomes the arbiter of a SIGUSR2.
         """
         exporter = self.exporter
         if os.getppid() == self._arbiter_pid and (
             _is_forked_by_gunicorn()
-            # gevent's Popen forks in Python; this is the exporter that is to be, before its exec.
+            # gevent's Popen forks in Python: this becomes the exporter, by exec.
             or (exporter is not None and exporter.is_busy)
         ):
             return
@@ -137,10 +132,10 @@ class Supervisor:
             exporter.abandon()
 
     def child_ended(self, handle: Callable[[], object]) -> None:
-        """Bring the exporter back if it was the child that ended; runs in signal context.
+        """Restart the exporter if it was the child that ended; runs in signal context.
 
         Args:
-            handle: What else is to be done when a child has ended.
+            handle: What else to do when a child has ended.
         """
         exporter = self.exporter if os.getpid() == self._arbiter_pid else None
         if exporter is not None:
@@ -151,33 +146,27 @@ class Supervisor:
         if exporter is not None and exporter is self.exporter:
             exporter.revive(by_signal=True)
 
-    def _listener(self, exporter: ExporterProcess, source: str) -> socket.socket | None:
-        """Return the listening socket that was handed on, or a new one."""
-        bind = exporter.options.metrics_bind
-        handed = handover.listener_at(bind)
-        if handed is not None:
-            return handed
-        address = Address.parse(bind, os.sep)
+    def _listen(self, exporter: ExporterProcess, source: str) -> None:
+        """Use the listening socket that was handed on, or a new one; log if there is none."""
+        exporter.listener = handover.listener_at(str(exporter.address))
+        if exporter.listener is not None:
+            return
+        problem = ""
         try:
-            listener = address.listen()
-            if address.path:
-                exporter.own(address.path)
+            exporter.listen()
         except OSError as error:
-            problem = f"{bind}: {error.strerror or error}"
+            problem = f"{exporter.address}: {error.strerror or error}"
             if problem != self._problem:
-                self._problem = problem
                 log.error(
-                    "obskit: the exporter cannot listen at %s (%s); it goes on trying, until then "
-                    "there are no metrics",
+                    "obskit: the exporter cannot listen at %s (%s); it keeps trying, and there are "
+                    "no metrics until then",
                     problem,
                     source,
                 )
-            return None
-        self._problem = ""
-        return listener
+        self._problem = problem
 
     def _report(self, exporter: ExporterProcess) -> None:
-        """Log that the exporter had to be started again; in signal context it could not be."""
+        """Log that the exporter was restarted, which could not be logged in signal context."""
         if exporter.starts - 1 > 2 * self._reported:
             self._reported = exporter.starts - 1
             log.error(
@@ -193,25 +182,15 @@ supervisor = Supervisor()
 forks.in_child("exporter", supervisor.start_over)
 
 
-def _close_listener(exporter: ExporterProcess) -> None:
-    if exporter.listener is None:
-        return
-    exporter.listener.close()
-    exporter.listener = None
-    path = Address.parse(exporter.options.metrics_bind, os.sep).path
-    if path:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-
 def _is_forked_by_gunicorn() -> bool:
-    """Return whether it is Gunicorn that has just forked, and not what runs in one of its hooks."""
+    """Return whether Gunicorn itself has just forked, and not code that one of its hooks runs."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module == "gunicorn.arbiter":
             return frame.f_code.co_name in ("spawn_worker", "reexec")
-        if module != __name__ and module.partition(".")[0] != "gevent":  # has a fork of its own
+        ours = (__name__, forks.__name__)
+        if module not in ours and module.partition(".")[0] != "gevent":  # has a fork of its own
             return False
         frame = frame.f_back
     return False

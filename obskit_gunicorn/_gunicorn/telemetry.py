@@ -1,8 +1,8 @@
-"""Metrics about Gunicorn itself: requests, workers, what ended them.
+"""Metrics about Gunicorn itself: requests, workers, why workers end.
 
-Counted by the process in which the thing happens, never in signal context, and shared like every
-other metric. What can be read from leases and from /proc is read by the process that serves the
-scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.facts` and
+The process in which something happens counts it, never in signal context. These metrics are shared
+like all others. What can be read from leases and /proc instead is read by the process that serves
+the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.gauges` and
 :mod:`obskit_gunicorn._exporter.procfs`.
 """
 
@@ -28,13 +28,13 @@ _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 )
 CLIENT_CLOSED = 499
-"""The code of a request whose client has gone before there was a response."""
+"""The code of a request whose client disconnected before there was a response."""
 
 _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
-"""What Gunicorn takes for a client that has gone."""
+"""The errors that mean, to Gunicorn, that a client has disconnected."""
 
 _OTHER = "other"
-"""What a client may call a method has no bound, so the rest have one name."""
+"""The label of all other methods; clients may send any name."""
 
 REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
 """Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
@@ -43,7 +43,7 @@ _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class _Child(NamedTuple):
-    """What is called for each request of one method and code."""
+    """The functions to call for each request of one method and code."""
 
     add_one: Callable[[float], None]
     observe: Callable[[float], None]
@@ -52,12 +52,12 @@ class _Child(NamedTuple):
 class Requests:
     """The requests of this process. Thread-safe; the calls never raise.
 
-    The metrics are in no registry: they are shared by file, and an application may have metrics of
-    these names in its own.
+    The metrics are in no registry. They are shared by file, and the application's registry may have
+    metrics with the same names.
     """
 
     def __init__(self, buckets: tuple[float, ...]) -> None:
-        """Make the metrics; only after the value class was installed.
+        """Make the metrics; the value class must be installed.
 
         Args:
             buckets: Upper bounds of the durations, in seconds.
@@ -81,13 +81,13 @@ class Requests:
             multiprocess_mode="livesum",
             registry=None,
         )
-        # The metrics' own methods check what is known here, and a request pays for each call.
+        # The metrics' public methods check what is known here, and each check costs every request.
         self._count_in_progress = _prometheus.adder(self._in_progress)
         self._bounds = buckets
         self._children: dict[tuple[str | None, int], _Child] = {}
 
     def arrived(self) -> float:
-        """Note that a request has arrived; return what :meth:`answered` wants to know."""
+        """Note that a request has arrived; return when, for :meth:`answered`."""
         self._count_in_progress(1)
         return perf_counter()
 
@@ -95,9 +95,9 @@ class Requests:
         """Note that a request was answered.
 
         Args:
-            method: Its method, whatever the client has sent.
+            method: Its method, as the client has sent it.
             code: The status code of the response.
-            started: What :meth:`arrived` has returned; ``None`` if it was not called.
+            started: The result of :meth:`arrived`; ``None`` if it was not called.
         """
         child = self._children.get((method, code)) or self._child(method, code)
         child.add_one(1)
@@ -110,14 +110,14 @@ class Requests:
         self._count_in_progress(1)
         try:
             req.obskit_started = perf_counter()  # type: ignore[attr-defined]
-        except AttributeError:  # a request that takes no notes has no duration
+        except AttributeError:  # without the attribute there is no duration
             self._count_in_progress(-1)
 
     def answered_hook(self, req: Request, resp: Response | None) -> None:
         """Note in ``post_request`` that a request was answered.
 
-        Gunicorn calls that hook in the ``finally`` of the request, so an exception of the
-        application is on its way. If nothing had been sent, Gunicorn answers 500.
+        Gunicorn calls that hook in a ``finally``, so an exception of the application may be in
+        flight. If nothing has been sent then, Gunicorn answers 500.
         """
         code = getattr(resp, "status_code", None)
         if code is None or not getattr(resp, "headers_sent", True):
@@ -127,14 +127,14 @@ class Requests:
     def _child(self, method: str | None, code: int) -> _Child:
         name = method if method in _METHODS else _OTHER
         try:
-            code = int(code)  # the text of an enum's member is its name
+            code = int(code)  # str() of an enum's member is its name
         except (TypeError, ValueError):
             code = 500
         child = _Child(
             _prometheus.adder(self._total.labels(name, str(code))),
             _prometheus.observer(self._duration.labels(name), self._bounds),
         )
-        if name is not _OTHER:  # or clients would fill the memory with names
+        if name is not _OTHER:  # otherwise clients could fill the memory with names
             self._children[name, code] = child
         return child
 
@@ -143,8 +143,8 @@ def _code_of(error: BaseException | None, code: int | None) -> int:
     """Return the code of a request that ended before its headers were sent.
 
     Args:
-        error: What is on its way.
-        code: What the application has asked for, ``None`` if it did not come to that.
+        error: The exception that is in flight, if there is one.
+        code: The code that the application has set; ``None`` if it has not set any.
     """
     if type(error).__module__ == "gunicorn.http.errors":  # while the application read the body
         return CLIENT_CLOSED if type(error).__name__ == "NoMoreData" else 400
@@ -154,14 +154,28 @@ def _code_of(error: BaseException | None, code: int | None) -> int:
 
 @functools.cache
 def requests(buckets: tuple[float, ...]) -> Requests:
-    """Return this process's requests, made when they are first needed."""
+    """Return the :class:`Requests` of this process, made at the first call."""
     return Requests(buckets)
 
 
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gunicorn_worker_boots": ("Workers that have booted and begun to serve.", ()),
+    "gunicorn_worker_exits": ("Workers that have ended, by reason.", ("reason",)),
+    "gunicorn_reloads": ("Reloads of the configuration by SIGHUP.", ()),
+    "gunicorn_hook_failures": (
+        "Exceptions in overridden server hooks that were contained.",
+        ("hook",),
+    ),
+}
+"""What happens to workers and the arbiter, with help and labels."""
+
+
 @functools.cache
-def _counter(name: str, text: str, *labels: str) -> Counter:
+def _counter(name: str, *labels: str) -> Counter:
     # Made when it is first needed, so that it never exists before the value class is installed.
-    return Counter(name, text, labels, registry=None)
+    if labels:
+        return _counter(name).labels(*labels)
+    return Counter(name, *COUNTERS[name], registry=None)
 
 
 @functools.cache
@@ -174,37 +188,14 @@ def _boot_seconds() -> Histogram:
     )
 
 
-def _boots() -> Counter:
-    return _counter("gunicorn_worker_boots", "Workers that have booted and begun to serve.")
-
-
-def _exits() -> Counter:
-    return _counter("gunicorn_worker_exits", "Workers that have ended, by reason.", "reason")
-
-
-def _reloads() -> Counter:
-    return _counter("gunicorn_reloads", "Reloads of the configuration by SIGHUP.")
-
-
-def _hook_failures() -> Counter:
-    text = "Exceptions in overridden server hooks that were contained."
-    return _counter("gunicorn_hook_failures", text, "hook")
-
-
-def show_zeros(hooks: Iterable[str]) -> None:
-    """Show what has not happened yet as 0, so that ``increase()`` sees it happen the first time.
-
-    Runs in the arbiter; may be called again.
+def count(name: str, *labels: str) -> None:
+    """Count one event; not for signal context.
 
     Args:
-        hooks: The server hooks whose failures would be contained.
+        name: The counter, one of :data:`COUNTERS`.
+        labels: The values of its labels.
     """
-    _boots()
-    _reloads()
-    for reason in REASONS:
-        _exits().labels(reason)
-    for hook in hooks:
-        _hook_failures().labels(hook)
+    _counter(name, *labels).inc()
 
 
 def count_boot(seconds: float | None) -> None:
@@ -213,29 +204,22 @@ def count_boot(seconds: float | None) -> None:
     Args:
         seconds: The time since it was forked, ``None`` if unknown.
     """
-    _boots().inc()
+    count("gunicorn_worker_boots")
     if seconds is not None:
         _boot_seconds().observe(seconds)
 
 
-def count_exit(reason: str) -> None:
-    """Count a worker that has ended, or is about to; not for signal context.
+def show_zeros(hooks: Iterable[str]) -> None:
+    """Show what has not happened yet as 0, so that ``increase()`` sees the first time it happens.
+
+    Runs in the arbiter; may be called again.
 
     Args:
-        reason: Why, one of :data:`REASONS`.
+        hooks: The server hooks whose failures would be contained.
     """
-    _exits().labels(reason).inc()
-
-
-def count_reload() -> None:
-    """Count a SIGHUP; runs in the arbiter."""
-    _reloads().inc()
-
-
-def count_hook_failure(hook: str) -> None:
-    """Count an exception that was contained; not for signal context.
-
-    Args:
-        hook: The name of the server hook.
-    """
-    _hook_failures().labels(hook).inc()
+    _counter("gunicorn_worker_boots")
+    _counter("gunicorn_reloads")
+    for reason in REASONS:
+        _counter("gunicorn_worker_exits", reason)
+    for hook in hooks:
+        _counter("gunicorn_hook_failures", hook)

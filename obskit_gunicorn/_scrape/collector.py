@@ -30,10 +30,10 @@ from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import Damage, MetricFileName
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
-from obskit_gunicorn._store.slots import SlotDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

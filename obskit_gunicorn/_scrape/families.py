@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, go_float, line_prefixes
-from obskit_gunicorn._store.format import MetricFileName, key_text
+from obskit_gunicorn._store.fileformat import MetricFileName, key_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

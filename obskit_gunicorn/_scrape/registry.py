@@ -9,8 +9,8 @@ import prometheus_client
 from prometheus_client.core import CollectorRegistry, Metric
 
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.facts import Scrape
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format
+from obskit_gunicorn._scrape.gauges import Scrape
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
 
@@ -74,14 +74,14 @@ class SharedRegistry(CollectorRegistry):
         yield from self._beside(scrape)
 
     def _beside(self, scrape: Scrape) -> Iterator[Metric]:
-        """Yield facts about a scrape, then other collectors' families unless their name is taken.
+        """Yield gauges about a scrape, then other collectors' families unless their name is taken.
 
         Prometheus rejects a whole exposition in which a name occurs twice.
         """
         types = scrape.snapshot.types()
-        for fact in scrape.facts():
-            types[fact.name] = fact.type
-            yield fact
+        for gauge in scrape.gauges():
+            types[gauge.name] = gauge.type
+            yield gauge
         taken = {name for family in types.items() for name in _exposed_names(*family)}
         for collector in self._others:
             for family in collector.collect():

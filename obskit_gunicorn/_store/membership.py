@@ -12,11 +12,15 @@ import os
 import sys
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store import forks, private
+from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.identity import owner, set_owner
 from obskit_gunicorn._store.locks import pause
-from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, Lease, Role, SlotDirectory
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._store.leases import Lease, Role
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that every user of prometheus_client knows."""
@@ -81,8 +85,8 @@ class Membership:
                 return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
             self.directory = None
             private.remove_leftovers(user)
-            self.lease = private.make(user, group)
-            self.directory, self.is_private = self.lease.directory, True
+            self.directory, self.lease = private.make(user, group)
+            self.is_private = True
             self._begun.add(self.directory.path)
             return True
 
@@ -139,6 +143,11 @@ class Membership:
     def has_ever_begun(self) -> bool:
         """Whether this process, or one that it was forked from, has begun a generation."""
         return bool(self._begun)
+
+    @property
+    def is_led(self) -> bool:
+        """Whether an arbiter decides on the directory: this process or one it was forked from."""
+        return self._arbiter_pid != 0
 
     def has_begun_in(self, path: str | None) -> bool:
         """Return whether this arbiter has begun a generation in a directory and is still there."""

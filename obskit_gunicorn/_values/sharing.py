@@ -10,12 +10,12 @@ import atexit
 import os
 
 from obskit_gunicorn._log import log
+from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import (
     DIRECTORY_VARIABLE,
     is_loading_configuration,
     membership,
 )
-from obskit_gunicorn._store.slots import explain
 from obskit_gunicorn._values import adoption, values
 
 _missing: list[str] = []
@@ -86,11 +86,11 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
 def join() -> None:
     """Share this process's metrics if the environment names a directory.
 
-    For a process that Gunicorn did not start, or has not configured yet. Does nothing if this
-    process has a directory already.
+    For a process that Gunicorn did not start, or has not configured yet. Does nothing where an
+    arbiter has chosen the directory, or has found that it cannot be used.
     """
     path = os.environ.get(DIRECTORY_VARIABLE)
-    if not path or membership.directory is not None:
+    if not path or membership.directory is not None or membership.is_led:
         return
     stray = install()
     if stray:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import encode_key
+from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
+from obskit_gunicorn._store.fileformat import encode_key
 from obskit_gunicorn._store.membership import NotYetError, membership
-from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, explain
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 

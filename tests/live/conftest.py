@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.process import interpreters
+from tests.support.releases import mark_load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LIVE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in this directory."""
-    for item in items:
-        if item.path.is_relative_to(_LIVE):
-            item.add_marker(pytest.mark.live)
+    """Mark what is in this directory, and of it what only ``make soak`` runs."""
+    here = [item for item in items if item.path.is_relative_to(_LIVE)]
+    for item in here:
+        item.add_marker(pytest.mark.live)
+    mark_load(here)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for an ``interpreter`` once on each Gunicorn.
+    """Run a test that asks for an ``interpreter`` on each Gunicorn, see ``tests.support.releases``.
 
-    ``newest`` is for what does not depend on Gunicorn's release.
+    ``newest`` is for what has nothing to do with Gunicorn's release.
     """
     for name in ("interpreter", "newest"):
         if name in metafunc.fixturenames:

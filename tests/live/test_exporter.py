@@ -12,6 +12,7 @@ from tests.support import apps
 from tests.support.client import Load, Watch
 from tests.support.exporters import descriptors, server, wait_until_scraped
 from tests.support.process import HOST, Interpreter, free_port, get, wait_until
+from tests.support.releases import has_class
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 APPLICATIONS = {
@@ -28,9 +29,10 @@ def _worker_class(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.releases_differ
 def test_serves(interpreter: Interpreter, worker_class: str) -> None:
     """With every worker class, what all workers have counted is at the exporter's address."""
-    if worker_class == "asgi" and interpreter.version < (24,):
+    if not has_class(interpreter, worker_class):
         pytest.skip("this Gunicorn has no asgi worker")
     settings = f"worker_class = {worker_class!r}"
     with server(interpreter, settings, app=APPLICATIONS[worker_class]) as running:
@@ -58,6 +60,7 @@ def test_answers_while_all_workers_are_blocked(interpreter: Interpreter) -> None
         wait_until(lambda: running.get("/pid").status == 200, "the workers are free again")
 
 
+@pytest.mark.releases_differ
 def test_comes_back(interpreter: Interpreter) -> None:
     """Killed, it is back by itself, no worker being replaced; and again, and at the same socket."""
     with server(interpreter) as running:
@@ -72,6 +75,7 @@ def test_comes_back(interpreter: Interpreter) -> None:
         assert running.stop() == 0
 
 
+@pytest.mark.releases_differ
 def test_scraped_through_recycling_hup_and_usr2(interpreter: Interpreter) -> None:
     """No scrape is refused and no counter goes back while workers and arbiters are replaced."""
     with server(interpreter, "max_requests = 40") as running:
@@ -99,6 +103,7 @@ def test_scraped_through_recycling_hup_and_usr2(interpreter: Interpreter) -> Non
         running.wait_until_gone()
 
 
+@pytest.mark.releases_differ
 def test_rolled_back_upgrade(interpreter: Interpreter) -> None:
     """The new arbiter's end takes its exporter with it and leaves the old one's."""
     with server(interpreter) as running:
@@ -170,6 +175,7 @@ def test_busy_address(interpreter: Interpreter) -> None:
             assert second.stop() == 0
 
 
+@pytest.mark.releases_differ
 def test_answers_through_the_drain(interpreter: Interpreter) -> None:
     """While workers finish what they have begun, they are scraped; then the exporter ends."""
     with server(interpreter) as running:

@@ -94,6 +94,7 @@ LETHAL = ["os._exit(3)", "os._exit(4)", "os.abort()", "ctypes.CDLL(None)._exit(3
 HARMLESS = ["raise RuntimeError('no')", "sys.exit(3)", "time.sleep(10)", "while True: pass"]
 
 
+@pytest.mark.releases_differ
 def test_collectors_that_end_the_exporter(interpreter: Interpreter) -> None:
     """Whatever a collector does at its import, Gunicorn never sees it, and the exporter is back."""
     settings = 'metrics_collectors = ["guest:Guest"]'
@@ -133,6 +134,7 @@ def test_collectors_that_fail_or_hang(newest: Interpreter) -> None:
         assert running.stop() == 0
 
 
+@pytest.mark.releases_differ
 def test_interpreter_that_cannot_run(interpreter: Interpreter) -> None:
     """A program that ends at once is started a few times and said once, and each fork tries again.
 
@@ -176,6 +178,7 @@ def test_missing_interpreter(newest: Interpreter) -> None:
         assert running.stop() == 0
 
 
+@pytest.mark.releases_differ
 def test_crash_loop(interpreter: Interpreter) -> None:
     """Killed again and again, it comes back ever more slowly, and few lines tell of it."""
     with server(interpreter) as running:
@@ -390,6 +393,7 @@ def run_upgrades(running: GunicornProcess, rounds: int) -> None:
 ROUNDS = [pytest.param(3, id="few"), pytest.param(100, id="hundred", marks=pytest.mark.load)]
 
 
+@pytest.mark.releases_differ
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_many_upgrades(interpreter: Interpreter, rounds: int) -> None:
@@ -440,6 +444,7 @@ SCRUBBED = {
 }
 
 
+@pytest.mark.releases_differ
 def test_inheritance(interpreter: Interpreter) -> None:
     """It has five descriptors, the application's variables, a session of its own, and no more."""
     with server(
@@ -575,6 +580,7 @@ def test_children_that_stay(interpreter: Interpreter, where: str) -> None:
 # 6. Reloads and other ways to run
 
 
+@pytest.mark.releases_differ
 def test_reloads(interpreter: Interpreter) -> None:
     """A SIGHUP brings changed options into force; a wrong one changes nothing; nothing leaks."""
     with server(
@@ -787,6 +793,7 @@ signal.signal(signal.SIGCHLD, lambda number, frame: before(number, frame))
 }
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("kind", HANDLERS)
 def test_own_handler_of_children(interpreter: Interpreter, kind: str) -> None:
     """A SIGCHLD handler of the application's in the arbiter breaks nothing, at a reload neither.
@@ -913,6 +920,7 @@ def test_unusable_directory(interpreter: Interpreter, place: Path) -> None:
 PATCHED = "import gevent.monkey\n\ngevent.monkey.patch_all()\n"
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("place_of_patch", ["configuration", "preloaded application"])
 def test_patched_arbiter(interpreter: Interpreter, place_of_patch: str) -> None:
     """An arbiter that gevent has patched starts its exporter once, and brings it back.

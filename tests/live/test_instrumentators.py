@@ -7,9 +7,8 @@ in the application; with it in the configuration file, and the application prelo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -24,6 +23,9 @@ from tests.support.process import (
     parse_metrics,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 WORKERS = 3
@@ -261,7 +263,7 @@ def check_exact(server: GunicornProcess, package: Package, load: Load, port: int
     assert tally > 0
 
     def shown() -> dict[str, float]:
-        response = get(port, "/metrics")
+        response = server.page("/metrics", port=port)
         assert response.status == 200, response
         return counted(parse_metrics(response.body), package)
 
@@ -308,7 +310,7 @@ def test_counts(newest: Interpreter, package: Package, way: str) -> None:
 
         damage(server)
         if way == "unchanged":
-            assert server.get("/metrics").status == 500
+            assert server.page("/metrics").status == 500
             return
         with load_goes_on(server, load) as more:
             more.wait_for(60)

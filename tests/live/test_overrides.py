@@ -56,6 +56,7 @@ class Config(ObskitGunicornConfig):
 """
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("worker_class", ["sync", "uvicorn_worker.UvicornWorker"])
 def test_override_that_forgets_super_everywhere_still_counts_exactly(
     interpreter: Interpreter, worker_class: str
@@ -128,6 +129,7 @@ class Config(ObskitGunicornConfig):
 """
 
 
+@pytest.mark.releases_differ
 def test_exception_in_a_contained_hook_leaves_the_server_up(interpreter: Interpreter) -> None:
     """What six hooks raise is logged with its traceback and counted, and the server goes on."""
     with GunicornProcess(interpreter, RAISING) as server:
@@ -179,6 +181,7 @@ def test_exception_in_a_contained_hook_leaves_the_server_up(interpreter: Interpr
         assert "Unhandled exception in main loop" not in log
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("hook", ["on_starting", "when_ready", "nworkers_changed", "pre_fork"])
 def test_exception_at_the_start_ends_the_start(interpreter: Interpreter, hook: str) -> None:
     """Before the server runs, an exception in an override means what it means to Gunicorn."""
@@ -201,6 +204,7 @@ class Config(ObskitGunicornConfig):
         assert not server.private_directories()
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("hook", ["on_starting", "when_ready"])
 @pytest.mark.parametrize("preload", [False, True])
 def test_false_from_a_gate_ends_the_start_with_one_line(

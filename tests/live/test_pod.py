@@ -26,12 +26,13 @@ from tests.support.pod import Pod, sandbox_problem
 from tests.support.process import HOST, Metrics, metric_files, parse_metrics, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.pod import Container
     from tests.support.process import Interpreter
 
-HTTP, METRICS = 8000, 9464
+HTTP, METRICS = 8000, 9764
 TALLY = {apps.TALLY_VARIABLE: "/tmp/tally"}
 
 CONFIG = """
@@ -157,6 +158,12 @@ def inspected_beside(pod: Pod) -> dict[str, Any]:
         pod.run("exporter", "obskit-gunicorn", "inspect", "--format", "json", "/metrics")
     )
     return found
+
+
+def wait_until_in_progress(read: Callable[[], Metrics], count: int) -> None:
+    """Wait until so many requests are being answered."""
+    key = ("gunicorn_requests_in_progress", frozenset[tuple[str, str]]())
+    wait_until(lambda: read().get(key) == count, f"{count} requests are being answered")
 
 
 class PodLoad(Load):
@@ -367,9 +374,10 @@ def test_a_busy_stop_ends_within_the_graceful_timeout(newest: Interpreter) -> No
     """PID 1 gets the SIGTERM, waits for a request no longer than it may, and ends with status 0."""
     with pod_with(newest) as pod:
         container = start(pod)
+        wait_until_in_progress(lambda: collected_beside(pod), 0)
         with pod.connect(HTTP) as sock:
             sock.sendall(b"GET /block?s=60 HTTP/1.1\r\nHost: x\r\n\r\n")
-            time.sleep(0.5)
+            wait_until_in_progress(lambda: collected_beside(pod), 1)
             started = time.monotonic()
             container.send_signal(signal.SIGTERM)
             assert container.exit_status() == 0
@@ -438,9 +446,14 @@ def test_the_exporter_answers_through_the_drain(newest: Interpreter, exporter: P
         container = start(pod)
         container.wait_until_answers(METRICS, "/-/ready")
         wait_for_workers(pod, 2)
+
+        def scrape() -> Metrics:
+            return parse_metrics(pod.get(METRICS, "/metrics").body)
+
+        wait_until_in_progress(scrape, 0)
         with pod.connect(HTTP) as sock:
             sock.sendall(b"GET /sleep?s=3 HTTP/1.1\r\nHost: x\r\n\r\n")
-            time.sleep(0.5)
+            wait_until_in_progress(scrape, 1)
             container.send_signal(signal.SIGTERM)
             for _ in range(10):
                 assert pod.get(METRICS, "/metrics").status == 200

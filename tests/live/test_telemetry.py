@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import signal
 import socket
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,6 +23,10 @@ from tests.support.process import (
     get,
     wait_until,
 )
+from tests.support.releases import has_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 
@@ -125,7 +129,7 @@ class Config(ObskitGunicornConfig):
 @pytest.fixture(name="worker_class", params=APPLICATIONS)
 def _worker_class(request: pytest.FixtureRequest, interpreter: Interpreter) -> str:
     name = str(request.param)
-    if name == "asgi" and interpreter.version < (24,):
+    if not has_class(interpreter, name):
         pytest.skip("this Gunicorn has no asgi worker")
     return name
 
@@ -163,7 +167,7 @@ def wait_for(running: GunicornProcess, condition: Callable[[Metrics], bool], tex
         return condition(found)
 
     try:
-        wait_until(holds, text, seconds=15)
+        wait_until(holds, text)
     except AssertionError:
         print({key: number for key, number in found.items() if key[0].startswith("gunicorn_")})
         raise
@@ -191,6 +195,7 @@ def send(running: GunicornProcess, method: str, path: str) -> None:
     connection.close()
 
 
+@pytest.mark.releases_differ
 def test_requests(interpreter: Interpreter, worker_class: str) -> None:
     """Each request is counted once, by its method and the code that its client got."""
     with server(interpreter, worker_class) as running:
@@ -257,6 +262,7 @@ def test_streaming_is_counted_to_its_last_byte(interpreter: Interpreter) -> None
         assert value(found, "gunicorn_requests_in_progress") == 0
 
 
+@pytest.mark.releases_differ
 def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
     """Boots and ends are counted one by one, each with its reason."""
     settings = "timeout = 3\n    graceful_timeout = 1"
@@ -316,6 +322,7 @@ def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
         assert value(found, "gunicorn_worker_boot_seconds_count") == 6
 
 
+@pytest.mark.releases_differ
 def test_recycled_workers(interpreter: Interpreter, worker_class: str) -> None:
     """A worker that has served its number of requests is counted as such, and as nothing else."""
     with server(interpreter, worker_class, "max_requests = 4") as running:
@@ -413,6 +420,7 @@ def test_listen_backlog_of_a_shared_port(newest: Interpreter) -> None:
             connection.close()
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_errors_before_the_headers(interpreter: Interpreter, kind: str) -> None:
     """What a client got no answer to, because the application failed, is 500 and no 200."""
@@ -428,6 +436,7 @@ def test_errors_before_the_headers(interpreter: Interpreter, kind: str) -> None:
         wait_until_idle(running)
 
 
+@pytest.mark.releases_differ
 def test_malformed_body(interpreter: Interpreter) -> None:
     """A client that sends nonsense is at fault itself, and one that goes half-way has gone."""
     head = b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -485,6 +494,7 @@ def wait_until_idle(running: GunicornProcess) -> None:
     )
 
 
+@pytest.mark.releases_differ
 @pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGSEGV)"])
 @pytest.mark.parametrize("has_lease", [False, True])
 def test_workers_that_die_while_they_boot(
@@ -519,6 +529,7 @@ def test_without_requests(interpreter: Interpreter, worker_class: str) -> None:
         assert not [key for key in found if key[0].startswith("gunicorn_request")]
 
 
+@pytest.mark.releases_differ
 def test_overridden_hooks_without_super(interpreter: Interpreter, worker_class: str) -> None:
     """Hooks that are overridden and forget super() lose no figure."""
     hooks = "\n".join(
@@ -543,6 +554,7 @@ def test_overridden_hooks_without_super(interpreter: Interpreter, worker_class: 
             "the requests are counted",
         )
         running.send_signal(signal.SIGKILL, min(workers))
+        running.wait_for_workers(2, without={min(workers)})
         running.send_signal(signal.SIGHUP)
         wait_for(
             running,

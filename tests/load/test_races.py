@@ -315,7 +315,11 @@ def race(
         fleet.start()
     deadline = time.monotonic() + seconds
     with Watch(fleet) as watch:
-        while time.monotonic() < deadline:
+        while (
+            time.monotonic() < deadline
+            or watch.scrapes <= 10
+            or min(fleet.ended["killed"], fleet.ended["ended"]) == 0
+        ):
             watch.wait_for_more(2)
             fleet.replace(rng)
         fleet.end()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import threading
-from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tests.support.process import (
@@ -20,6 +18,9 @@ from tests.support.process import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
     from typing_extensions import Self
 
 __all__ = ["Load", "Repeating", "Watch"]
@@ -201,6 +202,19 @@ class Watch(Repeating):
         self._server = server
         self._port = port or server.port
         super().__init__(pause)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop, once there were enough scrapes to have seen something."""
+        try:
+            if kind is None:
+                wait_until(lambda: self.scrapes > 5, "there are more than five scrapes")
+        finally:
+            super().__exit__(kind, error, trace)
 
     def wait_for_scrapes(self, count: int) -> None:
         """Wait until so many more scrapes were answered."""

@@ -20,15 +20,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import apps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
 
 __all__ = [
     "HOST",
@@ -57,7 +59,9 @@ Result = TypeVar("Result")
 
 _MARK = "OBSKIT_TEST_SERVER"
 _POLL_SECONDS = 0.02
+_MOST_PAUSE_SECONDS = 0.1
 _MOST_LOG = 8000
+_TICKS = os.sysconf("SC_CLK_TCK")
 _INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
 
 
@@ -113,7 +117,8 @@ def wait_until(
     """Return the first true result of a condition.
 
     Args:
-        condition: Asked again and again.
+        condition: Asked again and again; with pauses, so that what is costly to ask does not keep
+            from happening what is waited for.
         message: What did not happen in time.
         seconds: How long to ask.
 
@@ -122,12 +127,14 @@ def wait_until(
     """
     deadline = time.monotonic() + seconds
     while True:
+        started = time.monotonic()
         result = condition()
         if result:
             return result
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not within {seconds:g} s: {message}")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(min(max(_POLL_SECONDS, 3 * (now - started)), _MOST_PAUSE_SECONDS))
 
 
 _ports: Iterator[int] | None = None
@@ -280,7 +287,10 @@ class GunicornProcess:
         self._serving = serving
         self._mark = f"{_MARK}={uuid.uuid4()}"
         self._may_be_left = False
+        self._recycles = "max_requests" in (config or "")
         self._seen: dict[tuple[int, int], _Process] = {}
+        # What was there before is none of ours. A tick earlier, for ticks are rounded down.
+        self._began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
         texts = {"app.py": app, **(files or {})}
         if config is not None:
             texts[config_name] = config
@@ -387,9 +397,31 @@ class GunicornProcess:
         """Ask the server for a page."""
         return get(self.port, path, timeout=timeout)
 
+    def page(self, path: str, *, port: int | None = None) -> Response:
+        """Ask for a page that may be asked for twice.
+
+        A gthread worker of Gunicorn's, or one of uvicorn's, that has had its number of requests
+        closes connections that it has accepted and read nothing from. Whoever is cut off by a
+        server that recycles workers asks again, as Prometheus does.
+
+        Args:
+            path: The page.
+            port: Where to ask; by default, whichever worker answers.
+        """
+
+        def answered() -> Response | None:
+            try:
+                return get(port or self.port, path)
+            except ConnectionResetError:  # or no answer at all, which is one of its kind
+                if not self._recycles:
+                    raise
+                return None
+
+        return wait_until(answered, f"{path} is answered")
+
     def metrics(self) -> Metrics:
         """Scrape the server once."""
-        response = self.get("/metrics")
+        response = self.page("/metrics")
         assert response.status == 200, response
         return parse_metrics(response.body)
 
@@ -462,6 +494,8 @@ class GunicornProcess:
             environment = command = b""
             try:
                 state, parent, started = process_stat(pid)
+                if started < self._began:
+                    continue
                 with contextlib.suppress(ProcessLookupError):
                     environment = Path(f"/proc/{pid}/environ").read_bytes()
                     command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -636,5 +670,6 @@ def can_run(interpreter: Interpreter, user: int) -> bool:
 
 def process_stat(pid: int) -> tuple[str, int, int]:
     """Return a process's state, parent and start in clock ticks since boot, see proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], int(fields[1]), int(fields[19])
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return fields[0].decode(), int(fields[1]), int(fields[19])

@@ -22,9 +22,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import values as prometheus_values
 
 from obskit_gunicorn import multiprocess
-from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, pack_entry
 from obskit_gunicorn._store.membership import membership
-from obskit_gunicorn._store.slots import SlotDirectory
 from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._values import sharing, values
 from tests.support import forks

@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client.values
 import pytest
@@ -21,8 +20,11 @@ from obskit_gunicorn import (
     expose,
     hooks,
 )
-from obskit_gunicorn._gunicorn import checks, contract, dispatch, handover, lifecycle, publish
+from obskit_gunicorn._gunicorn import checks, contract, dispatch, handover, lifecycle
 from obskit_gunicorn._store.membership import Membership, membership
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KNOWN = checks.gunicorn_settings()
 
@@ -193,7 +195,7 @@ class TestRefused:
             def __init__(self, site: str) -> None:
                 self.site = site
 
-        with pytest.raises(ConfigurationError, match="made without arguments"):
+        with pytest.raises(ConfigurationError, match="called without arguments"):
             as_options(Config)
 
     def test_a_name_defined_by_module_and_class(self) -> None:
@@ -248,7 +250,7 @@ class TestSuggested:
     def test_a_hook_that_this_gunicorn_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An override of a hook of later releases is not published, and that is said."""
         older = {name: known for name, known in KNOWN.items() if "dirty" not in name}
-        monkeypatch.setattr(publish, "gunicorn_settings", lambda: older)
+        monkeypatch.setattr(checks, "gunicorn_settings", lambda: older)
 
         class Config(ObskitGunicornConfig):
             def dirty_post_fork(self, arbiter: Any, worker: Any) -> None:

@@ -1,4 +1,4 @@
-"""Collectors of the user's that run in the exporter: ``metrics_collectors``.
+"""The user's collectors, which run in the exporter: ``metrics_collectors``.
 
 A failing user collector loses only its own families.
 """
@@ -25,38 +25,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LONGEST_SECONDS = 2.0
-"""How long a collector may take, its import included."""
+"""How long a collector may take, including its import."""
 
 _MOST_TEXT = 300
 _METRIC_NAME = re.compile("[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
 
-class _Run:
-    """One call of a collector's, on a thread of its own."""
+class _Run(threading.Thread):
+    """One call of a collector, on its own thread."""
 
     def __init__(self, collector: UserCollector) -> None:
-        """Prepare the thread."""
+        """Prepare the thread; nothing runs."""
+        super().__init__(target=collector.run, args=(self,), daemon=True)
         self.families: list[Metric] = []
-        self._thread = threading.Thread(target=collector.run, args=(self,), daemon=True)
-        self._deadline = time.monotonic() + LONGEST_SECONDS
-
-    def start(self) -> None:
-        """Start the thread; raises if there are too many."""
-        self._thread.start()
-
-    def is_over(self) -> bool:
-        """Return whether it has ended."""
-        return not self._thread.is_alive()
-
-    def wait(self) -> bool:
-        """Wait until it ends or its time is over; return whether it has ended."""
-        self._thread.join(max(0.0, self._deadline - time.monotonic()))
-        return self.is_over()
+        self.deadline = time.monotonic() + LONGEST_SECONDS
 
 
 class UserCollector:
-    """One collector, imported and run on threads that nobody waits for longer than they may take.
+    """One collector; its code runs on a thread of its own, and nobody waits for that too long.
 
     Thread-safe.
     """
@@ -74,35 +61,43 @@ class UserCollector:
         self._last: _Run | None = None
         self._lock = threading.Lock()
 
-    def families(self) -> list[Metric]:
-        """Return its families; none if it fails or is not done in time. Never raises.
+    def start(self) -> _Run | None:
+        """Start to collect, or join a call that is under way; ``None`` if no thread can be started.
 
-        Scrapes that overlap share one call. A hung collector delays one scrape only; it
-        is not called again meanwhile.
+        Scrapes that overlap share one call.
         """
         with self._lock:
-            call = self._last
-            if call is None or call.is_over():
-                call = _Run(self)
+            if self._last is None or not self._last.is_alive():
+                run = _Run(self)
                 try:
-                    call.start()
+                    run.start()
                 except RuntimeError as error:  # no more threads
                     self._fail("error", "it could not be run", error)
-                    return []
-                self._last = call
-        if call.wait():
-            return call.families
+                    return None
+                self._last = run
+            return self._last
+
+    def families(self, run: _Run | None) -> list[Metric]:
+        """Return the families of a run; none if it fails or is not done in time. Never raises.
+
+        A hung collector delays one scrape only; it is not called again in the meantime.
+        """
+        if run is None:
+            return []
+        run.join(max(0.0, run.deadline - time.monotonic()))
+        if not run.is_alive():
+            return run.families
         with self._lock:
             self._fail("timeout", f"it took longer than {LONGEST_SECONDS:g} s")
         return []
 
     def run(self, call: _Run) -> None:
-        """Run the collector; on a thread of its own."""
+        """Run the collector; on the thread of the run."""
         try:
             if self._collector is None:
                 self._collector = _import(self.name)
             families = list(self._collector.collect())
-        except BaseException as error:  # SystemExit too: it is not this process's to end
+        except BaseException as error:  # SystemExit too: it must not end this process
             with self._lock:
                 self._fail("error", "it raised", error)
             return
@@ -110,7 +105,7 @@ class UserCollector:
         for family in families:
             try:
                 call.families.append(_checked(family))
-            except BaseException as error:  # whatever it is, it may raise anything
+            except BaseException as error:  # an unknown object may raise anything
                 failures.append((family, error))
         if failures:
             with self._lock:
@@ -134,17 +129,19 @@ class UserCollector:
 
 
 class UserCollectors(Collector):
-    """All of them, as one collector that never fails."""
+    """All of the user's collectors, as one collector that never fails."""
 
     def __init__(self, names: Iterable[str]) -> None:
         """Name the collectors by their import strings; nothing is imported."""
         self._collectors = [UserCollector(name) for name in names]
 
     def collect(self) -> Iterable[Metric]:
-        """Return the families of all that can be had, and how often each could not."""
+        """Return the families of all that work, and how often each one failed."""
         if not self._collectors:
             return
-        found = self._all_families()
+        # All of them run at once, so a scrape waits for the slowest one and not for each in turn.
+        runs = [collector.start() for collector in self._collectors]
+        found = [each.families(run) for each, run in zip(self._collectors, runs, strict=True)]
         failures = CounterMetricFamily(
             "obskit_gunicorn_collector_failures",
             "Scrapes that a collector of metrics_collectors was left out of.",
@@ -153,34 +150,13 @@ class UserCollectors(Collector):
         for collector in self._collectors:
             for reason in ("error", "timeout"):
                 failures.add_metric([collector.name, reason], collector.failures[reason])
-        yield failures  # first, for of two families of one name the second is left out
+        yield failures  # first: of two families with one name, the second is left out
         for families in found:
             yield from families
 
-    def _all_families(self) -> list[list[Metric]]:
-        """Ask all of them at once, so that one scrape waits for the slowest and not for each."""
-        found: list[list[Metric]] = [[] for _ in self._collectors]
-
-        def ask(number: int) -> None:
-            found[number] = self._collectors[number].families()
-
-        threads = []
-        for number in range(1, len(self._collectors)):
-            thread = threading.Thread(target=ask, args=(number,), daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads
-                ask(number)
-            else:
-                threads.append(thread)
-        ask(0)
-        for thread in threads:
-            thread.join()
-        return found
-
 
 class _NotACollectorError(TypeError):
-    """What is named is not a collector; a traceback would say nothing more."""
+    """The name is not that of a collector; a traceback would say nothing more."""
 
 
 def _import(name: str) -> Any:
@@ -201,7 +177,7 @@ def _checked(family: Any) -> Metric:
     """Return a copy of a family that every encoder can render, at any time.
 
     Raises:
-        Exception: There is none.
+        Exception: Some encoder cannot render it.
     """
     copy = Metric(family.name, family.documentation, family.type, family.unit)
     _check_name(copy.name, _METRIC_NAME)
@@ -217,14 +193,14 @@ def _checked(family: Any) -> Metric:
 
 
 def _check_name(name: str, allowed: re.Pattern[str]) -> None:
-    """Refuse a name that would cost Prometheus the whole exposition."""
+    """Refuse a name that would make Prometheus reject the whole exposition."""
     is_escaped = name and name.isprintable() and _prometheus.escapes_names()
     if not allowed.fullmatch(name) and not is_escaped:
         raise ValueError(f"{name!r} is not a name for a metric or a label")
 
 
 def _shown(thing: object) -> str:
-    """Return something of a user's as text for the log, where its own may fail or be long."""
+    """Return a user's object as text for the log; its own text may fail, or be long."""
     try:
         text = str(thing if isinstance(thing, BaseException) else getattr(thing, "name", thing))
     except BaseException:

@@ -1,12 +1,10 @@
-"""Slots, leases and generations of a multiprocess directory.
+"""The multiprocess directory: its slots, who holds them, and wiping it for a new generation.
 
 A *slot* is a number that one process at a time owns: ``slot0``, ``slot1``, ... Only its owner
 writes the slot's metric files. They outlive the process, and the next process in the slot continues
 from their values. So when a process ends, nothing must be deleted or merged, and nothing is lost.
 
-A *lease* is a process's exclusive hold on a slot: an ``flock`` on ``slotN.lease``. It does not
-expire by time; it ends when the process releases it or ends, for whatever reason. Pids are never
-used to tell who is alive, because processes of several pid namespaces may share the directory.
+A *lease* is a process's exclusive hold on a slot; see :mod:`obskit_gunicorn._store.leases`.
 
 A *generation* is the time between two wipes. Only an arbiter wipes, once, when it starts and
 nobody holds a lease.
@@ -15,7 +13,7 @@ The directory contains::
 
     slots.lock              the directory lock; records the protocol and the generation
     slotN.lease             the lease of slot N, with a record of its holder, for people
-    <type>_slotN.db         metric files (see obskit_gunicorn._store.format)
+    <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
     <type>_slotN.new        a metric file that is not complete yet
     *.db.damaged            a file that was found damaged, kept for people
 
@@ -34,17 +32,16 @@ import json
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import MetricFileName
-from obskit_gunicorn._store.identity import give_to_owner, pid_namespace, start_ticks
+from obskit_gunicorn._store.fileformat import MetricFileName
+from obskit_gunicorn._store.identity import give_to_owner, pid_namespace
+from obskit_gunicorn._store.leases import Lease, Role, read_json
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-Role = Literal["arbiter", "worker", "process"]
 
 PROTOCOL = 1
 """The version of the rules in this module. A directory in use with another version is not used."""
@@ -57,80 +54,6 @@ ASK_WAIT_SECONDS = 0.1
 """How long to wait for it only to read who holds which lease, as each scrape does."""
 
 _MOST_SLOTS = 65536
-
-_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
-
-
-class Lease:
-    """One process's exclusive hold on a slot.
-
-    Created by :meth:`SlotDirectory.acquire`. Compared by identity: a process that takes the slot
-    of its dead parent has a different lease.
-
-    Attributes:
-        directory: The multiprocess directory.
-        slot: The slot's name, as in file names.
-        record: What the lease file says about the holder.
-    """
-
-    __slots__ = ("_file", "directory", "record", "slot")
-
-    def __init__(self, directory: SlotDirectory, slot: str, file: LockedFile, role: Role) -> None:
-        """Wrap a locked lease file."""
-        self.directory = directory
-        self.slot = slot
-        self._file = file
-        before = _read_json(file.descriptor)
-        before.pop("previous", None)
-        self.record: dict[str, Any] = {
-            "pid": os.getpid(),
-            "pid_namespace": pid_namespace(),
-            "start_ticks": start_ticks(),
-            "role": role,
-            "state": "booting" if role == "worker" else "",
-            "reason": "",
-            "values_not_shared": 0,
-            # The slot may have its next holder before the arbiter learns that this one has ended.
-            "previous": {name: before.get(name) for name in _REMEMBERED},
-        }
-        self.note()
-
-    def note(self, **facts: object) -> None:
-        """Change the record; never raises. Safe in signal context."""
-        self.record.update(facts)
-        # The record is for people and telemetry only: the lease is valid on a full volume too.
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(self.record).encode())
-
-    def is_in_place(self) -> bool:
-        """Return whether others still see this lease: its file was neither removed nor replaced."""
-        return self._file.is_in_place()
-
-    def hand_on(self) -> int:
-        """Make the program that this process is about to execute inherit the lease.
-
-        Returns:
-            The descriptor, which stays open through ``exec``.
-        """
-        os.set_inheritable(self._file.descriptor, True)
-        return self._file.descriptor
-
-    def metric_file_path(self, prefix: str) -> str:
-        """Return the path of the slot's file for a prefix such as ``gauge_max``."""
-        return os.path.join(self.directory.path, f"{prefix}_{self.slot}.db")
-
-    def moved_to(self, path: str) -> None:
-        """Note that the directory has been renamed to ``path``."""
-        self.directory.path = path
-        self._file.path = os.path.join(path, os.path.basename(self._file.path))
-
-    def release(self) -> None:
-        """End the lease; the slot's files stay for the next holder."""
-        self._file.release()
-
-    def drop(self) -> None:
-        """Close a forked child's copy of its parent's lease; the parent keeps the lease."""
-        self._file.close()
 
 
 class SlotDirectory:
@@ -206,7 +129,7 @@ class SlotDirectory:
                 self._wipe()
             if in_use:
                 self._check_protocol(lock_file)
-            generation = _read_json(lock_file.descriptor)
+            generation = read_json(lock_file.descriptor)
             if wiped or not generation:
                 generation = {"started": time.time(), "private": private}
             if not in_use or "protocol" not in generation:
@@ -266,7 +189,7 @@ class SlotDirectory:
         with contextlib.suppress(OSError):
             for name in self._lease_names():
                 with contextlib.suppress(OSError), self._open(name) as file:
-                    record = _read_json(file.descriptor)
+                    record = read_json(file.descriptor)
                     for each in (record, record.get("previous") or {}):
                         if wanted.items() <= each.items():
                             return each
@@ -279,7 +202,7 @@ class SlotDirectory:
         """
         try:
             with self._open_lock(os.O_RDONLY) as file:
-                return _read_json(file.descriptor)
+                return read_json(file.descriptor)
         except OSError:
             return {}
 
@@ -376,7 +299,7 @@ class SlotDirectory:
                     for name, parsed in own_files.items():
                         if parsed.belongs_to_one_holder:
                             self._unlink(name)
-                    return Lease(self, slot, file, role)
+                    return Lease(slot, file, role)
             except BaseException:
                 file.close()
                 raise
@@ -415,7 +338,7 @@ class SlotDirectory:
                 continue
             with file:
                 free = sure and file.lock(shared=True)
-                record = None if free else _read_json(file.descriptor) or {"state": ""}
+                record = None if free else read_json(file.descriptor) or {"state": ""}
                 records[name.removesuffix(".lease")] = record
         return records
 
@@ -427,7 +350,7 @@ class SlotDirectory:
                 self._unlink(name)
 
     def _check_protocol(self, lock_file: LockedFile) -> None:
-        protocol = _read_json(lock_file.descriptor).get("protocol", PROTOCOL)
+        protocol = read_json(lock_file.descriptor).get("protocol", PROTOCOL)
         if protocol != PROTOCOL:
             raise OSError(
                 errno.EPROTONOSUPPORT,
@@ -495,11 +418,6 @@ def explain(error: OSError, path: str) -> str:
     return f"{path}: {error}; {hint}"
 
 
-def is_ready_worker(record: dict[str, Any]) -> bool:
-    """Return whether the record of a lease describes a worker that has booted."""
-    return record.get("role") == "worker" and record.get("state") == "booted"
-
-
 def _is_slot(name: str) -> bool:
     return name.startswith("slot") and name[4:].isdigit()
 
@@ -510,11 +428,3 @@ def _is_ours(name: str) -> bool:
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
     return _is_slot(holder) and name.endswith((".lease", ".new"))
-
-
-def _read_json(descriptor: int) -> dict[str, Any]:
-    try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
