@@ -1,6 +1,6 @@
 """WSGI and ASGI applications that serve the exposition.
 
-``name[]`` filtering is prometheus_client's own encoding of the same families.
+With the query ``name[]``, prometheus_client encodes the same families.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from prometheus_client.core import CollectorRegistry
 
 _GZIP_LEVEL = 1
-"""A tenth of the default level's time for a few per cent more bytes."""
+"""Takes a tenth of the default level's time, for a few percent more bytes."""
 
 
 def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that serves the exposition.
 
-    It serves all processes' metrics in multiprocess mode, and prometheus_client's own registry
-    otherwise, so that one line works in development and under Gunicorn.
+    In multiprocess mode it serves the metrics of all processes, otherwise prometheus_client's own
+    registry. So the same line works in development and under Gunicorn.
 
     Args:
-        registry: Another registry to serve instead.
+        registry: The registry to serve instead.
     """
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -53,8 +53,7 @@ def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., It
 def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Awaitable[None]]:
     """Return an ASGI application that serves the exposition; see :func:`make_wsgi_app`.
 
-    It collects on the event loop: serving the exposition from a process of its own keeps it off the
-    workers.
+    It collects on the event loop. To keep this work out of the workers, use the exporter.
     """
 
     async def application(
@@ -85,10 +84,10 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
 
 
 def make_multiprocess_app(path: str | None = None) -> Callable[..., Iterable[bytes]]:
-    """Return a WSGI application that serves one multiprocess directory, whatever the mode.
+    """Return a WSGI application that serves a multiprocess directory in any mode.
 
     Args:
-        path: The directory; by default the one this process uses at each scrape.
+        path: The directory; by default the one that this process uses at the time of the scrape.
     """
     return make_wsgi_app(setup_multiprocess_registry(path))
 
@@ -96,7 +95,7 @@ def make_multiprocess_app(path: str | None = None) -> Callable[..., Iterable[byt
 def _respond(
     registry: CollectorRegistry, method: str, accept: str, accept_encoding: str, query: str
 ) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Return status, headers and body of a response, as prometheus_client's applications do."""
+    """Return status, headers and body of a response, like prometheus_client's applications."""
     allowed = ("Allow", "GET, HEAD, OPTIONS")
     if method == "OPTIONS":
         return "200 OK", [allowed, ("Content-Length", "0")], b""

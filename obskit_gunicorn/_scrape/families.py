@@ -1,8 +1,8 @@
 """From the keys of metric files to families of metrics.
 
-Most values add up; a :class:`Family` of those is laid out once and given its values at each scrape.
-What does not simply add up, some gauges and metrics of one name and several types, is merged sample
-by sample by :func:`merge`. Both give what prometheus_client gives.
+Most metrics are summed: their :class:`Family` is laid out once and gets its values at each scrape.
+All others are merged sample by sample with :func:`merge`: gauges with other modes, metrics with
+several types, and samples with several keys. Both give the same result as prometheus_client.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from obskit_gunicorn._store.reader import MetricFileReader
 
 _ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
-"""The file prefixes whose values add up."""
+"""The file prefixes whose values are summed."""
 
 _WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
-"""Those of them from which prometheus_client takes any label ``pid`` away."""
+"""Those of them for which prometheus_client removes a label ``pid``."""
 
 
 class Series(NamedTuple):
@@ -42,7 +42,7 @@ class Series(NamedTuple):
 
 
 class Family:
-    """A metric of one type whose values add up, with everything about it that stays the same."""
+    """A metric of one type whose values are summed: everything that does not change."""
 
     def __init__(self, prefix: str, members: list[tuple[int, Series]]) -> None:
         first = members[0][1]
@@ -56,7 +56,7 @@ class Family:
         self._prefixes = {TEXT.name: line_prefixes(self, TEXT)}
 
     def prefixes(self, format_: Format) -> list[str]:
-        """Return what stands before each value, the line break before it included.
+        """Return the text before each value, beginning with the line break.
 
         Raises:
             ValueError: prometheus_client does not render the family one line a sample.
@@ -96,8 +96,8 @@ class Family:
         """Lay out the samples as prometheus_client does; return the key of each picked value.
 
         Raises:
-            ValueError: A sample has several keys: their help text differs, or the spelling of a
-                bucket.
+            ValueError: A sample has several keys, because their help texts differ, or the spelling
+                of a bucket.
         """
         plain: dict[Labels, dict[str, int]] = {}
         buckets: dict[Labels, dict[float, int]] = {}
@@ -140,12 +140,12 @@ class Family:
 def make_family(
     prefix: str, members: list[tuple[int, Series]], before: Family | None
 ) -> Family | None:
-    """Return a family of these keys by number, or ``None`` if they must be merged one by one.
+    """Return the family of these keys, or ``None`` if it must be merged sample by sample.
 
     Args:
-        prefix: The prefix of the files that have the keys.
-        members: Numbers and keys.
-        before: The family of this name so far, which is used again if nothing has changed.
+        prefix: The prefix of the files with these keys.
+        members: The keys, each with its number.
+        before: The previous family with this name; it is reused if nothing has changed.
     """
     if before is not None and (before.prefix, before.members) == (prefix, members):
         return before
@@ -156,18 +156,18 @@ def make_family(
 
 
 class Unmerged(NamedTuple):
-    """A metric whose samples of all files are to be merged one by one."""
+    """A metric whose samples must be merged one by one."""
 
     name: str
     kind: str
-    """The type, as the first file says it."""
+    """The type, according to the first file."""
 
     help: str
     modes: list[str]
-    """The multiprocess modes of its files, if they are a gauge's; the last one counts."""
+    """For a gauge, the multiprocess modes of its files; the last one counts."""
 
     samples: list[tuple[str, Labels, float, float]]
-    """Name, labels, value and timestamp of each, holders of gauges as the label ``pid``."""
+    """Name, labels, value and timestamp of each; a gauge has its holder as label ``pid``."""
 
 
 def add_unmerged(
@@ -176,13 +176,13 @@ def add_unmerged(
     reader: MetricFileReader,
     series: Iterable[tuple[int, Series]],
 ) -> None:
-    """Add what a file holds to metrics by name.
+    """Add the samples of a file to the metrics to be merged.
 
     Args:
-        metrics: The metrics so far.
-        file: The file's name.
-        reader: What has read it.
-        series: Which of its keys to add, by number.
+        metrics: The metrics so far, by name.
+        file: The name of the file.
+        reader: The reader of the file.
+        series: The keys to add, each with its number.
     """
     kind, _, mode = file.prefix.partition("_")
     numbers = list(reader.pairs())
@@ -191,7 +191,7 @@ def add_unmerged(
         if kind == "gauge":
             metric.modes.append(mode)
             labels = (*labels, ("pid", file.holder))  # noqa: PLW2901
-        # As prometheus_client reads files: a timestamp is a gauge's only.
+        # Like prometheus_client, use timestamps of gauges only.
         timestamp = numbers[2 * at + 1] if kind == "gauge" else 0.0
         metric.samples.append((sample, labels, numbers[2 * at], timestamp))
 
@@ -201,8 +201,7 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
 
     Args:
         metric: The metric.
-        buckets_add_up: Make each bucket of a histogram include the smaller ones, as the exposition
-            has it.
+        buckets_add_up: Make each histogram bucket include the smaller ones, as in the exposition.
     """
     mode = metric.modes[-1].removeprefix("live") if metric.kind == "gauge" else ""
     combine = _COMBINE.get(mode, sum_row)
@@ -229,7 +228,7 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
             same[f"{metric.name}_bucket", with_bound] = [total if buckets_add_up else value]
         if buckets_add_up:
             same[f"{metric.name}_count", labels] = [total]
-    # A label that is written twice, such as a gauge's own label pid, is one.
+    # A label may occur twice, such as a gauge's own label pid; one of them is exposed.
     samples = {
         (name, tuple(sorted(dict(labels).items()))): Sample(name, dict(labels), combine(values))
         for same in merged.values()
@@ -250,7 +249,7 @@ _COMBINE: dict[str, Callable[[list[float]], float]] = {
     "all": _last,
     "mostrecent": _last,
 }
-"""What makes one value of those that several files have, by mode; the others are summed."""
+"""How the values of several files are combined, by mode; the other modes are summed."""
 
 
 def _without(name: str, labels: Labels) -> Labels:
@@ -261,18 +260,18 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def parse_key(key: bytes, prefix: str) -> Series | None:
-    """Parse a key as it stands in a file; ``None`` if it is no metric's."""
+    """Parse a key as it is stored in a file; return ``None`` if it is not a metric's key."""
     try:
         text = key_text(key).decode().strip(" \t\n\r")
         (metric, name, labels, help_text), end = _decode(text)
         if end < len(text):
             return None
-        # Raises for what is no text, and for a lone surrogate, which cannot be exposed.
+        # Raises if a part is not text, or has a lone surrogate, which cannot be exposed.
         "".join((metric, name, help_text, *labels, *labels.values())).encode()
         if prefix == "histogram" and "le" in labels and math.isnan(float(labels["le"])):
             return None
-        # What no metric can be made with, and what would break the exposition for all others:
-        # prometheus_client takes a name that ends in a line break for a plain one.
+        # No metric can have these names, and they would break the whole exposition:
+        # prometheus_client accepts a name that ends in a line break.
         if not name or "" in labels or any(label.startswith("__") for label in labels):
             return None
         if any(each.endswith("\n") for each in (metric, name, *labels)):
@@ -284,7 +283,7 @@ def parse_key(key: bytes, prefix: str) -> Series | None:
 
 
 def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
-    """Return what picks several items at once; itemgetter returns no tuple for one."""
+    """Return a function that picks items; unlike itemgetter it returns a tuple for one item too."""
     if len(numbers) == 1:
         only = numbers[0]
         return lambda values: (values[only],)
@@ -292,9 +291,9 @@ def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]
 
 
 def sum_row(row: Iterable[float]) -> float:
-    """Return an exact sum; of infinities and what is beyond the largest float, a plain one.
+    """Return an exact sum, or a plain sum if there are infinities or it is too large.
 
-    As with prometheus_client, it is 0.0 for -0.0.
+    Like prometheus_client, it turns -0.0 into 0.0.
     """
     try:
         return math.fsum(row) + 0.0

@@ -1,7 +1,7 @@
 """The formats of the exposition: text 0.0.4, OpenMetrics, and whatever a scraper negotiates.
 
-A family is rendered once per format: what stands before each value. prometheus_client's own encoder
-is the judge of each format; where it writes names as they are, we do it ourselves.
+The text before each value is rendered once for each family and format. prometheus_client's encoder
+defines each format; names that it writes unchanged are rendered here.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted."""
 
 _LARGEST_PLAIN = 1e6
-"""From here on Go, and so prometheus_client, writes a number in another way than Python."""
+"""From here on, Go and prometheus_client write numbers differently than Python."""
 
 
 class Families(Collector):
-    """What a function returns, as a collector: the form that prometheus_client's encoders take."""
+    """A collector that calls a function; prometheus_client's encoders need a collector."""
 
     def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
-        """Collect by calling a function."""
+        """Set the function."""
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
@@ -45,13 +45,13 @@ class Format(NamedTuple):
     """A format of the exposition."""
 
     name: str
-    """What tells it from the others."""
+    """A name that no other format has."""
 
     encode: Callable[[Any], bytes]
-    """prometheus_client's encoder for it, of anything with a method ``collect()``."""
+    """prometheus_client's encoder; takes anything with a method ``collect()``."""
 
     def render(self, metrics: Iterable[Metric]) -> bytes:
-        """Return families as they stand in the exposition, without the mark of its end."""
+        """Return the text of families, without the mark of the end of the exposition."""
         return self.encode(Families(lambda: metrics)).removesuffix(b"# EOF\n")
 
 
@@ -59,14 +59,14 @@ TEXT = Format("text 0.0.4", generate_latest)
 
 
 def negotiated(accept: str) -> tuple[Format, str]:
-    """Return the format that a header ``Accept`` asks for, and its content type."""
+    """Return the format that an ``Accept`` header asks for, and its content type."""
     encoder, content_type = _prometheus.choose_encoder(accept)
     # The content type names format, version and escaping.
     return Format(content_type, encoder), content_type
 
 
 class RenderedFamily(Protocol):
-    """What a format needs to know of a family."""
+    """What a format needs to know about a family."""
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class RenderedFamily(Protocol):
 
 
 def go_float(number: float) -> str:
-    """Return a number as Go writes it."""
+    """Return a number as Go writes it, and so prometheus_client."""
     if math.isinf(number):
         return "+Inf" if number > 0 else "-Inf"
     if math.isnan(number):
@@ -95,7 +95,7 @@ def go_float(number: float) -> str:
 
 
 def written(values: Sequence[float]) -> list[str]:
-    """Return each value as it stands in the exposition."""
+    """Return each value as it is written in the exposition."""
     texts = list(map(repr, values))
     for at, value in enumerate(values):
         if not -math.inf < value < _LARGEST_PLAIN:  # NaN too
@@ -105,20 +105,21 @@ def written(values: Sequence[float]) -> list[str]:
 
 _PLAIN_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _PLAIN_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_PUT_APART = ("_created", "_gsum", "_gcount")
+_SEPARATE = ("_created", "_gsum", "_gcount")
+"""Suffixes of samples that prometheus_client writes as a family of their own."""
 
 
 def line_prefixes(family: RenderedFamily, format_: Format) -> list[str]:
-    """Return what stands before each value, the line break before it included.
+    """Return the text before each value, beginning with the line break.
 
     Raises:
-        ValueError: prometheus_client does not render the family one line a sample.
+        ValueError: prometheus_client does not write one line for each sample of the family.
     """
     head = "\n" + format_.render([family.metric()]).decode()[:-1]
     try:
         prefixes = _plain_line_prefixes(family)
         if format_ is not TEXT:
-            # Some formats rewrite plain names, too. What has most labels tells.
+            # Some formats change plain names, too. Check the sample with the most labels.
             at, (name, labels) = max(
                 enumerate(family.samples), key=lambda numbered: len(numbered[1][1])
             )
@@ -134,16 +135,16 @@ def line_prefixes(family: RenderedFamily, format_: Format) -> list[str]:
 
 
 def _plain_line_prefixes(family: RenderedFamily) -> list[str]:
-    """Return the same for names that each format and release writes as they are.
+    """Return the same if every format and release writes all names unchanged.
 
     Raises:
-        ValueError: There are others.
+        ValueError: Some names are not plain, or some samples are written separately.
     """
-    label = lru_cache(maxsize=None)(_plain_label)  # each is rendered once
+    label = lru_cache(maxsize=None)(_plain_label)
     names = {name for name, _labels in family.samples}
-    apart = {family.name + suffix for suffix in _PUT_APART}
-    if names & apart or not all(map(_PLAIN_NAME.fullmatch, (family.name, *names))):
-        raise ValueError(f"{family.name} needs more than the name and one line a sample")
+    separate = {family.name + suffix for suffix in _SEPARATE}
+    if names & separate or not all(map(_PLAIN_NAME.fullmatch, (family.name, *names))):
+        raise ValueError(f"{family.name} needs more than plain names and one line for each sample")
     prefixes = []
     for name, pairs in family.samples:
         braced = "{" + ",".join([label(*pair) for pair in pairs]) + "}" if pairs else ""
@@ -164,13 +165,13 @@ def _plain_label(name: str, value: str) -> str:
 
 
 def _their_line_prefixes(metric: Metric, head: str, format_: Format) -> list[str]:
-    """Return the same, rendered by prometheus_client with a 0 in the place of every value.
+    """Return the same, rendered by prometheus_client with 0 for every value.
 
     Raises:
-        ValueError: The text is not one line a sample.
+        ValueError: The text does not have one line for each sample.
     """
     text = "\n" + format_.render([metric]).decode()
     lines = text.removeprefix(head).split("\n")[1:-1]
     if len(lines) != len(metric.samples) or not all(line.endswith(" 0.0") for line in lines):
-        raise ValueError(f"{metric.name} is not rendered one line a sample")
+        raise ValueError(f"{metric.name} is not rendered as one line for each sample")
     return ["\n" + line[:-3] for line in lines]

@@ -1,4 +1,4 @@
-"""A source of numbers, and what one collection of it gives."""
+"""Where metrics come from, and the result of one collection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Snapshot:
-    """One collection; immutable, so that any number of threads may use it."""
+    """The result of one collection; immutable, so any number of threads may use it."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Snapshot:
         """Return the exposition in a format, without the mark of its end.
 
         Raises:
-            Exception: What the format's encoder raises.
+            Exception: Whatever the format's encoder raises.
         """
         rendered = self._rendered.get(format_.name)
         if rendered is None:
@@ -80,11 +80,11 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """Where the numbers of a scrape come from: a directory, for one."""
+    """Where the metrics of a scrape come from, such as a directory."""
 
     def collect(self) -> Snapshot:
-        """Return what there is now; may be called from any thread.
+        """Collect the metrics; may be called from any thread.
 
         Raises:
-            OSError: It cannot be had.
+            OSError: The source cannot be read.
         """
