@@ -27,7 +27,7 @@ def install() -> list[str]:
     """Install the value class, and take over metrics that exist already.
 
     Returns:
-        The names of metrics that could not be taken over; see
+        The names of metrics that could not be taken over, which are also logged; see
         :func:`obskit_gunicorn._values.adoption.take_over`.
     """
     if values.is_installed():
@@ -35,6 +35,11 @@ def install() -> list[str]:
     _missing[:] = values.install()
     stray = adoption.take_over()
     values.install()  # after the takeover prometheus_client may no longer close our files
+    if stray:
+        log.warning(
+            "obskit: %s: created before obskit_gunicorn.multiprocess was imported, so not shared",
+            ", ".join(stray),
+        )
     return stray
 
 
@@ -92,12 +97,7 @@ def join() -> None:
     path = os.environ.get(DIRECTORY_VARIABLE)
     if not path or membership.directory is not None or membership.is_led:
         return
-    stray = install()
-    if stray:
-        log.warning(
-            "obskit: %s: created before obskit_gunicorn.multiprocess was imported, so not shared",
-            ", ".join(stray),
-        )
+    install()
     if membership.is_configuring or is_loading_configuration():
         # Either an arbiter begins, or, if no class is published, this process and its forks join
         # at their first metric.
