@@ -400,7 +400,7 @@ def explain(error: OSError, path: str) -> str:
         path: The multiprocess directory.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "the volume is full: make it larger (sizeLimit of an emptyDir)"
+        hint = "the volume is full: give it more room (sizeLimit of an emptyDir)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "no file descriptors are left: raise the limit (ulimit -n)"
     elif isinstance(error, NotAFileError):
