@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector
-from obskit_gunicorn._store.format import pack_entry
+from obskit_gunicorn._store.fileformat import pack_entry
 
 SIZES = ((4, 300), (16, 2_000), (32, 9_000))
 RECYCLES = (1, 100, 10_000)

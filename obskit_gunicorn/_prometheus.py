@@ -106,9 +106,7 @@ def make_values_anew(metric: Any) -> bool:
 
 def close_their_files() -> None:
     """Close the metric files of prometheus_client's own values in this process."""
-    close = getattr(values, "close_all_multiprocess_files", None)
-    if close is not None:
-        close()
+    getattr(values, "close_all_multiprocess_files", lambda: None)()
 
 
 def adder(metric: Any) -> Callable[[float], None]:
@@ -152,11 +150,16 @@ def choose_encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
     return prometheus_client.generate_latest, _PLAIN_TEXT
 
 
-@lru_cache(maxsize=1)
 def escapes_names() -> bool:
     """Return whether names beyond the old character set are quoted or escaped: from 0.22 on."""
+    return is_metric_name("a.b")
+
+
+@lru_cache(maxsize=1024)
+def is_metric_name(name: str) -> bool:
+    """Return whether this release accepts the name of a metric."""
     try:
-        Metric("a.b", "", "untyped")
+        Metric(name, "", "untyped")
     except ValueError:
         return False
     return True

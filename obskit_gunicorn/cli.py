@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
-from obskit_gunicorn._store.format import MetricFileName, is_key
+from obskit_gunicorn._store.directory import SlotDirectory, explain
+from obskit_gunicorn._store.fileformat import MetricFileName, is_key
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import MetricFileReader
-from obskit_gunicorn._store.slots import SlotDirectory, explain
 from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import ObskitGunicornConfig
@@ -148,7 +148,7 @@ def _exporter_options(given: argparse.Namespace) -> Options:
             where="--bind",
             value=environment.get("OBSKIT_METRICS_BIND"),
             expected="an address to listen at",
-            hint="Name one, as in --bind 0.0.0.0:9464.",
+            hint="Name one, as in --bind 0.0.0.0:9764.",
         )
     return options
 

@@ -75,7 +75,7 @@ class ObskitGunicornConfig(Configuration):
     the class.
     """
 
-    metrics_bind: str | None = "127.0.0.1:9464"
+    metrics_bind: str | None = "127.0.0.1:9764"
     """Where the exporter listens: ``host:port``, ``[IPv6]:port``, ``unix:path``.
 
     The exporter is a separate process that serves ``/metrics``, ``/-/healthy`` and ``/-/ready``; no

@@ -24,8 +24,8 @@ from obskit_gunicorn._scrape.registry import (
     is_multiprocess_mode,
     setup_multiprocess_registry,
 )
+from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
-from obskit_gunicorn._store.slots import SlotDirectory
 from obskit_gunicorn._values import sharing
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ PAGE = """<!doctype html>
 <h1>obskit_gunicorn demo</h1>
 <p>Four Gunicorn workers serve this page; process {pid} has answered you.
 <ul>
-<li><a href="http://127.0.0.1:9464/metrics">http://127.0.0.1:9464/metrics</a> shows
+<li><a href="http://127.0.0.1:9764/metrics">http://127.0.0.1:9764/metrics</a> shows
     <code>demo_requests_total</code>: the requests of all workers together. A separate process
     answers there, so no worker has to.
 <li><a href="/">this page</a>, <a href="/hello/you">/hello/you</a>, <a href="/slow">/slow</a> and
@@ -39,7 +39,7 @@ PAGE = """<!doctype html>
 <p>Things to try, while the counter goes up and never down:
 <pre>
 for i in $(seq 100); do curl -s http://127.0.0.1:8000/hello/$i >/dev/null; done
-curl -s http://127.0.0.1:9464/metrics | grep demo_requests_total
+curl -s http://127.0.0.1:9764/metrics | grep demo_requests_total
 kill -9 {pid}          # this worker; another one takes its slot and continues its counts
 kill -HUP {ppid}         # reload: all workers are replaced
 kill -TTIN {ppid}        # one more worker

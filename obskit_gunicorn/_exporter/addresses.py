@@ -16,7 +16,7 @@ _SOCKET_MODE = 0o666
 
 
 class Address(NamedTuple):
-    """An address to listen at, such as ``127.0.0.1:9464``, ``[::1]:9464`` or ``unix:/run/m.sock``.
+    """An address to listen at, such as ``127.0.0.1:9764``, ``[::1]:9764`` or ``unix:/run/m.sock``.
 
     ``str()`` returns it as text, always spelled the same way.
     """
@@ -50,9 +50,9 @@ class Address(NamedTuple):
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
             if ":" not in host:
-                raise ValueError("brackets are for IPv6 addresses, as in [::1]:9464")
+                raise ValueError("brackets are for IPv6 addresses, as in [::1]:9764")
         elif ":" in host:
-            raise ValueError("an IPv6 address needs brackets, as in [::1]:9464")
+            raise ValueError("an IPv6 address needs brackets, as in [::1]:9764")
         if not colon or not (digits.isascii() and digits.isdigit()):
             raise ValueError("the port is missing")
         port = int(digits)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
-from obskit_gunicorn._exporter.collectors import UserCollectors
 from obskit_gunicorn._exporter.procfs import Processes
 from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
+from obskit_gunicorn._exporter.user_collectors import UserCollectors
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.apps import make_wsgi_app
 from obskit_gunicorn._scrape.registry import SharedRegistry
-from obskit_gunicorn._store.slots import SlotDirectory, is_ready_worker
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._version import __version__
 
 Page = tuple[str, str]

@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._log import log
+from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.identity import pid_namespace
-from obskit_gunicorn._store.slots import SlotDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

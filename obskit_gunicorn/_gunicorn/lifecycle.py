@@ -20,8 +20,8 @@ from obskit_gunicorn._gunicorn.options import absolute, exporter_options
 from obskit_gunicorn._gunicorn.supervisor import supervisor
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import private
+from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
-from obskit_gunicorn._store.slots import SlotDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -84,9 +84,9 @@ def _address(found: Found) -> str | None:
         return str(Address.parse(found.value, found.base))
     except ValueError as error:
         raise found.wrong(
-            "an address such as 127.0.0.1:9464, [::1]:9464 or unix:/run/metrics.sock, or None for "
+            "an address such as 127.0.0.1:9764, [::1]:9764 or unix:/run/metrics.sock, or None for "
             f"no exporter ({error})",
-            'Write for example metrics_bind = "0.0.0.0:9464".',
+            'Write for example metrics_bind = "0.0.0.0:9764".',
         ) from None
 
 
@@ -204,7 +204,7 @@ OPTIONS = (
         "metrics_bind",
         _address,
         "where the exporter listens: host:port, [IPv6]:port or unix:path",
-        "0.0.0.0:9464",
+        "0.0.0.0:9764",
         is_exporters=True,
         empty_is_none=True,
     ),

@@ -13,6 +13,7 @@ Safe beside threads and forks: collections run one at a time, and scrapes that o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -29,10 +30,10 @@ from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import Damage, MetricFileName
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
-from obskit_gunicorn._store.slots import SlotDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -322,10 +323,8 @@ class MultiProcessCollector(Collector):
             if file is None:
                 continue
             reader = MetricFileReader(path)
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 reader.refresh()
-            except FileNotFoundError:
-                continue
             keys = reader.layout.keys
             parsed = ((at, families.parse_key(key, file.prefix)) for at, key in enumerate(keys))
             series = [(at, found) for at, found in parsed if found]

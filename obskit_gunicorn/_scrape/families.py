@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import lru_cache
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
+from obskit_gunicorn import _prometheus
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, go_float, line_prefixes
-from obskit_gunicorn._store.format import MetricFileName, key_text
+from obskit_gunicorn._store.fileformat import MetricFileName, key_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -280,16 +280,7 @@ def parse_key(key: bytes, prefix: str) -> Series | None:
         pairs = tuple(sorted(labels.items()))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return Series(metric, name, pairs, help_text) if _is_metric_name(metric) else None
-
-
-@lru_cache(maxsize=1024)
-def _is_metric_name(name: str) -> bool:
-    try:
-        Metric(name, "", "untyped")
-    except ValueError:
-        return False
-    return True
+    return Series(metric, name, pairs, help_text) if _prometheus.is_metric_name(metric) else None
 
 
 def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:

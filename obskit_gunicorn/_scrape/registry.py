@@ -1,4 +1,4 @@
-"""The registry of what all processes share, and the calls that are made on it."""
+"""The registry of the metrics that all processes share, and the functions that use it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import prometheus_client
 from prometheus_client.core import CollectorRegistry, Metric
 
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.facts import Scrape
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format
+from obskit_gunicorn._scrape.gauges import Scrape
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 
 class SharedRegistry(CollectorRegistry):
-    """A registry of what all processes share, and of how sharing it goes.
+    """A registry of the metrics that all processes share, and of metrics about sharing.
 
-    Finds the directory when it is scraped, so it may be made before there is one. More collectors
-    may be registered. Made by :func:`setup_multiprocess_registry`.
+    It looks for the directory at each scrape, so the registry may exist before the directory does.
+    More collectors may be registered. Created by :func:`setup_multiprocess_registry`.
     """
 
     def __init__(self, path: str | None = None) -> None:
-        """Make the registry.
+        """Create the registry.
 
         Args:
-            path: The multiprocess directory; by default the one this process uses at each scrape.
+            path: The multiprocess directory; by default the one that this process uses at the time
+                of the scrape.
         """
         super().__init__()
         self._path = path
@@ -40,18 +41,18 @@ class SharedRegistry(CollectorRegistry):
         super().register(Families(self._families))
 
     def register(self, collector: Collector) -> None:
-        """Expose another collector beside what is shared; it runs in the process that serves."""
+        """Expose another collector too; it runs in the process that serves the scrape."""
         self._others.append(collector)
 
     def unregister(self, collector: Collector) -> None:
-        """Take a collector back."""
+        """Remove a collector."""
         self._others.remove(collector)
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
-        """Return what shows only the samples of these names, for ``name[]``.
+        """Return a registry with only the samples of these names, for ``name[]``.
 
-        Looks at every family: prometheus_client before 0.25 leaves out collectors that, as ours, do
-        not know their names beforehand.
+        Looks at every family: before 0.25, prometheus_client leaves out collectors that, like ours,
+        do not know their names in advance.
         """
         wanted = set(names)
         return Families(lambda: _restricted(self.collect(), wanted))
@@ -60,7 +61,7 @@ class SharedRegistry(CollectorRegistry):
         """Return the exposition in a format.
 
         Raises:
-            Exception: What the format's encoder raises.
+            Exception: Whatever the format's encoder raises.
         """
         scrape = Scrape(self._path or _current_path())
         shared = scrape.snapshot.rendered(format_)
@@ -73,14 +74,14 @@ class SharedRegistry(CollectorRegistry):
         yield from self._beside(scrape)
 
     def _beside(self, scrape: Scrape) -> Iterator[Metric]:
-        """Yield facts about a scrape, then other collectors' families unless their name is taken.
+        """Yield gauges about a scrape, then other collectors' families unless their name is taken.
 
         Prometheus rejects a whole exposition in which a name occurs twice.
         """
         types = scrape.snapshot.types()
-        for fact in scrape.facts():
-            types[fact.name] = fact.type
-            yield fact
+        for gauge in scrape.gauges():
+            types[gauge.name] = gauge.type
+            yield gauge
         taken = {name for family in types.items() for name in _exposed_names(*family)}
         for collector in self._others:
             for family in collector.collect():
@@ -91,23 +92,24 @@ class SharedRegistry(CollectorRegistry):
                 elif family.name not in self._reported:
                     self._reported.add(family.name)
                     log.error(
-                        "obskit: %s is exposed once; another collector gives a metric of this "
-                        "name too, which is left out",
+                        "obskit: %s is exposed once; another collector has a metric with the same "
+                        "name, which is left out",
                         family.name,
                     )
 
 
 def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:
-    """Return a new registry of what all processes share, and of how sharing it goes.
+    """Return a new registry of the metrics that all processes share, and of metrics about sharing.
 
     Args:
-        path: The multiprocess directory; by default the one this process uses at each scrape.
+        path: The multiprocess directory; by default the one that this process uses at the time of
+            the scrape.
     """
     return SharedRegistry(path)
 
 
 def is_multiprocess_mode() -> bool:
-    """Return whether metrics of this process are meant to be shared with other processes."""
+    """Return whether this process shares its metrics with others, or is configured to."""
     return values.is_installed() or bool(os.environ.get(DIRECTORY_VARIABLE))
 
 
@@ -115,7 +117,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     """Return the exposition of all processes in the text format 0.0.4.
 
     Args:
-        registry: Another registry to expose instead.
+        registry: The registry to expose instead.
     """
     registry = registry or current_registry()
     if isinstance(registry, SharedRegistry):
@@ -133,7 +135,7 @@ _SUFFIXES = {
 
 
 def _exposed_names(name: str, type_: str) -> set[str]:
-    """Return the names under which a family may be seen, as a registry counts them."""
+    """Return the names that a family occupies in a registry."""
     return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
 
 
@@ -147,7 +149,7 @@ def _restricted(metrics: Iterable[Metric], names: set[str]) -> Iterator[Metric]:
 
 
 def current_registry() -> CollectorRegistry:
-    """Return what to serve by default: what all processes share, or prometheus_client's own."""
+    """Return the registry to serve by default: the shared one, or prometheus_client's own."""
     if is_multiprocess_mode():
         return setup_multiprocess_registry()
     return prometheus_client.REGISTRY

@@ -12,11 +12,15 @@ import os
 import sys
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store import forks, private
+from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.identity import owner, set_owner
 from obskit_gunicorn._store.locks import pause
-from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, Lease, Role, SlotDirectory
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._store.leases import Lease, Role
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that every user of prometheus_client knows."""
@@ -81,8 +85,8 @@ class Membership:
                 return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
             self.directory = None
             private.remove_leftovers(user)
-            self.lease = private.make(user, group)
-            self.directory, self.is_private = self.lease.directory, True
+            self.directory, self.lease = private.make(user, group)
+            self.is_private = True
             self._begun.add(self.directory.path)
             return True
 

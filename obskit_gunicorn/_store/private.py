@@ -15,10 +15,12 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from obskit_gunicorn._store.slots import Lease, SlotDirectory
+from obskit_gunicorn._store.directory import SlotDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from obskit_gunicorn._store.leases import Lease
 
 _PREFIX = "obskit-gunicorn-"
 _STALE_SECONDS = 60.0
@@ -30,7 +32,7 @@ def is_private(directory: SlotDirectory) -> bool:
     return is_named_so and directory.generation().get("private") is True
 
 
-def make(user: int, group: int) -> Lease:
+def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
     """Make a private directory, and take the arbiter's lease in it.
 
     Args:
@@ -50,7 +52,7 @@ def make(user: int, group: int) -> Lease:
     raise error
 
 
-def _make_in(parent: str, user: int, group: int) -> Lease:
+def _make_in(parent: str, user: int, group: int) -> tuple[SlotDirectory, Lease]:
     # Under another name until it is leased: a server that starts at the same time and removes what
     # killed runs have left must not take it for a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
@@ -64,7 +66,7 @@ def _make_in(parent: str, user: int, group: int) -> Lease:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     lease.moved_to(path)
-    return lease
+    return SlotDirectory(path), lease
 
 
 def remove_leftovers(user: int) -> None:

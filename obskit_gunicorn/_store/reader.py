@@ -7,7 +7,7 @@ import struct
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from obskit_gunicorn._store.format import HEADER_BYTES, Damage, check_header, read_entries
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, check_header, read_entries
 from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import errno
 import mmap
 import os
 
-from obskit_gunicorn._store import format
-from obskit_gunicorn._store.format import HEADER_BYTES, Damage
+from obskit_gunicorn._store import fileformat
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage
 from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -91,26 +91,26 @@ class MetricFile:
         Raises:
             OSError: There is no room; the file is as it was.
         """
-        entry = format.pack_entry(key, value, timestamp)
+        entry = fileformat.pack_entry(key, value, timestamp)
         end = self._used + len(entry)
         while end > self._size:
             self._grow()
         self._map[self._used : end] = entry
         # Last, and in one store: from here on readers see the entry.
-        self._map[0:4] = format.pack_int(end)
+        self._map[0:4] = fileformat.pack_int(end)
         self._used = end
         index = self._indexes[key] = (end - 16) // _CELL_BYTES
         return index
 
     def read(self, index: int) -> tuple[float, float]:
         """Return the value and the timestamp at an index."""
-        value, timestamp = format.read_pair(self._map, index * _CELL_BYTES)
+        value, timestamp = fileformat.read_pair(self._map, index * _CELL_BYTES)
         return value, timestamp
 
     def write_pair(self, index: int, value: float, timestamp: float) -> None:
         """Write value and timestamp in one store of 16 bytes."""
         at = index * _CELL_BYTES
-        self._map[at : at + 16] = format.pack_pair(value, timestamp)
+        self._map[at : at + 16] = fileformat.pack_pair(value, timestamp)
 
     def is_linked(self) -> bool:
         """Return whether the file still has a name, so that readers can find it."""
@@ -162,7 +162,7 @@ class MetricFile:
             give_to_owner(file.descriptor)
             end = HEADER_BYTES + len(entries)
             _reserve(file.descriptor, 0, _whole_pages(end))
-            os.pwrite(file.descriptor, format.pack_int(end) + os.urandom(4) + entries, 0)
+            os.pwrite(file.descriptor, fileformat.pack_int(end) + os.urandom(4) + entries, 0)
             if keep_damaged:
                 self._name_damaged()
             os.rename(unfinished, self.path)
@@ -190,7 +190,9 @@ class MetricFile:
     def _load(self) -> Damage | None:
         """Map the file and learn its entries, unless something is wrong with it."""
         found = os.fstat(self._file.descriptor).st_size
-        used, damage = format.check_header(os.pread(self._file.descriptor, HEADER_BYTES, 0), found)
+        used, damage = fileformat.check_header(
+            os.pread(self._file.descriptor, HEADER_BYTES, 0), found
+        )
         if damage is not None:
             return damage
         size = _whole_pages(found)
@@ -198,16 +200,16 @@ class MetricFile:
         # volume is a SIGBUS.
         _reserve(self._file.descriptor, 0, size)
         self._map_file(size)
-        keys, used, damage = format.read_entries(self._map, HEADER_BYTES, used)
+        keys, used, damage = fileformat.read_entries(self._map, HEADER_BYTES, used)
         end = HEADER_BYTES
         for key in keys:
-            if not format.is_key(key):
+            if not fileformat.is_key(key):
                 damage = damage or Damage("corrupted", f"the key at offset {end} is not a metric's")
-            self._indexes[format.key_text(key)] = (end + len(key)) // _CELL_BYTES
+            self._indexes[fileformat.key_text(key)] = (end + len(key)) // _CELL_BYTES
             end += len(key) + 16
         if damage is None:
             self._used = used
-            self._map[0:4] = format.pack_int(used)
+            self._map[0:4] = fileformat.pack_int(used)
         return damage
 
     def _salvage(self) -> None:
@@ -216,9 +218,9 @@ class MetricFile:
         reader.read(self._file.descriptor)
         pairs = iter(reader.pairs())
         content = b"".join(
-            key + format.pack_pair(value, timestamp)
+            key + fileformat.pack_pair(value, timestamp)
             for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True)
-            if format.is_key(key)
+            if fileformat.is_key(key)
         )
         replacement = self._make(content, keep_damaged=True)
         self.release()

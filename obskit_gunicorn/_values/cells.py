@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 
 if TYPE_CHECKING:
-    from obskit_gunicorn._store.slots import Lease
+    from obskit_gunicorn._store.leases import Lease
 
 Key = tuple[str, bytes]
 """A metric type (for a gauge with its mode) and the key of a sample in its file."""

@@ -1,7 +1,7 @@
 """Sharing a process's metrics: the arbiter begins, other processes join, the last one leaves.
 
-Nothing here raises because of the directory: when it cannot be used, that is one line in the log
-and metrics stay in memory. Not for signal context.
+Nothing here raises because of the directory. If it cannot be used, one line in the log says so and
+metrics stay in memory. Must not run in signal context.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import atexit
 import os
 
 from obskit_gunicorn._log import log
+from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import (
     DIRECTORY_VARIABLE,
     is_loading_configuration,
     membership,
 )
-from obskit_gunicorn._store.slots import explain
 from obskit_gunicorn._values import adoption, values
 
 _missing: list[str] = []
 _last_problem: list[str] = []
-"""What begin() has said last, so that it says it once and not at every fork."""
+"""What :func:`begin` logged last; it logs a problem once, not at every fork."""
 
 
 def install() -> list[str]:
-    """Install the value class and take over the metrics that exist already.
+    """Install the value class, and take over metrics that exist already.
 
     Returns:
         The names of metrics that could not be taken over; see
@@ -34,15 +34,15 @@ def install() -> list[str]:
         return []
     _missing[:] = values.install()
     stray = adoption.take_over()
-    values.install()  # taking over may have made prometheus_client forget how to close our files
+    values.install()  # after the takeover prometheus_client may no longer close our files
     return stray
 
 
 def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     """Share metrics in a directory as its arbiter; runs in the arbiter.
 
-    Called again it does nothing, unless the directory is another one, was removed, or was cleaned
-    by somebody.
+    May be called again. Then it does nothing, unless the directory has changed or was removed or
+    cleaned.
 
     Args:
         path: The directory, ``None`` for a private one.
@@ -56,18 +56,18 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     before = membership.directory
     if before is not None and membership.lease is not None:
         if before.path != path:
-            log.warning("obskit: metrics directory %s is left for another", before.path)
+            log.warning("obskit: metrics directory changed; %s is no longer used", before.path)
         elif not membership.lease.is_in_place():
             log.warning(
-                "obskit: metrics directory %s was removed or cleaned while in use; what was only "
-                "there is lost, counting goes on",
+                "obskit: metrics directory %s was removed or cleaned while in use; counts that "
+                "were only there are lost, counting continues",
                 before.path,
             )
-    # Not in on_exit: metrics may be written until the very end, and Gunicorn skips on_exit in some
-    # ends. Workers inherit it.
+    # Not in on_exit: metrics may be written until the very end, and Gunicorn does not always call
+    # on_exit. Workers inherit this.
     atexit.unregister(_leave)
     atexit.register(_leave)
-    # In this process nothing may be bound while the directory is wiped.
+    # This process must not have files open while the directory is wiped.
     values.withdraw(take_along=not membership.has_ever_begun)
     try:
         membership.begin(path, keep=keep, user=user, group=group)
@@ -76,7 +76,7 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
         if [problem] != _last_problem:
             _last_problem[:] = [problem]
             log.error(
-                "obskit: metrics stay in the memory of each process, none are shared: %s", problem
+                "obskit: metrics stay in the memory of each process and are not shared: %s", problem
             )
     else:
         _last_problem.clear()
@@ -84,7 +84,7 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
 
 
 def join() -> None:
-    """Share this process's metrics if the environment says where.
+    """Share this process's metrics if the environment names a directory.
 
     For a process that Gunicorn did not start, or has not configured yet. Does nothing where an
     arbiter has chosen the directory, or has found that it cannot be used.
@@ -95,12 +95,12 @@ def join() -> None:
     stray = install()
     if stray:
         log.warning(
-            "obskit: %s made before obskit_gunicorn.multiprocess was imported, not shared by slot",
+            "obskit: %s: created before obskit_gunicorn.multiprocess was imported, so not shared",
             ", ".join(stray),
         )
     if membership.is_configuring or is_loading_configuration():
-        # An arbiter will begin, or, if no class is published, this process and its forks join
-        # when they use a metric.
+        # Either an arbiter begins, or, if no class is published, this process and its forks join
+        # at their first metric.
         membership.join_later(path)
         return
     _report_missing()
@@ -112,28 +112,28 @@ def join() -> None:
 
 
 def take_lease(**facts: object) -> None:
-    """Make sure that this process has a lease, and write down facts about it.
+    """Make sure that this process has a lease, and record facts about it.
 
     Args:
-        **facts: What to change in the record beside the lease.
+        **facts: What to change in the lease's record.
     """
     values.share(now=True)
     membership.note(**facts)
 
 
 def _report_missing() -> None:
-    """Say which names prometheus_client has no longer; once."""
+    """Log once which names prometheus_client no longer has."""
     missing, _missing[:] = _missing[:], []
     if missing:
         log.error(
-            "obskit: this release of prometheus-client is newer than obskit-gunicorn knows; "
-            "counting goes on without %s. Use a release that was tested, or report it",
+            "obskit: this release of prometheus-client is newer than obskit-gunicorn supports; "
+            "counting continues without %s. Use an older release, or report this",
             ", ".join(missing),
         )
 
 
 def _leave() -> None:
-    """Leave the directory when this process ends, if it is the one to tidy up."""
+    """Leave the directory when this process ends, if this process must clean up."""
     if membership.is_in_charge():
         values.close_files()
         membership.leave()

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import encode_key
+from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
+from obskit_gunicorn._store.fileformat import encode_key
 from obskit_gunicorn._store.membership import NotYetError, membership
-from obskit_gunicorn._store.slots import LOCK_WAIT_SECONDS, explain
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
@@ -325,13 +325,11 @@ def _tell_of_salvage(cell: Cell) -> None:
     """Note that a cell's file was found damaged, once."""
     file = cell.file
     if isinstance(file, MetricFile) and file.salvaged:
-        _notices.append(
-            (
-                logging.ERROR,
-                f"obskit: {file.path} was damaged ({file.salvaged}); kept as "
-                f"{os.path.basename(file.path)}.damaged, what could be read of it counts on",
-            )
+        line = (
+            f"obskit: {file.path} was damaged ({file.salvaged}); kept as "
+            f"{os.path.basename(file.path)}.damaged, the readable part still counts"
         )
+        _notices.append((logging.ERROR, line))
         file.salvaged = None
 
 
@@ -378,12 +376,9 @@ def _release() -> None:
 def _fail(error: OSError) -> None:
     global _retry_at  # noqa: PLW0603
     _retry_at = time.monotonic() + _RETRY_SECONDS
-    directory = membership.directory
-    path = directory.path if directory is not None else ""
-    _note(
-        error,
-        "obskit: metrics of this process stay in its memory for now: " + explain(error, path),
-    )
+    path = membership.directory.path if membership.directory is not None else ""
+    problem = explain(error, path)
+    _note(error, f"obskit: metrics of this process stay in its memory for now: {problem}")
 
 
 def _note(error: OSError, line: str) -> None:

@@ -17,19 +17,22 @@ import itertools
 import json
 import os
 import sys
-import types
 import unittest
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client.multiprocess
 import prometheus_client.values
 
 import obskit_gunicorn.multiprocess
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.leases import Lease
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.membership import Membership
-from obskit_gunicorn._store.slots import Lease, SlotDirectory
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
 
 _numbers = itertools.count()
 
@@ -57,7 +60,7 @@ def simulated_process(process_identifier: Callable[[], object] = os.getpid) -> t
                 slot = str(process_identifier())
                 file = LockedFile(os.path.join(self.path, f"{slot}.lease"), os.O_RDWR | os.O_CREAT)
                 assert file.lock(), f"{slot} is leased"
-                return Lease(self, slot, file, role)
+                return Lease(slot, file, role)
 
     def look_for_a_fork() -> None:
         if membership.directory is None:

@@ -16,9 +16,8 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.util import setup_testing_defaults
 
 import prometheus_client
@@ -37,7 +36,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector
-from obskit_gunicorn._store.format import pack_entry
+from obskit_gunicorn._store.fileformat import pack_entry
 from obskit_gunicorn.multiprocess import (
     MultiProcessCollector,
     generate_latest,
@@ -49,6 +48,9 @@ from obskit_gunicorn.multiprocess import (
 from tests.support import forks
 from tests.support.forks import Nursery, RemoteProcess, act, metric, wait_until
 from tests.support.promtool import run_promtool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 pytestmark = pytest.mark.conformance
 

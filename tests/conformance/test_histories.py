@@ -16,9 +16,7 @@ import select
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,6 +30,10 @@ from obskit_gunicorn._store.membership import membership
 from obskit_gunicorn.multiprocess import MultiProcessCollector, mark_process_dead
 from tests.support import forks
 from tests.support.forks import Nursery, RemoteProcess, act, metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 pytestmark = pytest.mark.conformance
 

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector, MultiProcessCollector
-from obskit_gunicorn._store.format import HEADER_BYTES, encode_key, pack_entry
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, encode_key, pack_entry
 from obskit_gunicorn._store.writer import MetricFile
 
 KEY = encode_key("hits", "hits_total", (), (), "Help.")

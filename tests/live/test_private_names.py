@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import prometheus_client
 import pytest
 
 from tests.support.client import Load
 from tests.support.process import GunicornProcess, Interpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CONFIG = """
 from obskit_gunicorn import ObskitGunicornConfig

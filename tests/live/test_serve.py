@@ -13,9 +13,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.openmetrics import parser
@@ -24,6 +23,9 @@ from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, RemoteProcess, act, join
 from tests.support.process import HOST, Metrics, free_port, parse_metrics, wait_until
 from tests.support.serving import Page, ServeProcess, ask, may_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROMETHEUS_ACCEPTS = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -477,7 +479,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
-        (["--bind", "9464"], "--bind"),
+        (["--bind", "9764"], "--bind"),
         (["--bind", ""], "--bind"),
         (["--bind", "host:http"], "--bind"),
         (["--bind", "a..b:1"], "--bind"),
@@ -510,7 +512,7 @@ def test_wrong_flags(tmp_path: Path, arguments: list[str], flag: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("OBSKIT_METRICS_BIND", "9464"),
+        ("OBSKIT_METRICS_BIND", "9764"),
         ("OBSKIT_METRICS_BIND", ""),
         ("OBSKIT_METRICS_PATH", "metrics"),
         ("OBSKIT_METRICS_CERTFILE", "/nowhere"),

@@ -10,8 +10,7 @@ import ssl
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trustme
@@ -19,6 +18,10 @@ import trustme
 from tests.support.forks import NOBODY
 from tests.support.process import HOST, wait_until
 from tests.support.serving import ServeProcess, may_run, reset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 LONG_AGO = dt.datetime(2001, 1, 1, tzinfo=dt.timezone.utc)
 

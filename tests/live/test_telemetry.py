@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import signal
 import socket
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +24,9 @@ from tests.support.process import (
     wait_until,
 )
 from tests.support.releases import has_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 

@@ -18,7 +18,6 @@ import shutil
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,10 +27,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from obskit_gunicorn import multiprocess
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.collector import DirectoryCollector
-from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, pack_entry
 from tests.support.forks import Nursery, act, join, run_python
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from prometheus_client import Metric
 
 MODES = ("all", "liveall", "livemax", "livemin", "livesum", "max", "min", "mostrecent", "sum")

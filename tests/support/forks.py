@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +34,8 @@ from prometheus_client import Counter, Gauge, Histogram, Metric, Summary
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
     from prometheus_client.metrics import MetricWrapperBase
 
 __all__ = [

@@ -10,8 +10,7 @@ looser makes one of these comments superfluous, and that fails the check.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
@@ -30,6 +29,9 @@ from obskit_gunicorn import (
     ObskitGunicornWarning,
     replace_collector,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # ---- Right
 

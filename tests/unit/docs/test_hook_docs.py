@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 PROGRAM = Path(__file__).resolve().parents[3] / "docs" / "generate_hooks.py"
 

@@ -6,14 +6,17 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from obskit_gunicorn._exporter.addresses import Address
 from tests.support.forks import Nursery, become_nobody
 from tests.support.process import HOST, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -63,11 +66,11 @@ class TestParse:
     @pytest.mark.parametrize(
         ("text", "expected", "shown"),
         [
-            ("127.0.0.1:9464", ("127.0.0.1", 9464, ""), "127.0.0.1:9464"),
+            ("127.0.0.1:9764", ("127.0.0.1", 9764, ""), "127.0.0.1:9764"),
             (":1", ("0.0.0.0", 1, ""), "0.0.0.0:1"),
             ("[::1]:65535", ("::1", 65535, ""), "[::1]:65535"),
             ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80, ""), "[fe80::1%eth0]:80"),
-            ("localhost:09464", ("localhost", 9464, ""), "localhost:9464"),
+            ("localhost:09764", ("localhost", 9764, ""), "localhost:9764"),
             ("unix:/a/../b.sock", ("", 0, "/b.sock"), "unix:/b.sock"),
             ("unix:b.sock", ("", 0, "/base/b.sock"), "unix:/base/b.sock"),
             ("unix:/with space:1", ("", 0, "/with space:1"), "unix:/with space:1"),
@@ -94,19 +97,19 @@ class TestParse:
             "host:1_0",
             "host:²",
             "host:" + "1" * 5000,
-            "::1:9464",
-            "[::1]9464",
-            "[::1:9464",
-            "::1]:9464",
-            "[]:9464",
-            "[localhost]:9464",
-            "a..b:9464",
-            "." * 300 + ":9464",
-            "a" * 64 + ".example:9464",
-            "a/b:9464",
-            "http://localhost:9464",
-            "a b:9464",
-            "a\0b:9464",
+            "::1:9764",
+            "[::1]9764",
+            "[::1:9764",
+            "::1]:9764",
+            "[]:9764",
+            "[localhost]:9764",
+            "a..b:9764",
+            "." * 300 + ":9764",
+            "a" * 64 + ".example:9764",
+            "a/b:9764",
+            "http://localhost:9764",
+            "a b:9764",
+            "a\0b:9764",
             "unix:",
             "unix:/a\0b",
         ],
@@ -171,12 +174,12 @@ class TestTcp:
     def test_unknown_name(self) -> None:
         """A name that nobody knows is an OSError."""
         with pytest.raises(socket.gaierror):
-            listen("name.invalid:9464")
+            listen("name.invalid:9764")
 
     def test_address_of_another_host(self) -> None:
         """So is an address that this host does not have."""
         with pytest.raises(OSError, match="assign") as caught:
-            listen("203.0.113.1:9464")
+            listen("203.0.113.1:9764")
         assert caught.value.errno == errno.EADDRNOTAVAIL
 
     @needs_root

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from obskit_gunicorn import __version__
-from obskit_gunicorn._store.slots import SlotDirectory
+from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn.cli import main
 from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, act, join, run_python

@@ -11,9 +11,8 @@ import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gunicorn
 import pytest
@@ -31,6 +30,9 @@ from obskit_gunicorn.errors import (
     ObskitGunicornError,
     ObskitGunicornWarning,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(obskit_gunicorn.config.__file__).resolve().parents[1]
 
@@ -373,7 +375,7 @@ class TestBaseMethods:
         assert options == {
             "multiproc_dir": None,
             "metrics_keep": False,
-            "metrics_bind": "127.0.0.1:9464",
+            "metrics_bind": "127.0.0.1:9764",
             "metrics_path": "/metrics",
             "metrics_certfile": None,
             "metrics_keyfile": None,

@@ -22,9 +22,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import values as prometheus_values
 
 from obskit_gunicorn import multiprocess
-from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, pack_entry
 from obskit_gunicorn._store.membership import membership
-from obskit_gunicorn._store.slots import SlotDirectory
 from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._values import sharing, values
 from tests.support import forks
@@ -348,7 +348,7 @@ class TestBegin:
         arbiter.call(_begin, paths[1])
         arbiter.call(act, "counter", "c", "inc", 1)
         (line,) = arbiter.call(log_lines)
-        assert "is left for another" in line
+        assert "is no longer used" in line
         assert read(paths[1])["c_total"] in (1, 6)
         assert read(paths[0])["c_total"] + read(paths[1])["c_total"] in (6, 11)
 

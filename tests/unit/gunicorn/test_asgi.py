@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from obskit_gunicorn._gunicorn.asgi import CountedApplication, is_asgi3
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 Messages = list[dict[str, Any]]
 

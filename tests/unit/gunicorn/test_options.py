@@ -28,7 +28,7 @@ class Config:
 
     multiproc_dir: object = None
     metrics_keep: object = False
-    metrics_bind: object = "127.0.0.1:9464"
+    metrics_bind: object = "127.0.0.1:9764"
     metrics_path: object = "/metrics"
     metrics_certfile: object = None
     metrics_keyfile: object = None
@@ -211,16 +211,16 @@ class TestExporter:
         """By default it listens on the loopback interface, at the port of this kind of program."""
         found = exporter_options(options())
         assert found is not None
-        assert tuple(vars(found).values()) == ("127.0.0.1:9464", "/metrics", None, None, None, ())
+        assert tuple(vars(found).values()) == ("127.0.0.1:9764", "/metrics", None, None, None, ())
 
     @pytest.mark.parametrize(
         ("value", "bind"),
         [
-            ("0.0.0.0:9464", "0.0.0.0:9464"),
+            ("0.0.0.0:9764", "0.0.0.0:9764"),
             ("localhost:1", "localhost:1"),
-            (":9464", "0.0.0.0:9464"),
+            (":9764", "0.0.0.0:9764"),
             ("[::1]:65535", "[::1]:65535"),
-            ("[::]:9464", "[::]:9464"),
+            ("[::]:9764", "[::]:9764"),
             ("unix:/run/metrics.sock", "unix:/run/metrics.sock"),
             ("unix:metrics.sock", f"unix:{os.path.abspath('metrics.sock')}"),
         ],
@@ -243,17 +243,17 @@ class TestExporter:
                 ("metrics_bind", value)
                 for value in (
                     "",
-                    "9464",
+                    "9764",
                     "localhost",
                     "localhost:",
                     "localhost:http",
                     "localhost:0",
                     "localhost:65536",
-                    "::1:9464",
-                    "a b:9464",
+                    "::1:9764",
+                    "a b:9764",
                     "unix:",
-                    9464,
-                    ["127.0.0.1:9464"],
+                    9764,
+                    ["127.0.0.1:9764"],
                     False,
                 )
             ),
@@ -295,7 +295,7 @@ class TestExporter:
     def test_a_wrong_variable_is_named(self) -> None:
         """An error names the variable that the value comes from."""
         with pytest.raises(ConfigurationError) as caught:
-            options({"OBSKIT_METRICS_BIND": "9464"})
+            options({"OBSKIT_METRICS_BIND": "9764"})
         assert caught.value.where == "environment variable OBSKIT_METRICS_BIND"
 
     def test_files(self, tmp_path: Path) -> None:

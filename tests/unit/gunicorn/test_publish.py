@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client.values
 import pytest
@@ -23,6 +22,9 @@ from obskit_gunicorn import (
 )
 from obskit_gunicorn._gunicorn import checks, contract, dispatch, handover, lifecycle
 from obskit_gunicorn._store.membership import Membership, membership
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KNOWN = checks.gunicorn_settings()
 

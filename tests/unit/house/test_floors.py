@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import obskit_gunicorn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(obskit_gunicorn.__file__).parent
 FLOORS = (

@@ -10,7 +10,6 @@ import struct
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -18,11 +17,13 @@ from unittest import mock
 import pytest
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector
-from obskit_gunicorn._store.format import HEADER_BYTES, pack_entry
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, pack_entry
 from tests.support import forks
 from tests.support.forks import DEADLINE_SECONDS, Nursery, fork_call, reap, run_python, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_mock import MockerFixture
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -7,7 +7,6 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
-from obskit_gunicorn._store.format import (
+from obskit_gunicorn._store.fileformat import (
     HEADER_BYTES,
     MetricFileName,
     is_key,
@@ -30,6 +29,8 @@ from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pytest_mock import MockerFixture
 
 

@@ -15,9 +15,8 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -26,8 +25,8 @@ from prometheus_client import values as prometheus_values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from obskit_gunicorn._log import log
+from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.membership import membership
-from obskit_gunicorn._store.slots import SlotDirectory
 from obskit_gunicorn._values import values
 from tests.support import forks
 from tests.support.forks import (
@@ -43,6 +42,9 @@ from tests.support.forks import (
     read_ours,
     slot,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_closing = pytest.mark.skipif(

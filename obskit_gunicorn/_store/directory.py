@@ -1,29 +1,27 @@
-"""Slots, leases and generations of a multiprocess directory.
+"""The multiprocess directory: its slots, who holds them, and wiping it for a new generation.
 
-A *slot* is a numbered place in the directory whose metric files one process at a time writes:
-``slot0``, ``slot1``, ... Its files outlive the process; the next process in the slot continues
-from their values, so there is nothing to delete, to merge or to lose when a process ends.
+A *slot* is a number that one process at a time owns: ``slot0``, ``slot1``, ... Only its owner
+writes the slot's metric files. They outlive the process, and the next process in the slot continues
+from their values. So when a process ends, nothing must be deleted or merged, and nothing is lost.
 
-A *lease* is a process's exclusive hold on a slot: an ``flock`` on ``slotN.lease``. It does not
-expire by time; it ends when the process releases it or ends, however it ends. Liveness is never
-tested by pid, since processes of several pid namespaces may share the directory.
+A *lease* is a process's exclusive hold on a slot; see :mod:`obskit_gunicorn._store.leases`.
 
 A *generation* is the time between two wipes. Only an arbiter wipes, once, when it starts and
 nobody holds a lease.
 
-What stands in the directory::
+The directory contains::
 
-    slots.lock              the directory lock; its content says protocol and generation
-    slotN.lease             the lease of slot N, with a record about its holder for people to read
-    <type>_slotN.db         metric files (see obskit_gunicorn._store.format)
-    <type>_slotN.new        a metric file that is not whole yet
-    *.db.damaged            a file that was found damaged, kept for people to look at
+    slots.lock              the directory lock; records the protocol and the generation
+    slotN.lease             the lease of slot N, with a record of its holder, for people
+    <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
+    <type>_slotN.new        a metric file that is not complete yet
+    *.db.damaged            a file that was found damaged, kept for people
 
-Slot names have no ``_`` and are not numbers, so that readers which take the third part of a
-file name for a pid get one whole word that cannot be a pid.
+Slot names contain no ``_`` and are not numbers. Some readers take the third part of a file name for
+a pid: they get the whole slot name, which cannot be a pid.
 
-Taking and releasing leases is safe beside other threads and beside forks; a fork waits until no
-descriptor is half taken.
+Leases may be taken and released while other threads run and fork; a fork waits until no descriptor
+is half taken.
 """
 
 from __future__ import annotations
@@ -34,103 +32,28 @@ import json
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.format import MetricFileName
-from obskit_gunicorn._store.identity import give_to_owner, pid_namespace, start_ticks
+from obskit_gunicorn._store.fileformat import MetricFileName
+from obskit_gunicorn._store.identity import give_to_owner, pid_namespace
+from obskit_gunicorn._store.leases import Lease, Role, read_json
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Role = Literal["arbiter", "worker", "process"]
-
 PROTOCOL = 1
-"""The version of the rules in this module. A directory in use by a later one is left alone."""
+"""The version of the rules in this module. A directory in use with another version is not used."""
 
 LOCK_NAME = "slots.lock"
 LOCK_WAIT_SECONDS = 4.0
-"""How long to wait for the directory lock before metrics go on in memory."""
+"""How long to wait for the directory lock before metrics stay in memory."""
 
 ASK_WAIT_SECONDS = 0.1
-"""How long to wait for it only to ask who is there, as each scrape does."""
+"""How long to wait for it only to read who holds which lease, as each scrape does."""
 
 _MOST_SLOTS = 65536
-
-_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
-
-
-class Lease:
-    """One process's exclusive hold on a slot.
-
-    Made by :meth:`SlotDirectory.acquire`. Compared by identity: a process that takes the slot of
-    its dead parent holds another lease than its parent did.
-
-    Attributes:
-        directory: The multiprocess directory.
-        slot: The slot's name, as it stands in file names.
-        record: What is written beside the lease about its holder.
-    """
-
-    __slots__ = ("_file", "directory", "record", "slot")
-
-    def __init__(self, directory: SlotDirectory, slot: str, file: LockedFile, role: Role) -> None:
-        """Wrap a locked lease file."""
-        self.directory = directory
-        self.slot = slot
-        self._file = file
-        before = _read_json(file.descriptor)
-        before.pop("previous", None)
-        self.record: dict[str, Any] = {
-            "pid": os.getpid(),
-            "pid_namespace": pid_namespace(),
-            "start_ticks": start_ticks(),
-            "role": role,
-            "state": "booting" if role == "worker" else "",
-            "reason": "",
-            "values_not_shared": 0,
-            # The arbiter may learn of an end when the slot has its next holder already.
-            "previous": {name: before.get(name) for name in _REMEMBERED},
-        }
-        self.note()
-
-    def note(self, **facts: object) -> None:
-        """Change the record; never raises. Plain file work, so it may be called anywhere."""
-        self.record.update(facts)
-        # For people and for telemetry only: a full volume must not cost the lease.
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(self.record).encode())
-
-    def is_in_place(self) -> bool:
-        """Return whether others still see this lease: its file was not removed or replaced."""
-        return self._file.is_in_place()
-
-    def hand_on(self) -> int:
-        """Let the program that this process is about to execute hold the lease as well.
-
-        Returns:
-            The descriptor, which stays open through ``exec``.
-        """
-        os.set_inheritable(self._file.descriptor, True)
-        return self._file.descriptor
-
-    def metric_file_path(self, prefix: str) -> str:
-        """Return the path of the slot's file for a metric type, as in ``gauge_max``."""
-        return os.path.join(self.directory.path, f"{prefix}_{self.slot}.db")
-
-    def moved_to(self, path: str) -> None:
-        """Note that the directory has been renamed to ``path``."""
-        self.directory.path = path
-        self._file.path = os.path.join(path, os.path.basename(self._file.path))
-
-    def release(self) -> None:
-        """End the lease; the slot's files stay for its next holder."""
-        self._file.release()
-
-    def drop(self) -> None:
-        """Close a forked child's copy of its parent's lease, which the parent goes on holding."""
-        self._file.close()
 
 
 class SlotDirectory:
@@ -143,10 +66,10 @@ class SlotDirectory:
     """
 
     def __init__(self, path: str) -> None:
-        """Name the directory; nothing is touched.
+        """Set the path; touches nothing.
 
         Args:
-            path: The directory; a relative one is made absolute now.
+            path: The directory; a relative path is made absolute now.
         """
         self.path = os.path.abspath(path)
 
@@ -156,19 +79,19 @@ class SlotDirectory:
     ) -> Iterator[LockedFile]:
         """Hold the directory lock.
 
-        Whoever takes or wipes slots holds it alone; whoever only asks holds it shared, so that
-        asking never makes a slot look leased to somebody who takes one.
+        Whoever takes or wipes slots holds it exclusively; whoever only reads holds it shared, so
+        that a read never makes a slot look leased to a process that takes one.
 
         Args:
-            shared: Share the lock with others that only ask.
+            shared: Share the lock with others that only read.
             wait_seconds: How long to wait.
 
         Yields:
             The lock file.
 
         Raises:
-            TimeoutError: Somebody else held it for longer.
-            OSError: The directory is missing, not to be written, or has no flock.
+            TimeoutError: Another process held it for longer.
+            OSError: The directory is missing or not writable, or has no flock.
         """
         deadline = time.monotonic() + wait_seconds
         with forks.guard():
@@ -184,14 +107,14 @@ class SlotDirectory:
                         return
 
     def start_generation(self, *, keep: bool, private: bool = False) -> tuple[Lease, bool]:
-        """Start a generation if nobody is in the directory, and take the arbiter's lease.
+        """Start a generation if nobody uses the directory, and take the arbiter's lease.
 
-        Only an arbiter calls this, once, before its workers exist. The wipe and the lease happen
-        under one hold of the directory lock, so of several arbiters that start at once one wipes.
+        Only an arbiter calls this, once, before its workers exist. It wipes and takes the lease
+        while it holds the directory lock, so if several arbiters start at once, only one wipes.
 
         Args:
-            keep: Never wipe; go on from the totals of earlier runs.
-            private: Note that the directory goes with its last holder.
+            keep: Never wipe; continue from the totals of earlier runs.
+            private: Record that the last holder removes the directory.
 
         Returns:
             The lease, and whether the directory was wiped.
@@ -206,7 +129,7 @@ class SlotDirectory:
                 self._wipe()
             if in_use:
                 self._check_protocol(lock_file)
-            generation = _read_json(lock_file.descriptor)
+            generation = read_json(lock_file.descriptor)
             if wiped or not generation:
                 generation = {"started": time.time(), "private": private}
             if not in_use or "protocol" not in generation:
@@ -223,11 +146,11 @@ class SlotDirectory:
             wait_seconds: How long to wait for the directory lock.
 
         Returns:
-            The lease. What the slot's last holder alone meant (gauges of mode ``all`` and
-            ``live*``) is gone.
+            The lease. Files that belong to the slot's last holder only (gauges of mode ``all`` and
+            ``live*``) have been removed.
 
         Raises:
-            OSError: No lease is to be had.
+            OSError: The lease cannot be taken.
         """
         with self.locked(wait_seconds=wait_seconds) as lock_file:
             self._check_protocol(lock_file)
@@ -236,10 +159,10 @@ class SlotDirectory:
     def records(
         self, *, wait_seconds: float = ASK_WAIT_SECONDS
     ) -> dict[str, dict[str, Any] | None]:
-        """Return every slot's record if the slot is leased, or ``None`` if it is free.
+        """Return the record of every slot that is leased, and ``None`` for every free slot.
 
-        Asking never makes a slot look leased. When the directory lock is not to be had, a slot
-        whose state is unknown counts as leased, so that nothing alive is taken for dead.
+        This never makes a slot look leased to others. If the directory lock cannot be taken, every
+        slot counts as leased, so that no living process is taken for dead.
 
         Raises:
             OSError: The directory cannot be read.
@@ -251,46 +174,46 @@ class SlotDirectory:
             return self._records(sure=False)
 
     def last_record(self, pid: int, start_ticks: int) -> dict[str, Any]:
-        """Return what a process of this pid namespace has left beside its lease, ended or not.
+        """Return the record of a process of this pid namespace, whether it has ended or not.
 
         Never raises; empty if it had no lease, or if its slot has had two more holders since.
 
         Args:
             pid: The process.
-            start_ticks: When it was started, to tell it from others that had its pid before; 0 if
-                that is not known.
+            start_ticks: When it was started, to tell it from earlier processes with the same pid; 0
+                if unknown.
         """
+        wanted: dict[str, object] = {"pid": pid, "pid_namespace": pid_namespace()}
+        if start_ticks:
+            wanted["start_ticks"] = start_ticks
         with contextlib.suppress(OSError):
             for name in self._lease_names():
                 with contextlib.suppress(OSError), self._open(name) as file:
-                    record = _read_json(file.descriptor)
+                    record = read_json(file.descriptor)
                     for each in (record, record.get("previous") or {}):
-                        is_its = each.get("pid") == pid and (
-                            each.get("start_ticks") == start_ticks or not start_ticks
-                        )
-                        if is_its and each.get("pid_namespace") == pid_namespace():
+                        if wanted.items() <= each.items():
                             return each
         return {}
 
     def generation(self) -> dict[str, Any]:
         """Return what the lock file says: ``protocol``, ``started`` (Unix seconds), ``private``.
 
-        Never raises; empty where no arbiter has begun a generation.
+        Never raises; empty if no arbiter has begun a generation.
         """
         try:
             with self._open_lock(os.O_RDONLY) as file:
-                return _read_json(file.descriptor)
+                return read_json(file.descriptor)
         except OSError:
             return {}
 
     def remove_live_gauges(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Remove the live-gauge files of slots that nobody holds.
 
-        For readers that do not know of leases; our own collector asks who holds a lease. Safe in a
-        signal handler with ``wait_seconds=0``, where it gives up when the lock is taken.
+        For readers that do not know leases; our own collector checks the leases. Safe in signal
+        context with ``wait_seconds=0``: then it gives up if the lock is taken.
 
         Raises:
-            OSError: The directory lock is not to be had.
+            OSError: The directory lock cannot be taken.
         """
         with self.locked(wait_seconds=wait_seconds):
             leased = {slot for slot, record in self._records(sure=True).items() if record}
@@ -300,13 +223,13 @@ class SlotDirectory:
                     self._unlink(name)
 
     def remove_if_unused(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> bool:
-        """Remove the whole directory unless somebody holds a lease in it.
+        """Remove the whole directory unless it is in use.
 
         Returns:
             Whether it was removed.
 
         Raises:
-            OSError: The directory lock is not to be had.
+            OSError: The directory lock cannot be taken.
         """
         with self.locked(wait_seconds=wait_seconds):
             if self._is_in_use():
@@ -315,10 +238,10 @@ class SlotDirectory:
             return True
 
     def give_to(self, user: int, group: int) -> None:
-        """Give the directory and our files in it to the workers' user; root's to do.
+        """Make the workers' user the owner of our files in the directory; does nothing unless root.
 
-        Only a directory that holds nothing but our files, and never a link: whoever may write
-        beside it must not get root to give away something else.
+        The directory itself changes its owner only if it contains nothing but our files. Links are
+        not followed: a user who may write next to it must not make root give away something else.
 
         Args:
             user: The uid of the workers.
@@ -359,8 +282,7 @@ class SlotDirectory:
         for number in range(_MOST_SLOTS):
             slot = f"slot{number}"
             own_files = files.get(slot, {})
-            # Somebody writes them whose lease was removed by hand; making a new one here would have
-            # it look free.
+            # If the lease of a living process was removed by hand, its files are still locked.
             if not all(self._is_free(name, writable=True) for name in own_files):
                 continue
             try:
@@ -377,7 +299,7 @@ class SlotDirectory:
                     for name, parsed in own_files.items():
                         if parsed.belongs_to_one_holder:
                             self._unlink(name)
-                    return Lease(self, slot, file, role)
+                    return Lease(slot, file, role)
             except BaseException:
                 file.close()
                 raise
@@ -387,7 +309,8 @@ class SlotDirectory:
     def _is_in_use(self) -> bool:
         """Return whether anybody holds a lease or writes a metric file.
 
-        The files are asked too, because a lease may have been removed by hand under its holder.
+        The metric files are checked too, because the lease of a living process may have been
+        removed by hand.
         """
         return not all(
             self._is_free(name)
@@ -402,9 +325,9 @@ class SlotDirectory:
         except FileNotFoundError:
             return True
         except NotAFileError:
-            return not writable  # nobody's lease and nobody's metrics, but it stands in the way
+            return not writable  # nobody's lease and nobody's metrics, but the name is taken
         except PermissionError:
-            return False  # not ours to judge
+            return False  # unknown
 
     def _records(self, *, sure: bool) -> dict[str, dict[str, Any] | None]:
         records: dict[str, dict[str, Any] | None] = {}
@@ -415,24 +338,24 @@ class SlotDirectory:
                 continue
             with file:
                 free = sure and file.lock(shared=True)
-                record = None if free else _read_json(file.descriptor) or {"state": ""}
+                record = None if free else read_json(file.descriptor) or {"state": ""}
                 records[name.removesuffix(".lease")] = record
         return records
 
     def _wipe(self) -> None:
         for name in os.listdir(self.path):
-            # Files of writers that know no slots go too, as prometheus_client's own advice says:
-            # what is left of an earlier run would be added to this one's totals.
+            # Files of writers that do not know slots are removed too, as prometheus_client advises:
+            # the counts of an earlier run would be added to the totals of this one.
             if _is_ours(name) and name != LOCK_NAME:
                 self._unlink(name)
 
     def _check_protocol(self, lock_file: LockedFile) -> None:
-        protocol = _read_json(lock_file.descriptor).get("protocol", PROTOCOL)
+        protocol = read_json(lock_file.descriptor).get("protocol", PROTOCOL)
         if protocol != PROTOCOL:
             raise OSError(
                 errno.EPROTONOSUPPORT,
-                f"the directory is in use with slot protocol {protocol}, this release of "
-                f"obskit-gunicorn knows {PROTOCOL}",
+                f"the directory is in use with slot protocol {protocol}; this release of "
+                f"obskit-gunicorn supports {PROTOCOL}",
                 self.path,
             )
 
@@ -456,7 +379,7 @@ class SlotDirectory:
         try:
             file = self._open(LOCK_NAME, flags)
         except OSError as error:
-            # A reader without the right to write may still lock.
+            # A reader may lock without the right to write.
             if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise
             try:
@@ -470,18 +393,18 @@ class SlotDirectory:
 
 
 def explain(error: OSError, path: str) -> str:
-    """Say in words what keeps a process from sharing its metrics, and what to do.
+    """Return why a process cannot share its metrics, and what to do about it.
 
     Args:
-        error: What the kernel said.
+        error: The error of the system call that failed.
         path: The multiprocess directory.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "the volume is full: give it more room (sizeLimit of an emptyDir)"
+        hint = "the volume is full: make it larger (sizeLimit of an emptyDir)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "no file descriptors are left: raise the limit (ulimit -n)"
     elif isinstance(error, NotAFileError):
-        hint = "remove what stands there"
+        hint = "remove that file or directory"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = f"make it writable for uid {os.geteuid()}, or unset PROMETHEUS_MULTIPROC_DIR"
     elif error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
@@ -489,15 +412,10 @@ def explain(error: OSError, path: str) -> str:
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
         hint = "it is not a directory: remove it, or set PROMETHEUS_MULTIPROC_DIR to another path"
     elif error.errno == errno.ENOENT:
-        hint = "it is gone: a SIGHUP to the arbiter or the next worker makes it anew"
+        hint = "it was removed: a SIGHUP or the next fork creates it again"
     else:
         hint = "see docs/how-it-works.md"
     return f"{path}: {error}; {hint}"
-
-
-def is_ready_worker(record: dict[str, Any]) -> bool:
-    """Return whether what stands beside a lease is about a worker that has booted."""
-    return record.get("role") == "worker" and record.get("state") == "booted"
 
 
 def _is_slot(name: str) -> bool:
@@ -505,16 +423,8 @@ def _is_slot(name: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether a file name is one that we, or prometheus_client, give."""
+    """Return whether we, or prometheus_client, create files with this name."""
     if name == LOCK_NAME or MetricFileName.parse(name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
     return _is_slot(holder) and name.endswith((".lease", ".new"))
-
-
-def _read_json(descriptor: int) -> dict[str, Any]:
-    try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -19,10 +19,10 @@ import pytest
 
 from obskit_gunicorn._store import forks as store_forks
 from obskit_gunicorn._store import identity, locks
-from obskit_gunicorn._store.format import MetricFileName
+from obskit_gunicorn._store.directory import PROTOCOL, SlotDirectory, explain
+from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.membership import Membership, NotYetError, membership
-from obskit_gunicorn._store.slots import PROTOCOL, Lease, Role, SlotDirectory, explain
 from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._values import values
 from tests.support import forks
@@ -31,6 +31,8 @@ from tests.support.process import process_stat
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
+
+    from obskit_gunicorn._store.leases import Lease, Role
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

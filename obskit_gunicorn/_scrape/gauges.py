@@ -1,4 +1,4 @@
-"""Metrics about metrics, read at each scrape: one function each, marked :func:`_fact`.
+"""Metrics about metrics, read at each scrape: one function each, marked by :func:`_gauge`.
 
 They describe how sharing works (slots, files, what could not be read) and what arbiters and workers
 have recorded in their leases. They are available even if reading the directory fails.
@@ -16,9 +16,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector, directory_collector
 from obskit_gunicorn._scrape.source import Snapshot
-from obskit_gunicorn._store.format import DAMAGE_REASONS
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.fileformat import DAMAGE_REASONS
+from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._store.membership import membership
-from obskit_gunicorn._store.slots import SlotDirectory, is_ready_worker
 from obskit_gunicorn._values import values
 from obskit_gunicorn._version import __version__
 
@@ -59,13 +60,13 @@ class Scrape:
         self.held = [record for record in self.records.values() if record is not None]
         self.arbiters = [record for record in self.held if type(record.get("workers")) is int]
 
-    def facts(self) -> Iterator[Metric]:
-        """Yield a gauge for each fact that has a reading."""
-        for fact in _facts:
-            reading = fact.read(self)
+    def gauges(self) -> Iterator[Metric]:
+        """Yield a gauge for each gauge that has a reading."""
+        for gauge in _gauges:
+            reading = gauge.read(self)
             if reading is None:
                 continue
-            family = GaugeMetricFamily(fact.name, fact.help, labels=fact.labels)
+            family = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
             by_labels = reading if isinstance(reading, dict) else {(): reading}
             for labels, value in by_labels.items():
                 family.add_metric(labels, value)
@@ -79,43 +80,43 @@ class Scrape:
 _Read = Callable[[Scrape], Reading]
 
 
-class _Fact(NamedTuple):
+class _Gauge(NamedTuple):
     name: str
     help: str
     labels: tuple[str, ...]
     read: _Read
 
 
-_facts: list[_Fact] = []
+_gauges: list[_Gauge] = []
 """Every gauge that is read at a scrape, in the order of the exposition."""
 
 
-def _fact(name: str, help_: str, *labels: str) -> Callable[[_Read], _Read]:
+def _gauge(name: str, help_: str, *labels: str) -> Callable[[_Read], _Read]:
     """Expose what a function reads as a gauge with these labels."""
 
     def add(read: _Read) -> _Read:
-        _facts.append(_Fact(name, help_, labels, read))
+        _gauges.append(_Gauge(name, help_, labels, read))
         return read
 
     return add
 
 
-@_fact("obskit_gunicorn_directory_usable", "Whether the multiprocess directory can be read.")
+@_gauge("obskit_gunicorn_directory_usable", "Whether the multiprocess directory can be read.")
 def _directory_usable(scrape: Scrape) -> Reading:
     return bool(scrape.collector)
 
 
-@_fact("obskit_gunicorn_slots", "Slots that the multiprocess directory has.")
+@_gauge("obskit_gunicorn_slots", "Slots that the multiprocess directory has.")
 def _slots(scrape: Scrape) -> Reading:
     return len(scrape.records)
 
 
-@_fact("obskit_gunicorn_slots_leased", "Slots that a process holds.")
+@_gauge("obskit_gunicorn_slots_leased", "Slots that a process holds.")
 def _slots_leased(scrape: Scrape) -> Reading:
     return len(scrape.held)
 
 
-@_fact(
+@_gauge(
     "obskit_gunicorn_values_not_shared",
     "Values that live in a process's memory, where no scrape sees them.",
 )
@@ -125,22 +126,22 @@ def _values_not_shared(scrape: Scrape) -> Reading:
     return here + sum(count for count in counts if type(count) is int)
 
 
-@_fact("obskit_gunicorn_files", "Metric files in the multiprocess directory.")
+@_gauge("obskit_gunicorn_files", "Metric files in the multiprocess directory.")
 def _files(scrape: Scrape) -> Reading:
     return scrape.collector.file_count if scrape.collector else 0
 
 
-@_fact("obskit_gunicorn_file_bytes", "Size of the metric files.")
+@_gauge("obskit_gunicorn_file_bytes", "Size of the metric files.")
 def _file_bytes(scrape: Scrape) -> Reading:
     return scrape.collector.byte_count if scrape.collector else 0
 
 
-@_fact("obskit_gunicorn_series", "Series that all processes share.")
+@_gauge("obskit_gunicorn_series", "Series that all processes share.")
 def _series(scrape: Scrape) -> Reading:
     return scrape.snapshot.series_count()
 
 
-@_fact(
+@_gauge(
     "obskit_gunicorn_generation_start_time_seconds",
     "When counting began in the multiprocess directory, in Unix time; 0 if unknown.",
 )
@@ -149,7 +150,7 @@ def _generation_start(scrape: Scrape) -> Reading:
     return started if isinstance(started, (int, float)) else 0
 
 
-@_fact(
+@_gauge(
     "obskit_gunicorn_scrape_duration_seconds",
     "How long it took to collect and render this scrape.",
 )
@@ -157,7 +158,7 @@ def _scrape_duration(scrape: Scrape) -> Reading:
     return time.perf_counter() - scrape.started
 
 
-@_fact(
+@_gauge(
     "obskit_gunicorn_files_skipped",
     "Metric files that this scrape could not read, in whole or in part.",
     "reason",
@@ -167,29 +168,29 @@ def _files_skipped(scrape: Scrape) -> Reading:
     return {(reason,): skipped.get(reason, 0) for reason in DAMAGE_REASONS}
 
 
-@_fact("obskit_gunicorn_directory_size_bytes", "Size of the volume of the multiprocess directory.")
+@_gauge("obskit_gunicorn_directory_size_bytes", "Size of the volume of the multiprocess directory.")
 def _directory_size(scrape: Scrape) -> Reading:
     return _volume(scrape, "f_blocks")
 
 
-@_fact("obskit_gunicorn_directory_available_bytes", "Room that is left on the volume.")
+@_gauge("obskit_gunicorn_directory_available_bytes", "Room that is left on the volume.")
 def _directory_available(scrape: Scrape) -> Reading:
     return _volume(scrape, "f_bavail")
 
 
-@_fact("gunicorn_workers_ready", "Workers that have booted and hold a lease.")
+@_gauge("gunicorn_workers_ready", "Workers that have booted and hold a lease.")
 def _workers_ready(scrape: Scrape) -> Reading:
     gunicorn_was_here = scrape.arbiters or scrape.generation
     return scrape.ready_workers() if gunicorn_was_here else None
 
 
-@_fact("gunicorn_workers", "Workers that Gunicorn is asked for.")
+@_gauge("gunicorn_workers", "Workers that Gunicorn is asked for.")
 def _workers(scrape: Scrape) -> Reading:
     wanted = [int(record["workers"]) for record in scrape.arbiters]
     return sum(wanted) if wanted else None
 
 
-@_fact("gunicorn_capacity", "Requests that the ready workers can answer at the same time.")
+@_gauge("gunicorn_capacity", "Requests that the ready workers can answer at the same time.")
 def _capacity(scrape: Scrape) -> Reading:
     known = [record.get("capacity") for record in scrape.arbiters]
     if not known or not all(type(capacity) is int for capacity in known):
@@ -197,7 +198,7 @@ def _capacity(scrape: Scrape) -> Reading:
     return scrape.ready_workers() * min(map(int, filter(None, known)), default=0)
 
 
-@_fact(
+@_gauge(
     "gunicorn_info",
     "Versions and worker class of the running servers.",
     "version",
@@ -210,7 +211,7 @@ def _gunicorn_info(scrape: Scrape) -> Reading:
     return found or None
 
 
-@_fact(
+@_gauge(
     "obskit_gunicorn_info",
     "Which multiprocess directory is read, and by which release.",
     "version",

@@ -7,18 +7,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import pytest
 from prometheus_client.openmetrics import exposition, parser
 
-from obskit_gunicorn._exporter import collectors
-from obskit_gunicorn._exporter.collectors import UserCollector, UserCollectors
+from obskit_gunicorn._exporter import user_collectors
+from obskit_gunicorn._exporter.user_collectors import UserCollector, UserCollectors
 from obskit_gunicorn._scrape.formats import Families
 from obskit_gunicorn._scrape.registry import SharedRegistry, generate_latest
 from tests.support.process import parse_metrics, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GOOD = """
 from prometheus_client import CollectorRegistry, Enum, Gauge, Info
@@ -71,7 +73,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 @pytest.fixture(name="quick", autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a collector have half a second only."""
-    monkeypatch.setattr(collectors, "LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr(user_collectors, "LONGEST_SECONDS", 0.5)
 
 
 def exposed(*names: str) -> SharedRegistry:
