@@ -32,6 +32,7 @@ from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
 from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
@@ -242,6 +243,8 @@ class DirectoryCollector(Source):
         self._families, self._other_names, self._others_at = [], set(), {}
         for name, by_prefix in metrics.items():
             (prefix, members), *others = by_prefix.items()
+            if len(members) >= MANY_SERIES:
+                self._warn_of_size(name, members)
             before = families_before.get(name)
             family = None if others else families.make_family(prefix, members, before)
             if family is None:
@@ -249,6 +252,20 @@ class DirectoryCollector(Source):
             else:
                 self._families.append(family)
         self._strange = {key for key, series in self._series.items() if series is None}
+
+    def _warn_of_size(self, name: str, members: list[tuple[int, Series]]) -> None:
+        """Log, once for each metric, which label makes it large."""
+        if (name, "size") not in self._reported:
+            self._reported.add((name, "size"))
+            label, count = widest_label(series.labels for _number, series in members)
+            log.warning(
+                "obskit: %s has %d series, because its label %r has %d values; each series costs "
+                "memory and time at every scrape, so give the label fewer values",
+                name,
+                len(members),
+                label,
+                count,
+            )
 
     def _doubt(self) -> None:
         """Report files with invalid keys, and make readers compare their keys again."""

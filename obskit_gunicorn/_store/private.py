@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -77,6 +78,17 @@ def remove_leftovers(user: int) -> None:
                 with contextlib.suppress(OSError):
                     if _may_be_left(entry, user):
                         SlotDirectory(entry.path).remove_if_unused(wait_seconds=0)
+
+
+def find() -> list[str]:
+    """Return the private directories of this machine that this user can see."""
+    parents = dict.fromkeys([*_parents(os.geteuid()), *glob.glob("/run/user/*")])
+    return [
+        path
+        for parent in parents
+        for path in sorted(glob.glob(os.path.join(glob.escape(parent), f"{_PREFIX}*")))
+        if is_private(SlotDirectory(path))
+    ]
 
 
 def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:

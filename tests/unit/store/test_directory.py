@@ -1154,7 +1154,7 @@ class TestExplain:
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
             (errno.ENOTDIR, "not a directory"),
-            (errno.ENOENT, "removed"),
+            (errno.ENOENT, "it was removed"),
             (errno.EIO, "docs/"),
         ],
     )
