@@ -52,11 +52,12 @@ def worker(kind: Any, options: dict[str, Any]) -> SyncWorker:
 
 def ours() -> tuple[SyncWorker, SyncWorker]:
     """Return a worker that counts requests and one that does not."""
-    importlib.import_module("obskit_gunicorn.multiprocess").take_lease()
+    importlib.import_module("obskit_gunicorn.multiprocess")  # joins the directory
+    importlib.import_module("obskit_gunicorn._values.sharing").take_lease()
     package = importlib.import_module("obskit_gunicorn")
     # What a worker does when it has booted.
-    counting = importlib.import_module("obskit_gunicorn.cores").counting
-    telemetry = importlib.import_module("obskit_gunicorn.telemetry")
+    counting = importlib.import_module("obskit_gunicorn._gunicorn.lifecycle").counting
+    telemetry = importlib.import_module("obskit_gunicorn._gunicorn.telemetry")
     counting.requests = telemetry.requests(package.ObskitGunicornConfig.metrics_buckets)
     options = [
         package.as_options(

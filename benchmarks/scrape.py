@@ -27,8 +27,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
-from obskit_gunicorn.collector import DirectoryCollector
-from obskit_gunicorn.mmapfile import pack_entry
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._store.fileformat import pack_entry
 
 SIZES = ((4, 300), (16, 2_000), (32, 9_000))
 RECYCLES = (1, 100, 10_000)
@@ -128,9 +128,9 @@ def history(place: str | None) -> None:
     program = """
 import os, sys, time
 import obskit_gunicorn.multiprocess
-from obskit_gunicorn import slots
-from obskit_gunicorn.collector import DirectoryCollector
-slots.process.acquire()
+from obskit_gunicorn._store.membership import membership
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+membership.acquire()
 from prometheus_client import Counter
 counter = Counter("app_requests", "Requests.", ["path"])
 collector = DirectoryCollector(sys.argv[1])
@@ -170,7 +170,7 @@ for recycles in map(int, sys.argv[2:]):
 def memory(place: str | None) -> None:
     """Print how much memory a reading process takes, ours and prometheus_client's."""
     sides = {
-        "ours": "from obskit_gunicorn.collector import DirectoryCollector\n"
+        "ours": "from obskit_gunicorn._scrape.collector import DirectoryCollector\n"
         "collector = DirectoryCollector(sys.argv[1])\n"
         "scrape = lambda: collector.collect().text()\n",
         "theirs": "from prometheus_client import CollectorRegistry, generate_latest\n"

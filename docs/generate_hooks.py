@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 __all__ = ["FACTS", "Docstring", "Method", "first_sentence", "main", "read_methods", "render"]
 
-SOURCE = Path(__file__).resolve().parent.parent / "obskit_gunicorn" / "config.py"
+_PACKAGE = Path(__file__).resolve().parent.parent / "obskit_gunicorn"
+SOURCE = _PACKAGE / "config.py"
+EVENT_SOURCE = _PACKAGE / "_gunicorn" / "contract.py"
 PAGE = Path(__file__).resolve().parent / "hooks.md"
 
 FACTS = (
@@ -167,7 +169,7 @@ def render(source: str) -> str:
     for method in methods:
         if method.group == _EXTRAS:
             parts.extend(_method(method))
-    event = _class(source, "HookEvent")
+    event = _class(EVENT_SOURCE.read_text(encoding="utf-8"), "HookEvent")
     parts.append("## `HookEvent`")
     parts.extend(_markdown((ast.get_docstring(event) or "").split("\n\n")))
     rows = [

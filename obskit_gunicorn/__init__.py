@@ -8,14 +8,15 @@ In ``gunicorn.conf.py``::
         bind = "0.0.0.0:8000"
         workers = 4
 
-Importing this package loads neither prometheus_client nor Gunicorn; the names of
-:mod:`obskit_gunicorn.multiprocess` are loaded when they are first asked for.
+Importing this package loads neither prometheus_client nor Gunicorn. The names of
+:mod:`obskit_gunicorn.multiprocess` are loaded at their first use.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import HookEvent, ObskitGunicornConfig
 from obskit_gunicorn.errors import (
     ConfigurationError,
@@ -24,7 +25,7 @@ from obskit_gunicorn.errors import (
 )
 
 if TYPE_CHECKING:
-    from obskit_gunicorn.adapter import as_options, expose
+    from obskit_gunicorn._gunicorn.publish import as_options, expose
     from obskit_gunicorn.multiprocess import (
         MultiProcessCollector,
         child_exit,
@@ -59,9 +60,7 @@ __all__ = [
     "setup_multiprocess_registry",
 ]
 
-__version__ = "0.1.0"
-
-_LAZY = {"as_options": "adapter", "expose": "adapter"}
+_LAZY = {"as_options": "_gunicorn.publish", "expose": "_gunicorn.publish"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,67 +1,40 @@
-"""The command ``obskit-gunicorn``: serve a multiprocess directory, look into one, and check one.
+"""The command ``obskit-gunicorn``: serve a multiprocess directory, inspect it, or check it.
 
-All read only; ``check`` makes one file of its own and removes it. Exit status 0: fine; 1: a
-problem was found; 2: wrong use.
+All of them only read, except that ``check`` creates a file and removes it. Exit status 0: fine; 1:
+a problem was found; 2: wrong use.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import signal
 import sys
-import tempfile
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn import __version__
-from obskit_gunicorn.addresses import Address
+from obskit_gunicorn._doctor.directory import (
+    DirectoryReport,
+    describe_error,
+    describe_holder,
+    describe_metric,
+    examine,
+)
+from obskit_gunicorn._exporter.addresses import Address
+from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
+from obskit_gunicorn._store import private
+from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
+from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
-from obskit_gunicorn.locks import LockedFile
-from obskit_gunicorn.mmapfile import MetricFile, MetricFileName, read_file
-from obskit_gunicorn.options import DIRECTORY_VARIABLE, ExporterOptions, read_options
-from obskit_gunicorn.slots import SlotDirectory, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from obskit_gunicorn._exporter.protocol import Options
 
 __all__ = ["main"]
-
-
-_FLAGS = (
-    (
-        "bind",
-        "127.0.0.1:9464",
-        "0.0.0.0:9464",
-        "where to listen: host:port, [IPv6]:port or unix:path",
-    ),
-    ("path", "/metrics", "/metrics", "the path of the exposition"),
-    ("certfile", "", "/tls/tls.crt", "a PEM file with the certificate chain, for TLS"),
-    ("keyfile", "", "/tls/tls.key", "a PEM file with its private key"),
-    (
-        "ca-certs",
-        "",
-        "/tls/ca.crt",
-        "a PEM file with the authorities of client certificates, for mutual TLS",
-    ),
-    (
-        "collectors",
-        "",
-        "myapp.metrics:queue_depth",
-        "import strings of further collectors, separated by commas",
-    ),
-)
-"""The flags of ``serve`` that are options of the class: name, default, example, help."""
-
-
-class _FileFacts(NamedTuple):
-    """What ``inspect`` shows of a metric file."""
-
-    name: str
-    entries: int
-    bytes: int
-    damage: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,281 +50,199 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="obskit-gunicorn", description="Prometheus metrics of Gunicorn's worker processes."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text, more in (
-        (
-            "inspect",
-            "show the slots of a multiprocess directory, who holds them, and their files",
-            "Changes nothing. Exit status: 0; 2 for wrong use.",
-        ),
-        (
-            "check",
-            "find out whether a directory can be used, and what is wrong in it",
-            "Makes a file in the directory and removes it, so it needs the right to write there. "
-            "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
-        ),
-    ):
-        command = _add_command(commands, name, text, more)
-        command.add_argument(
-            "directory",
-            nargs="?",
-            default=os.environ.get(DIRECTORY_VARIABLE),
-            help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
-        )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_command(
+        commands,
+        _inspect,
+        "show the slots of a multiprocess directory, who holds them, and their files",
+        "Changes nothing. Exit status: 0; 2 for wrong use.",
+    )
+    _add_command(
+        commands,
+        _check,
+        "find out whether a directory can be used, and what is wrong in it",
+        "Makes a file in the directory and removes it, so it needs the right to write there. "
+        "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
+    )
+    _add_command(
+        commands,
+        _serve,
+        "serve the metrics of a multiprocess directory, beside the server that writes them",
+        "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
+        "are read by themselves.",
+    )
+    given = parser.parse_args(arguments)
+    command: argparse.ArgumentParser = given.parser
+    try:
+        status = int(given.run(_directory(given), given))
+        sys.stdout.flush()
+        return status
+    except ConfigurationError as error:
+        command.error(str(error))
+    except BrokenPipeError:  # whoever reads has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"obskit-gunicorn: {describe_error(error)}", file=sys.stderr)
+        return 1
+
+
+def _add_command(
+    commands: Any, run: Callable[[str, argparse.Namespace], int], text: str, more: str
+) -> None:
+    """Add a command; its own usage is printed with errors in its arguments."""
+    command = commands.add_parser(
+        run.__name__.strip("_"), help=text, description=f"{text.capitalize()}.", epilog=more
+    )
+    command.set_defaults(parser=command, run=run)
+    directory: dict[str, Any] = {
+        "default": os.environ.get(DIRECTORY_VARIABLE),
+        "help": f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
+    }
+    if run is not _serve:
+        command.add_argument("directory", nargs="?", **directory)
         command.add_argument(
             "--format", choices=("text", "json"), default="text", help="how to print it"
         )
-    _add_serve(commands)
-    options = parser.parse_args(arguments)
-    try:
-        path = _directory(options)
-        if options.command == "serve":
-            exporter = _exporter_options(options)
-    except ConfigurationError as error:
-        options.parser.error(str(error))
-    if options.command == "serve":
-        return _serve(path, exporter)
-    run = {"inspect": _inspect, "check": _check}[options.command]
-    return run(path, as_json=options.format == "json")
+        return
+    command.add_argument("--directory", **directory)
+    for option in filter(lambda option: option.is_exporters, OPTIONS):
+        default = getattr(ObskitGunicornConfig, option.name)
+        shown = f" (default: ${option.variable}" + (f", else {default})" if default else ")")
+        command.add_argument(option.flag, dest=option.name, help=option.help + shown)
 
 
-def _add_command(commands: Any, name: str, text: str, more: str) -> argparse.ArgumentParser:
-    """Add a command, which says what is wrong with its arguments by its own usage."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text.capitalize() + ".", epilog=more
-    )
-    command.set_defaults(parser=command)
-    return command
-
-
-def _add_serve(commands: Any) -> None:
-    """Add the command that runs an exporter; its flags are the class's options."""
-    text = "serve the metrics of a multiprocess directory, beside the server that writes them"
-    more = (
-        "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
-        "are read by themselves."
-    )
-    command = _add_command(commands, "serve", text, more)
-    command.add_argument(
-        "--directory",
-        default=os.environ.get(DIRECTORY_VARIABLE),
-        help=f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
-    )
-    for flag, default, _, text in _FLAGS:
-        variable = f"OBSKIT_METRICS_{flag.replace('-', '_').upper()}"
-        shown = f" (default: ${variable}" + (f", else {default})" if default else ")")
-        command.add_argument(f"--{flag}", help=text + shown)
-
-
-def _exporter_options(given: argparse.Namespace) -> ExporterOptions:
-    """Return the options of ``serve``: a flag over the environment over the default.
+def _exporter_options(given: argparse.Namespace) -> Options:
+    """Return the options of ``serve``: a flag wins over the environment, that over the default.
 
     Raises:
         ConfigurationError: One of them is wrong, or there is no address.
     """
-    # The class's options are read by the class's rules; a flag is one that the class has.
-    flags = [flag.replace("-", "_") for flag, *_ in _FLAGS]
-    values: dict[str, object] = {
-        f"metrics_{flag}": getattr(given, flag)
-        for flag in flags
-        if getattr(given, flag) is not None
+    flags = {
+        option.variable: option
+        for option in OPTIONS
+        if option.is_exporters and getattr(given, option.name) is not None
     }
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name.removeprefix("OBSKIT_").lower() not in values
-    }
-    collectors = values.get("metrics_collectors")
-    if isinstance(collectors, str):
-        parts = [part.strip() for part in collectors.split(",")]
-        values["metrics_collectors"] = [part for part in parts if part]
-    config = type("serve", (ObskitGunicornConfig,), values)()
+    # A flag is read like the environment variable of its option.
+    environment = {**os.environ, **{v: getattr(given, flags[v].name) for v in flags}}
     try:
-        options = read_options(config, environment, source="the command line", base=os.getcwd())
+        options = exporter_options(
+            read_options(
+                ObskitGunicornConfig(), environment, source="the command line", base=os.getcwd()
+            )
+        )
     except ConfigurationError as error:
-        raise _about_flag(error) from None
-    if options.exporter is None:
+        option = flags.get(error.where.rpartition(" ")[2])
+        if option is None:
+            raise
+        raise ConfigurationError(
+            where=option.flag,
+            value=error.value,
+            expected=re.sub(r"\bmetrics_(?=[a-z]+file\b)", "--", error.expected)
+            .replace(", or None for no exporter", "")
+            .replace(", or None", ""),
+            hint=f"Write for example {option.flag} {option.example}, or see --help.",
+        ) from None
+    if options is None:
         raise ConfigurationError(
             where="--bind",
-            value=given.bind or os.environ.get("OBSKIT_METRICS_BIND"),
+            value=environment.get("OBSKIT_METRICS_BIND"),
             expected="an address to listen at",
-            mend="Name one, as in --bind 0.0.0.0:9464.",
+            hint="Name one, as in --bind 0.0.0.0:9764.",
         )
-    return options.exporter
+    return options
 
 
-def _about_flag(error: ConfigurationError) -> ConfigurationError:
-    """Return an error about a class attribute of ours as one about the flag that it is made of."""
-    for flag, _, example, _ in _FLAGS:
-        attribute = f"metrics_{flag.replace('-', '_')}"
-        if error.where.startswith(f"serve.{attribute} "):
-            expected = re.sub(r", or None( for no exporter)?", "", error.expected)
-            return ConfigurationError(
-                where=f"--{flag}",
-                value=error.value,
-                expected=re.sub(r"\bmetrics_(?=[a-z]+file\b)", "--", expected),
-                mend=f"Write for example --{flag} {example}, or see --help.",
-            )
-    return error
-
-
-def _serve(path: str, options: ExporterOptions) -> int:
+def _serve(path: str, given: argparse.Namespace) -> int:
     """Run an exporter until SIGTERM or SIGINT."""
-    # Before prometheus_client is loaded: what --collectors make is this process's own.
+    options = _exporter_options(given)
+    # Before prometheus_client is loaded: metrics that --collectors create stay in this process.
     for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
         os.environ.pop(variable, None)
-    from obskit_gunicorn import exporter
+    from obskit_gunicorn._exporter import pages, program
 
-    # Blocked in every thread, and awaited in this one.
+    # Blocked in every thread; this one waits for them.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    # Many send it for a reload; there is nothing to load again, and no reason to end.
+    # Many send it for a reload. There is nothing to reload, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    exporter.log_to(None)
-    address = Address.parse(options.bind, os.sep)
+    program.log_to(None)
+    address = Address.parse(options.metrics_bind, os.sep)
     try:
         listener = address.listen()
     except OSError as error:
-        print(f"obskit-gunicorn: cannot listen at {options.bind}: {error}", file=sys.stderr)
+        print(f"obskit-gunicorn: cannot listen at {options.metrics_bind}: {error}", file=sys.stderr)
         return 1
-    sys.path.insert(0, os.getcwd())  # where --collectors are found, as Gunicorn's applications are
-    print(f"obskit-gunicorn: serving {path} at {options.bind}{options.path}", flush=True)
-    exporter.serve(exporter.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
-    if address.path:
-        with contextlib.suppress(OSError):
-            os.unlink(address.path)
+    sys.path.insert(0, os.getcwd())  # for --collectors, as Gunicorn does for applications
+    print(
+        f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
+        flush=True,
+    )
+    program.serve(pages.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
+    address.remove_file()
     return 0
 
 
 def _directory(given: argparse.Namespace) -> str:
-    """Return the multiprocess directory, absolute.
+    """Return the multiprocess directory, absolute; by default the private one of this machine.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is none, or there are several.
     """
-    path: str | None = given.directory
+    found = [] if given.directory else private.find()
+    path: str | None = given.directory or (found[0] if len(found) == 1 else None)
     if not path or not os.path.isdir(path):
-        is_flag = given.command == "serve"
+        is_flag = given.run is _serve
+        several = f" There are several private ones: {', '.join(found)}." if found else ""
         raise ConfigurationError(
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
-            mend=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
+            hint=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
             'running server logs it ("obskit: metrics are shared in ..."), and '
-            "obskit_gunicorn_info{directory} shows it.",
+            f"obskit_gunicorn_info{{directory}} shows it.{several}",
         )
     return os.path.abspath(path)
 
 
-def _inspect(path: str, *, as_json: bool) -> int:
-    directory = SlotDirectory(path)
-    records = directory.records()
-    files = list(_files(path))
-    if as_json:
+def _inspect(path: str, given: argparse.Namespace) -> int:
+    report = DirectoryReport(path)
+    if given.format == "json":
         _print_json(
-            {
-                "directory": directory.path,
-                "generation": directory.generation(),
-                "slots": records,
-                "files": [file._asdict() for file in files],
-            }
+            directory=path,
+            generation=report.generation,
+            slots=report.records,
+            files=[file._asdict() for file in report.files],
+            metrics=[metric._asdict() for metric in report.metrics],
         )
         return 0
-    generation = directory.generation()
-    print(f"directory  {directory.path}")
-    print(f"protocol   {generation.get('protocol', 'none: no arbiter has been here')}")
-    print(f"slots      {len(records)}, {sum(map(bool, records.values()))} leased")
-    for slot, record in sorted(records.items(), key=lambda item: (len(item[0]), item[0])):
-        print(f"  {slot:<10} {_holder(record)}")
-    print(f"files      {len(files)}, {sum(file.bytes for file in files)} bytes")
-    for file in files:
+    print(f"directory  {path}")
+    print(f"protocol   {report.generation.get('protocol', 'none: no arbiter has been here')}")
+    print(f"slots      {len(report.records)}, {len(report.held())} leased")
+    for slot, record in sorted(report.records.items(), key=lambda item: (len(item[0]), item[0])):
+        print(f"  {slot:<10} {describe_holder(record)}")
+    print(f"files      {len(report.files)}, {sum(file.bytes for file in report.files)} bytes")
+    for file in report.files:
         damage = f"  damaged: {file.damage}" if file.damage else ""
         print(f"  {file.name:<32} {file.entries:>8} entries {file.bytes:>10} bytes{damage}")
+    print("metrics    the largest, over all files")
+    for metric in report.metrics:
+        print(f"  {describe_metric(metric)}")
     return 0
 
 
-def _holder(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return "free"
-    facts = [str(record.get("role", "?")), f"pid {record.get('pid', '?')}"]
-    facts += [str(record[name]) for name in ("state", "reason") if record.get(name)]
-    if record.get("values_not_shared"):
-        facts.append(f"{record['values_not_shared']} values not shared")
-    return "leased: " + ", ".join(facts)
-
-
-def _files(path: str) -> list[_FileFacts]:
-    found = []
-    for name in sorted(os.listdir(path)):
-        if MetricFileName.parse(name) is None:
-            continue
-        try:
-            data, entries = read_file(os.path.join(path, name))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            found.append(_FileFacts(name, 0, 0, str(error)))
-            continue
-        found.append(_FileFacts(name, len(entries.offsets), len(data), entries.damage))
-    return found
-
-
-def _check(path: str, *, as_json: bool) -> int:
-    problems = [*_usability_problems(path), *_content_problems(path)]
-    if as_json:
-        _print_json({"directory": os.path.abspath(path), "problems": problems})
+def _check(path: str, given: argparse.Namespace) -> int:
+    findings = list(examine(path))
+    problems = [finding.text for finding in findings if finding.is_problem]
+    seen = [finding.text for finding in findings if not finding.is_problem]
+    if given.format == "json":
+        _print_json(directory=path, problems=problems, fine=seen)
     else:
-        for problem in problems:
-            print(problem)
-        if not problems:
-            print(f"{os.path.abspath(path)}: fine")
+        for finding in findings:
+            print(f"{'problem' if finding.is_problem else 'fine':<8} {finding.text}")
     return 1 if problems else 0
 
 
-def _usability_problems(path: str) -> list[str]:
-    """Try what a worker does: make, lock, reserve and map a metric file."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=path) as place:
-            file = MetricFile(os.path.join(place, "counter_check.db"))
-            try:
-                second = LockedFile(file.path, os.O_RDWR)
-                try:
-                    if second.lock():
-                        return [f"{path}: two processes can hold one lock here; use a local volume"]
-                finally:
-                    second.close()
-            finally:
-                file.release()
-    except OSError as error:
-        return [explain(error, path)]
-    return []
-
-
-def _content_problems(path: str) -> list[str]:
-    problems = []
-    leased = {slot for slot, record in SlotDirectory(path).records().items() if record}
-    for file in _files(path):
-        parsed = MetricFileName.parse(file.name)
-        if file.damage:
-            problems.append(
-                f"{os.path.join(path, file.name)}: {file.damage}; its next holder "
-                "keeps what can be read of it"
-            )
-        elif parsed is not None and not parsed.holder.startswith("slot"):
-            problems.append(
-                f"{os.path.join(path, file.name)}: written by a process that knows no "
-                "slots; import obskit_gunicorn.multiprocess in it"
-            )
-    for name in sorted(os.listdir(path)):
-        if name.endswith(".db.damaged"):
-            problems.append(f"{os.path.join(path, name)}: was found damaged; look at it, remove it")
-    for slot in sorted(leased):
-        record = SlotDirectory(path).records().get(slot)
-        if record and record.get("values_not_shared"):
-            problems.append(f"{slot} ({_holder(record)}): see the server's error log")
-    return problems
-
-
-def _print_json(content: object) -> None:
+def _print_json(**content: object) -> None:
     json.dump(content, sys.stdout, indent=2)
     print()

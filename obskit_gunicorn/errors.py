@@ -5,6 +5,8 @@ Errors are raised while Gunicorn loads its configuration, never while the server
 
 from __future__ import annotations
 
+import functools
+
 __all__ = ["ConfigurationError", "ObskitGunicornError", "ObskitGunicornWarning"]
 
 
@@ -15,14 +17,14 @@ class ObskitGunicornError(Exception):
 class ConfigurationError(ObskitGunicornError, ValueError):
     """Something in a configuration is wrong; raised when it is loaded, which stops the start.
 
-    Its text says what is wrong, with which value, what was expected and how to mend it.
+    Its text says what is wrong, with which value, what was expected and how to fix it.
 
     Args:
         where: What is wrong, such as ``"Config.workers in gunicorn.conf.py"`` or
             ``"environment variable OBSKIT_METRICS_KEEP"``.
         value: The value found there.
         expected: What it must be, as the end of a sentence.
-        mend: What to do about it, as a sentence.
+        hint: What to do about it, as a sentence.
     """
 
     where: str
@@ -34,26 +36,21 @@ class ConfigurationError(ObskitGunicornError, ValueError):
     expected: str
     """What it must be."""
 
-    mend: str
+    hint: str
     """What to do about it."""
 
-    def __init__(self, *, where: str, value: object, expected: str, mend: str) -> None:
-        super().__init__(f"{where} is {value!r}; expected {expected}. {mend}")
+    def __init__(self, *, where: str, value: object, expected: str, hint: str) -> None:
+        super().__init__(f"{where} is {value!r}; expected {expected}. {hint}")
         self.where = where
         self.value = value
         self.expected = expected
-        self.mend = mend
+        self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by the fields: an exception would otherwise be made anew from its text."""
-        return _rebuild, (type(self), self.where, self.value, self.expected, self.mend)
+        fields = {name: getattr(self, name) for name in ("where", "value", "expected", "hint")}
+        return functools.partial(type(self), **fields), ()
 
 
 class ObskitGunicornWarning(UserWarning):
     """Something in a configuration is probably not what was meant; the server starts."""
-
-
-def _rebuild(
-    cls: type[ConfigurationError], where: str, value: object, expected: str, mend: str
-) -> ConfigurationError:
-    return cls(where=where, value=value, expected=expected, mend=mend)

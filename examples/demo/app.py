@@ -1,6 +1,6 @@
 """The application of ``make run``: a WSGI application without a framework, with four metrics.
 
-Every worker counts for itself; the exporter, a process of its own, shows the sum of all.
+Every worker counts its own requests; the exporter, a separate process, shows the sum.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PAGE = """<!doctype html>
 <h1>obskit_gunicorn demo</h1>
 <p>Four Gunicorn workers serve this page; process {pid} has answered you.
 <ul>
-<li><a href="http://127.0.0.1:9464/metrics">http://127.0.0.1:9464/metrics</a> shows
-    <code>demo_requests_total</code>: the requests of all workers together. A process of its own
+<li><a href="http://127.0.0.1:9764/metrics">http://127.0.0.1:9764/metrics</a> shows
+    <code>demo_requests_total</code>: the requests of all workers together. A separate process
     answers there, so no worker has to.
 <li><a href="/">this page</a>, <a href="/hello/you">/hello/you</a>, <a href="/slow">/slow</a> and
     <a href="/nowhere">/nowhere</a> are counted by path template.
@@ -39,10 +39,10 @@ PAGE = """<!doctype html>
 <p>Things to try, while the counter goes up and never down:
 <pre>
 for i in $(seq 100); do curl -s http://127.0.0.1:8000/hello/$i >/dev/null; done
-curl -s http://127.0.0.1:9464/metrics | grep demo_requests_total
-kill -9 {pid}          # this worker; another takes its slot and goes on from its count
+curl -s http://127.0.0.1:9764/metrics | grep demo_requests_total
+kill -9 {pid}          # this worker; another one takes its slot and continues its counts
 kill -HUP {ppid}         # reload: all workers are replaced
-kill -TTIN {ppid}        # one worker more
+kill -TTIN {ppid}        # one more worker
 {python} -m obskit_gunicorn inspect {directory}
 </pre>
 """
@@ -56,7 +56,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
     started = time.perf_counter()
     with IN_PROGRESS.track_inprogress():
         template, code, content_type, body = _answer(path)
-    # Before the response is sent: whoever has an answer finds it counted.
+    # Before the response is sent, so that an answered request has always been counted.
     REQUESTS.labels(template, code.split()[0]).inc()
     DURATION.labels(template).observe(time.perf_counter() - started)
     start_response(code, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
@@ -75,7 +75,7 @@ def _answer(path: str) -> tuple[str, str, str, bytes]:
         name = path.removeprefix("/hello/")
         return "/hello/{name}", "200 OK", "text/plain; charset=utf-8", f"Hello {name}\n".encode()
     if path == "/slow":
-        time.sleep(random.uniform(0.1, 0.5))  # what the histogram is there to show
+        time.sleep(random.uniform(0.1, 0.5))  # so that the histogram has something to show
         return "/slow", "200 OK", "text/plain", b"That took a while\n"
-    # One template for all of them: a label that clients choose has no bound.
+    # One template for all of them: a label value that clients choose has no bound.
     return "other", "404 Not Found", "text/plain", b"Nothing here\n"

@@ -4,7 +4,7 @@ from obskit_gunicorn import ObskitGunicornConfig
 
 
 class Config(ObskitGunicornConfig):
-    """Four workers that are replaced every now and then, so that there is something to see."""
+    """Four workers that are replaced now and then, so that there is something to see."""
 
     bind = "127.0.0.1:8000"
     workers = 4

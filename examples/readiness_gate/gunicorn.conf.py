@@ -1,10 +1,10 @@
-"""A readiness gate: the server starts only once a service that it needs can be reached.
+"""A readiness gate: the server starts only when a service that it needs can be reached.
 
 Set ``GATE_ADDRESS`` to ``host:port`` of a TCP server, a database for example, and ``GATE_SECONDS``
-to how long to wait for it (30 by default). While the gate is closed no port is open and no worker
-runs, so a load balancer or an orchestrator sees a server that is not there yet. If the service does
-not answer in time the start ends with one line in the log and exit status 1, and whoever
-supervises the server decides what to do next::
+to how long to wait for it (30 by default). While the gate is closed, no port is open and no worker
+runs, so to a load balancer or an orchestrator the server does not exist yet. If the service does
+not answer in time, the start ends with one line in the log and exit status 1, and the supervisor
+of the server decides what to do next::
 
     GATE_ADDRESS=127.0.0.1:5432 gunicorn myapp:app
 

@@ -17,16 +17,22 @@ import itertools
 import json
 import os
 import sys
-import types
 import unittest
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client.multiprocess
 import prometheus_client.values
 
 import obskit_gunicorn.multiprocess
-from obskit_gunicorn.locks import LockedFile
+from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.leases import Lease
+from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.membership import Membership
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
 
 _numbers = itertools.count()
 
@@ -40,36 +46,35 @@ def simulated_process(process_identifier: Callable[[], object] = os.getpid) -> t
     Returns:
         A value class that takes the place of prometheus_client's.
     """
-    slots = _private_copy("slots")
-    values = _private_copy("values")
-    values.slots = slots
+    values = _private_copy("_values.values")
+    membership = values.membership = Membership()
     inherited: list[int] = []
     seen = [process_identifier()]
 
-    class SlotNamedByTheTest(slots.SlotDirectory):  # type: ignore[misc,name-defined]
+    class SlotNamedByTheTest(SlotDirectory):
         """A directory whose only slot for this process is the one that the test says."""
 
-        def acquire(self, role: str, **options: Any) -> Any:
+        def acquire(self, role: Any, **options: Any) -> Any:
             """Take the lease of that slot."""
             with self.locked(**options):
                 slot = str(process_identifier())
                 file = LockedFile(os.path.join(self.path, f"{slot}.lease"), os.O_RDWR | os.O_CREAT)
                 assert file.lock(), f"{slot} is leased"
-                return slots.Lease(self, slot, file, role)
+                return Lease(slot, file, role)
 
     def look_for_a_fork() -> None:
-        if slots.process.directory is None:
+        if membership.directory is None:
             # As prometheus_client does, at the first value and not before.
             path = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-            slots.process.directory = path and SlotNamedByTheTest(path)
+            membership.directory = SlotNamedByTheTest(path) if path else None
         if process_identifier() == seen[0]:
             return
         seen[0] = process_identifier()
-        if slots.process.lease is not None:
+        if membership.lease is not None:
             # The simulated parent lives on with its lease.
-            inherited.append(os.dup(slots.process.lease._file.descriptor))
-        slots.forked()
-        values._forked()
+            inherited.append(os.dup(membership.lease._file.descriptor))
+        membership.start_over()
+        values._start_over()
 
     class SimulatedValue:
         """Our value, which looks for a fork whenever it is used."""
@@ -99,7 +104,9 @@ def _private_copy(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     copy = importlib.util.module_from_spec(spec)
+    own = dict(forks._steps)
     spec.loader.exec_module(copy)
+    forks._steps.update(own)  # what starts over in a real fork is the original
     return copy
 
 

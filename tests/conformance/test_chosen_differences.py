@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client import values as prometheus_values
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
-from obskit_gunicorn.mmapfile import pack_entry
+from obskit_gunicorn._store.fileformat import pack_entry
 from obskit_gunicorn.multiprocess import MultiProcessCollector, generate_latest, make_wsgi_app
 from tests.support import forks
 from tests.support.forks import (

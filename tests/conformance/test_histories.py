@@ -16,9 +16,7 @@ import select
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,10 +26,14 @@ from prometheus_client import values as prometheus_values
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 from prometheus_client.multiprocess import mark_process_dead as their_mark_process_dead
 
-from obskit_gunicorn import slots
+from obskit_gunicorn._store.membership import membership
 from obskit_gunicorn.multiprocess import MultiProcessCollector, mark_process_dead
 from tests.support import forks
 from tests.support.forks import Nursery, RemoteProcess, act, metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 pytestmark = pytest.mark.conformance
 
@@ -331,7 +333,7 @@ def _write(kind: str, label: str | None, action: str, values: tuple[float, ...])
 
 
 def _take_slot() -> str:
-    return slots.process.acquire().slot
+    return membership.acquire().slot
 
 
 def _die(kind: str, value: float) -> None:

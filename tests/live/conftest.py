@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.process import interpreters
 from tests.support.releases import mark_load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LIVE = Path(__file__).parent
 

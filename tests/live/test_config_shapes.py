@@ -427,7 +427,7 @@ def test_wrong_file_at_sighup_leaves_the_one_before_in_force(
             load.wait_for(20)
             rewrite(server, wrong)
             server.send_signal(signal.SIGHUP)
-            server.wait_for_log("stays in force")
+            server.wait_for_log("the previous one stays in use")
             workers |= server.wait_for_workers(3, without=workers)
             load.wait_for(20)
             rewrite(server, PLAIN.replace("workers = 3", "workers = 2"))

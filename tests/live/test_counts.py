@@ -13,8 +13,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -30,6 +29,9 @@ from tests.support.process import (
     wait_until,
 )
 from tests.support.releases import has_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 APPLICATIONS = {

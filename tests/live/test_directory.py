@@ -286,7 +286,7 @@ def test_file_in_the_directorys_place(interpreter: Interpreter, place: Path) -> 
     path = place / "metrics"
     path.write_text("not a directory")
     with GunicornProcess(interpreter, CONFIG, environment={VARIABLE: str(path)}) as server:
-        check_serves_without_sharing(server, str(path), "no directory")
+        check_serves_without_sharing(server, str(path), "not a directory")
     assert path.read_text() == "not a directory"
 
 

@@ -7,9 +7,8 @@ in the application; with it in the configuration file, and the application prelo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -24,6 +23,9 @@ from tests.support.process import (
     parse_metrics,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 WORKERS = 3

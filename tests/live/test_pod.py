@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.support.pod import Container
     from tests.support.process import Interpreter
 
-HTTP, METRICS = 8000, 9464
+HTTP, METRICS = 8000, 9764
 TALLY = {apps.TALLY_VARIABLE: "/tmp/tally"}
 
 CONFIG = """

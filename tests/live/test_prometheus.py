@@ -9,9 +9,8 @@ import signal
 import subprocess
 import time
 import urllib.parse
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support import apps
 from tests.support.client import Load
@@ -26,6 +25,10 @@ from tests.support.process import (
     interpreters,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 TOTAL = "app_requests_total"

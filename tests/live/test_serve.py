@@ -13,9 +13,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.openmetrics import parser
@@ -24,6 +23,9 @@ from tests.support import forks
 from tests.support.forks import NOBODY, Nursery, RemoteProcess, act, join
 from tests.support.process import HOST, Metrics, free_port, parse_metrics, wait_until
 from tests.support.serving import Page, ServeProcess, ask, may_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROMETHEUS_ACCEPTS = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -65,9 +67,9 @@ def _count(process: RemoteProcess, path: Path) -> None:
 
 
 def _boot() -> None:
-    from obskit_gunicorn import slots
+    from obskit_gunicorn._store.membership import membership
 
-    slots.process.note(role="worker", state="booted")
+    membership.note(role="worker", state="booted")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -263,11 +265,12 @@ def test_ready(nursery: Nursery, tmp_path: Path) -> None:
 def test_error_in_a_scrape(directory: Path) -> None:
     """What goes wrong inside is a 500 with or without a body, and the log says why."""
     sabotage = (
-        "from obskit_gunicorn import exposition, slots\n"
+        "from obskit_gunicorn._exporter import pages\n"
+        "from obskit_gunicorn._scrape import registry\n"
         "from prometheus_client.core import GaugeMetricFamily\n"
         "class Breaks:\n"
         "    def collect(self):\n"
-        "        exposition.generate_latest = slots.SlotDirectory.records = None\n"
+        "        registry.generate_latest = pages.SlotDirectory.records = None\n"
         "        return []\n"
     )
     with ServeProcess(
@@ -476,7 +479,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
-        (["--bind", "9464"], "--bind"),
+        (["--bind", "9764"], "--bind"),
         (["--bind", ""], "--bind"),
         (["--bind", "host:http"], "--bind"),
         (["--bind", "a..b:1"], "--bind"),
@@ -509,7 +512,7 @@ def test_wrong_flags(tmp_path: Path, arguments: list[str], flag: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("OBSKIT_METRICS_BIND", "9464"),
+        ("OBSKIT_METRICS_BIND", "9764"),
         ("OBSKIT_METRICS_BIND", ""),
         ("OBSKIT_METRICS_PATH", "metrics"),
         ("OBSKIT_METRICS_CERTFILE", "/nowhere"),

@@ -12,8 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,6 +20,10 @@ from tests.support.client import Repeating
 from tests.support.forks import Nursery, join
 from tests.support.process import HOST, wait_until
 from tests.support.serving import ServeProcess, reset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 MOST_THREADS = 64 + 4
 SOON_SECONDS = 4.0

@@ -10,8 +10,7 @@ import ssl
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trustme
@@ -19,6 +18,10 @@ import trustme
 from tests.support.forks import NOBODY
 from tests.support.process import HOST, wait_until
 from tests.support.serving import ServeProcess, may_run, reset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 LONG_AGO = dt.datetime(2001, 1, 1, tzinfo=dt.timezone.utc)
 
@@ -301,7 +304,7 @@ def test_files_that_do_not_match(served: ServeProcess, files: Files, authority: 
     assert serial(served) == before
     assert served.get(tls=client(authority)).status == 200
     assert served.log().count("cannot be used") == 1
-    assert "what was read before stays in use" in served.log()
+    assert "the previous certificate stays in use" in served.log()
     files.key.write_bytes(leaf.private_key_pem.bytes())
     assert serial(served) == serial_of(leaf)
     assert served.log().count("cannot be used") == 1

@@ -6,12 +6,12 @@ import contextlib
 import http.client
 import signal
 import socket
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from obskit_gunicorn.telemetry import REASONS
+from obskit_gunicorn._gunicorn.telemetry import REASONS
 from tests.support import apps
 from tests.support.metrics_page import documented
 from tests.support.process import (
@@ -24,6 +24,9 @@ from tests.support.process import (
     wait_until,
 )
 from tests.support.releases import has_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 

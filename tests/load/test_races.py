@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from obskit_gunicorn.collector import DirectoryCollector
+from obskit_gunicorn._scrape.collector import DirectoryCollector
 from tests.support.forks import (
     Nursery,
     RemoteProcess,

@@ -18,19 +18,21 @@ import shutil
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from obskit_gunicorn import multiprocess, slots
-from obskit_gunicorn.collector import DirectoryCollector
-from obskit_gunicorn.mmapfile import HEADER_BYTES, pack_entry
+from obskit_gunicorn import multiprocess
+from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, pack_entry
 from tests.support.forks import Nursery, act, join, run_python
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from prometheus_client import Metric
 
 MODES = ("all", "liveall", "livemax", "livemin", "livesum", "max", "min", "mostrecent", "sum")
@@ -140,7 +142,7 @@ def whole(entries: bytes, number: bytes = b"good") -> bytes:
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Keep the lines about damaged files, which are many, out of a failure's report."""
-    caplog.set_level(logging.ERROR, slots.process.log.name)
+    caplog.set_level(logging.ERROR, log.name)
 
 
 NEIGHBOURS = {
@@ -186,14 +188,12 @@ def entries_of(content: Content) -> tuple[list[tuple[int, int]], bool]:
     used = used_of(content)
     data = content.data.ljust(used, b"\x00")
     found: list[tuple[int, int]] = []
-    seen = set()
     position = HEADER_BYTES
     while position < used:
         (length,) = struct.unpack_from("i", data, position)
         end = position + 4 + length + (8 - (length + 4) % 8) + 16
-        if length <= 0 or end > used or data[position : end - 16] in seen:
+        if length <= 0 or end > used:
             return found, False
-        seen.add(data[position : end - 16])
         found.append((position, end))
         position = end
     return found, True

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import threading
-from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tests.support.process import (
@@ -20,6 +18,9 @@ from tests.support.process import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
     from typing_extensions import Self
 
 __all__ = ["Load", "Repeating", "Watch"]

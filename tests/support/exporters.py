@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import os
 import socket
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support.process import (
     HOST,
@@ -17,6 +17,9 @@ from tests.support.process import (
     parse_metrics,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "descriptors",

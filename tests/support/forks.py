@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +34,8 @@ from prometheus_client import Counter, Gauge, Histogram, Metric, Summary
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
     from prometheus_client.metrics import MetricWrapperBase
 
 __all__ = [
@@ -475,20 +476,21 @@ _handler = _Lines()
 
 def listen() -> None:
     """Remember what this process logs about its metrics, for :func:`log_lines`."""
-    from obskit_gunicorn import slots
+    from obskit_gunicorn._log import log
 
-    slots.process.log.addHandler(_handler)
-    slots.process.log.propagate = False
+    log.target.addHandler(_handler)
+    log.target.propagate = False
 
 
 def join(path: str) -> None:
     """Share this process's metrics in a directory, as importing ``multiprocess`` does."""
-    from obskit_gunicorn import multiprocess, slots, values
+    from obskit_gunicorn._store.membership import membership
+    from obskit_gunicorn._values import sharing, values
 
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = path
     listen()
-    multiprocess.install()
-    slots.process.join(path)
+    sharing.install()
+    membership.join(path)
     values.share()
 
 
@@ -539,9 +541,9 @@ def own_value(kind: str, name: str) -> float:
 
 def slot() -> str | None:
     """Return the name of this process's slot, or ``None``."""
-    from obskit_gunicorn import slots
+    from obskit_gunicorn._store.membership import membership
 
-    lease = slots.process.lease
+    lease = membership.lease
     return lease.slot if lease is not None else None
 
 

@@ -26,14 +26,16 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.support.manifests import parse_quantity
 from tests.support.process import DEADLINE_SECONDS, HOST, Interpreter, Response, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
 
 __all__ = ["APPLICATION", "Container", "Pod", "sandbox_problem"]
 

@@ -20,15 +20,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import apps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
 
 __all__ = [
     "HOST",
@@ -504,7 +506,7 @@ class GunicornProcess:
             process = self._seen.get((pid, started))
             if self._mark.encode() in environment:
                 variables = frozenset(environment.decode(errors="replace").split("\0"))
-                is_exporter = b"obskit_gunicorn.exporter" in command
+                is_exporter = b"obskit_gunicorn._exporter" in command
                 process = _Process(pid, parent, variables, is_exporter)
             if process is not None:
                 found[pid, started] = process

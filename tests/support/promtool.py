@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from tests.support.missing import find_program
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["checks_expressions", "metric_names", "run_promtool"]
 

@@ -13,12 +13,14 @@ What is left over is marked ``load``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from tests.support.process import Interpreter, interpreters
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
 
 __all__ = ["covering", "has_class", "mark_load"]
 

@@ -9,18 +9,20 @@ import resource
 import shutil
 import signal
 import socket
-import ssl
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.support.process import HOST, Metrics, free_port, parse_metrics, wait_until
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
 
 __all__ = ["Page", "ServeProcess", "ask", "may_run", "reset"]
 

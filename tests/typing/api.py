@@ -10,8 +10,7 @@ looser makes one of these comments superfluous, and that fails the check.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
@@ -30,6 +29,9 @@ from obskit_gunicorn import (
     ObskitGunicornWarning,
     replace_collector,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # ---- Right
 
@@ -186,12 +188,12 @@ publish(Mixed)
 def catch() -> None:
     """Catch errors by the class that suits."""
     try:
-        raise ConfigurationError(where="Config.workers", value=0, expected="more", mend="Add.")
+        raise ConfigurationError(where="Config.workers", value=0, expected="more", hint="Add.")
     except ConfigurationError as error:
         assert_type(error.where, str)
         assert_type(error.value, object)
         assert_type(error.expected, str)
-        assert_type(error.mend, str)
+        assert_type(error.hint, str)
         caught: ValueError = error
         ours: ObskitGunicornError = error
         del caught, ours

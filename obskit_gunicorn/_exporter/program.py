@@ -1,0 +1,175 @@
+"""The program of the exporter.
+
+Under Gunicorn the arbiter starts it (:mod:`obskit_gunicorn._exporter.launch`). ``obskit-gunicorn
+serve`` is the same program, for another container that shares the volume. It reads the multiprocess
+directory and never writes to it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn._exporter.addresses import Address
+from obskit_gunicorn._exporter.pages import Pages
+from obskit_gunicorn._exporter.protocol import BOOTED, LISTENING, STOP, Options, Order
+from obskit_gunicorn._exporter.server import MetricsServer
+from obskit_gunicorn._exporter.tls import TlsFiles
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store import forks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_RETRY_SECONDS = 1.0
+_DRAIN_SECONDS = 3.0
+_IGNORED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")
+
+
+def serve(
+    pages: Pages, options: Options, listener: socket.socket, wait: Callable[[], object]
+) -> None:
+    """Serve until ``wait`` returns, then finish the answers that are under way.
+
+    Args:
+        pages: The application.
+        options: The options, which name the certificate.
+        listener: A listening socket.
+        wait: Returns when it is time to end.
+    """
+    tls = None
+    if options.metrics_certfile:
+        tls = TlsFiles(options.metrics_certfile, options.metrics_keyfile, options.metrics_ca_certs)
+        tls.context()  # logs at once what is wrong with the files
+    server = MetricsServer(listener, pages, tls)
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    # What exists now stays; the garbage collector need not look at it again.
+    gc.freeze()
+    wait()
+    server.shutdown()
+    listener.close()  # new clients are refused, or another process that listens here serves them
+    server.drain(_DRAIN_SECONDS)
+
+
+def main(order: dict[str, Any]) -> None:
+    """Run the exporter of a Gunicorn server; the program of the process.
+
+    Ends when the last process that holds the other end of its standard input has ended, or when the
+    arbiter tells it to. It ignores every signal but SIGKILL: Ctrl-C and systemd signal the whole
+    process group, but the exporter continues, so that the drain stays observable.
+
+    Args:
+        order: The fields of an :class:`~obskit_gunicorn._exporter.protocol.Order`.
+    """
+    for name in _IGNORED:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    told = Order.from_dict(order)
+    log_to(told.errorlog)
+    control = _take_control()
+    # Only now: the application's modules must not hide those that this module needs.
+    sys.path[:] = list(dict.fromkeys([*told.sys_path, *sys.path]))
+    pages = Pages(told.directory, told.options)
+    pages.has_booted = told.has_booted
+    listener = _listener(told.listener, told.options, control, pages)
+    if listener is not None:
+
+        def close() -> None:
+            """Keep nothing open in a process that a user's collector has forked."""
+            listener.close()
+            control.close()
+
+        forks.in_child("exporter", close)
+
+        def wait() -> None:
+            """Read messages until one of them says that it is time to end."""
+            while _continues(control, pages):
+                pass
+
+        serve(pages, told.options, listener, wait)
+
+
+def _take_control() -> socket.socket:
+    """Move the control socket away from the standard input, which other code may use."""
+    control = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return control
+
+
+def _listener(
+    number: int | None, options: Options, control: socket.socket, pages: Pages
+) -> socket.socket | None:
+    """Return the listening socket, once there is one; ``None`` if it is time to end."""
+    if number is not None:
+        os.set_inheritable(number, False)
+        return socket.socket(fileno=number)
+    while True:
+        try:
+            listener = Address.parse(options.metrics_bind, os.sep).listen()
+        except OSError:
+            ready, _, _ = select.select([control], [], [], _RETRY_SECONDS)
+            if ready and not _continues(control, pages):
+                return None
+            continue
+        log.warning(
+            "the address is free now: metrics at %s%s", options.metrics_bind, options.metrics_path
+        )
+        # For the arbiter, which hands it on to the next exporter and to the next arbiter.
+        socket.send_fds(control, [LISTENING], [listener.fileno()])
+        return listener
+
+
+def _continues(control: socket.socket, pages: Pages) -> bool:
+    """Wait for a message from arbiter or workers; return whether the exporter continues."""
+    try:
+        said = control.recv(1)
+        if said == BOOTED and not pages.has_booted:
+            pages.has_booted = True
+            control.send(BOOTED)  # for the next exporter
+    except OSError:
+        return False
+    return said not in (b"", STOP)
+
+
+def log_to(path: str | None) -> None:
+    """Log to Gunicorn's error log, in its format; to the standard error if that is impossible.
+
+    Args:
+        path: The file; ``None`` for the standard error.
+    """
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        from logging.handlers import WatchedFileHandler  # half a megabyte, and seldom needed
+
+        class LogFile(WatchedFileHandler):
+            """Checks the file before each line, so that it follows a rotation."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                try:
+                    super().emit(record)
+                except OSError:  # the new file is not writable for this user
+                    self.handleError(record)
+
+        try:
+            handler = LogFile(path)
+        except OSError as error:
+            print(f"obskit exporter: cannot log to {path}: {error}", file=sys.stderr)
+    handler.setFormatter(
+        logging.Formatter(
+            "[%(asctime)s] [%(process)d] [%(levelname)s] obskit exporter: %(message)s",
+            "%Y-%m-%d %H:%M:%S %z",
+        )
+    )
+    logger = logging.getLogger("obskit_gunicorn")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,67 @@
+"""The messages between arbiter, workers and exporter.
+
+An exporter is started with one :class:`Order`. Its standard input is one end of a pair of sockets.
+The arbiter holds the other end, and so does every worker, because it is forked. Messages are single
+bytes; the end of file means that the last of these processes has ended.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STOP = b"s"
+"""Arbiter to exporter: finish the answers that are under way, then end."""
+
+BOOTED = b"b"
+"""Worker to exporter: I serve, but could get no lease that shows it. The exporter passes it on to
+the arbiter, for the next exporter."""
+
+LISTENING = b"l"
+"""Exporter to arbiter, with a descriptor: the address is free now, and I listen there."""
+
+HEALTHY_PATH = "/-/healthy"
+READY_PATH = "/-/ready"
+
+
+class Options(SimpleNamespace):
+    """Checked options, each under its name as an attribute of the class.
+
+    The rows of :data:`obskit_gunicorn._gunicorn.options.OPTIONS` say which options there are.
+    """
+
+
+class Order(NamedTuple):
+    """What an exporter is told when it is started."""
+
+    options: Options
+    """What to serve, and where."""
+
+    directory: str | None
+    """The multiprocess directory; ``None`` if there is none."""
+
+    errorlog: str | None
+    """The file that Gunicorn logs to; ``None`` for the standard error."""
+
+    sys_path: Sequence[str] = ()
+    """The arbiter's."""
+
+    listener: int | None = None
+    """The descriptor of the listening socket; ``None`` while the address is taken."""
+
+    has_booted: bool = False
+    """Whether a worker without a lease has reported that it serves."""
+
+    def to_json(self, **more: object) -> str:
+        """Return the order as text, together with what the start of the interpreter needs."""
+        order = {**self._asdict(), "options": vars(self.options)}
+        return json.dumps({"order": order, **more})
+
+    @classmethod
+    def from_dict(cls, order: dict[str, Any]) -> Order:
+        """Return the order from what :meth:`to_json` has written."""
+        return cls(**{**order, "options": Options(**order["options"])})

@@ -1,0 +1,290 @@
+"""The exporter's HTTP server: the standard library's, made robust.
+
+It serves each connection on its own thread, and has at most :data:`MOST_CONNECTIONS`; others wait
+in the queue of the listening socket. No client can keep it from answering others. A request must
+arrive within seconds. If there are too many connections, the one that has waited longest for its
+request is closed; if none waits for a request, the one that has been receiving its answer longest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import logging
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Literal
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+
+from obskit_gunicorn._log import log
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._exporter.tls import TlsFiles
+
+MOST_CONNECTIONS = 64
+"""How many are served at once."""
+
+REQUEST_SECONDS = 5.0
+"""How long a request may take to arrive, including the TLS handshake."""
+
+RESPONSE_SECONDS = 30.0
+"""How long an answer may take to be made, and how long to be received."""
+
+MOST_REQUEST_BYTES = 1 << 16
+"""How long a request may be, including its headers."""
+
+_POLL_SECONDS = 0.25
+_ROOM_SECONDS = 1.0
+_ROOM_POLL_SECONDS = 0.05
+_LINGER_SECONDS = 0.5
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Stage = Literal["waiting", "working", "sending"]
+
+
+class _Connection:
+    """A connection that is being served.
+
+    Attributes:
+        socket: The connection.
+        stage: Whether it waits for its request, or its answer is being made or sent.
+        since: When that began.
+    """
+
+    def __init__(self, client: socket.socket) -> None:
+        self.socket = client
+        self.enter("waiting")
+
+    def enter(self, stage: Stage) -> None:
+        """Note the stage that begins now."""
+        self.stage = stage
+        self.since = time.monotonic()
+
+    def cut(self) -> None:
+        """Shut it down; the thread that serves it sees the end of the stream."""
+        with contextlib.suppress(OSError):  # it has ended
+            # Not the TLS socket's own method: its thread would then continue in plain text.
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+
+class _Lines:
+    """The lines of a request, up to the length that a request may have."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MOST_REQUEST_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line.
+
+        Raises:
+            http.client.LineTooLong: The request is too long.
+        """
+        line: bytes = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.LineTooLong("request")
+        return line
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _Answer(ServerHandler):
+    """Runs the application for one request; logs errors in our log."""
+
+    request_handler: _Handler
+
+    def finish_response(self) -> None:
+        """Send the answer, which is made now."""
+        self.request_handler.server.enter("sending")
+        super().finish_response()
+
+    def log_exception(self, exc_info: Any) -> None:
+        """Log what was raised; a client that went away raises too, in many ways."""
+        level = logging.DEBUG if isinstance(exc_info[1], OSError) else logging.ERROR
+        log.log(level, "a request has failed", exc_info=exc_info)
+
+
+class _Handler(WSGIRequestHandler):
+    """Reads one request and answers it; logs nothing."""
+
+    timeout = REQUEST_SECONDS
+    # A request that is not HTTP still gets an answer with a status line.
+    default_request_version = "HTTP/1.0"
+    server: MetricsServer
+
+    def handle(self) -> None:
+        """Read the request and answer it."""
+        self.rfile: Any = _Lines(self.rfile)
+        try:
+            self.raw_requestline = self.rfile.readline(MOST_REQUEST_BYTES + 1)
+        except http.client.LineTooLong:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+            return
+        if self.raw_requestline and self.parse_request():
+            # It is complete. From here on only we or the network can be slow.
+            self.server.enter("working")
+            # The body of the request is not read: nothing here needs one.
+            answer = _Answer(None, self.wfile, sys.stderr, self.get_environ())  # type: ignore[arg-type]
+            answer.request_handler = self
+            answer.run(self.server.get_app())  # type: ignore[arg-type]
+
+    def get_environ(self) -> dict[str, Any]:
+        """Return the WSGI environment."""
+        # RFC 9112, 3.2.2: a server takes the absolute form of a target too.
+        scheme, separator, rest = self.path.partition("://")
+        if separator and scheme.lower() in ("http", "https"):
+            authority = rest.partition("?")[0].partition("/")[0]
+            self.path = rest[len(authority) :]
+            if not self.path.startswith("/"):
+                self.path = f"/{self.path}"
+        return super().get_environ()
+
+    def log_message(self, format: str, *args: object) -> None:
+        log.debug(format, *args)
+
+
+class MetricsServer(WSGIServer):
+    """Serves a WSGI application on a socket that listens already."""
+
+    def __init__(self, listener: socket.socket, application: Any, tls: TlsFiles | None) -> None:
+        """Make the server; ``serve_forever()`` accepts connections.
+
+        Args:
+            listener: The listening socket; other processes may use it at the same time.
+            application: The WSGI application.
+            tls: The certificate to serve with; ``None`` for plain HTTP.
+        """
+        self.address_family = listener.family
+        name = listener.getsockname()
+        super().__init__(name, _Handler, bind_and_activate=False)
+        self.socket.close()
+        # Another process may take the connection that woke this one.
+        listener.setblocking(False)
+        self.socket = listener
+        is_tcp = isinstance(name, tuple)
+        self.server_name, self.server_port = (name[0], name[1]) if is_tcp else ("localhost", 0)
+        self.setup_environ()
+        self.set_app(application)
+        self._tls = tls
+        self._open: set[_Connection] = set()
+        self._has_room = threading.Condition()
+        self._served = threading.local()
+
+    def serve(self) -> None:
+        """Accept connections until :meth:`shutdown`."""
+        self.serve_forever(poll_interval=_POLL_SECONDS)
+
+    def drain(self, seconds: float) -> None:
+        """Wait until every accepted request is answered; call it after ``shutdown()``."""
+        started = time.monotonic()
+        while self._connections() and time.monotonic() - started < seconds:
+            if time.monotonic() - started > _LINGER_SECONDS:
+                for connection in self._connections():
+                    if connection.stage == "waiting":
+                        connection.cut()
+            time.sleep(0.01)
+
+    def enter(self, stage: Stage) -> None:
+        """Note the stage of a connection; runs on the thread that serves it."""
+        connection: _Connection = self._served.connection
+        connection.socket.settimeout(RESPONSE_SECONDS)
+        connection.enter(stage)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        try:
+            client, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                with self._has_room:
+                    self._make_room()
+                    # Without a pause this would be tried again at once, in a busy loop.
+                    self._has_room.wait(_POLL_SECONDS)
+            raise
+        return client, address or ("", 0)  # a Unix socket's client has no address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection on its own thread."""
+        connection = _Connection(request)
+        if not self._admit(connection):
+            self.shutdown_request(request)
+            return
+        thread = threading.Thread(
+            target=self._serve, args=(connection, client_address), daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            self._end(connection)
+
+    def service_actions(self) -> None:
+        """Cut off what has taken too long; runs several times a second."""
+        now = time.monotonic()
+        for connection in self._connections():
+            limit = REQUEST_SECONDS if connection.stage == "waiting" else RESPONSE_SECONDS
+            if now - connection.since > limit:
+                connection.cut()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what a connection raised: clients go away, send garbage and fail handshakes."""
+        log.debug("connection from %s: %s", client_address, sys.exc_info()[1])
+
+    def _serve(self, connection: _Connection, address: Any) -> None:
+        self._served.connection = connection
+        try:
+            if self._tls is not None:
+                context = self._tls.context()
+                if context is None:
+                    return
+                client = connection.socket = context.wrap_socket(
+                    connection.socket, server_side=True, do_handshake_on_connect=False
+                )
+                client.settimeout(REQUEST_SECONDS)
+                client.do_handshake()
+            self.finish_request(connection.socket, address)
+        except Exception:
+            self.handle_error(connection.socket, address)
+        finally:
+            self._end(connection)
+
+    def _admit(self, connection: _Connection) -> bool:
+        """Make room for a connection, and wait for it; return whether there is room."""
+        deadline = time.monotonic() + _ROOM_SECONDS
+        with self._has_room:
+            while len(self._open) >= MOST_CONNECTIONS:
+                if time.monotonic() > deadline:
+                    return False
+                self._make_room()
+                self._has_room.wait(_ROOM_POLL_SECONDS)
+            self._open.add(connection)
+        return True
+
+    def _end(self, connection: _Connection) -> None:
+        try:
+            # First: the connection that follows it needs the descriptor.
+            self.shutdown_request(connection.socket)
+        finally:
+            with self._has_room:
+                self._open.discard(connection)
+                self._has_room.notify()
+
+    def _connections(self) -> list[_Connection]:
+        with self._has_room:
+            return list(self._open)
+
+    def _make_room(self) -> None:
+        """Cut off the connection that has waited longest, or else received longest."""
+        for stage in ("waiting", "sending"):
+            found = [each for each in self._connections() if each.stage == stage]
+            if found:
+                oldest = min(found, key=lambda connection: connection.since)
+                oldest.since = time.monotonic()  # it is ending; the next call cuts another one
+                oldest.cut()
+                return

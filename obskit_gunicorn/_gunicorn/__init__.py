@@ -1,0 +1,1 @@
+"""What Gunicorn is told, and what it tells us: settings, hooks, workers, requests."""

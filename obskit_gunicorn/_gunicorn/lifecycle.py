@@ -1,0 +1,335 @@
+"""The cores: what each hook must do for this package, whatever the user overrides.
+
+The core of a hook is the function with its name. It runs where Gunicorn calls the hook, before the
+user's method. No core depends on a hook that may not run. The caller of a core catches its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+from obskit_gunicorn._gunicorn import children, exits
+from obskit_gunicorn._gunicorn.contract import CONTAINED, PARAMETERS, overrides
+from obskit_gunicorn._gunicorn.handover import handover
+from obskit_gunicorn._gunicorn.options import absolute, exporter_options
+from obskit_gunicorn._gunicorn.supervisor import supervisor
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store import private
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+    from obskit_gunicorn._gunicorn.contract import Publication
+    from obskit_gunicorn._gunicorn.telemetry import Requests
+
+
+NEWEST_TESTED = 27
+"""The newest major release of Gunicorn that was tested."""
+
+_MOST_LISTENERS = 16
+
+failures: list[tuple[str, str, bool]] = []
+"""What could not be logged or counted in signal context: hook, text, whether to count it."""
+
+_import_error: list[str] = []
+
+
+def _load(name: str) -> Any:
+    """Return a module of ours that needs prometheus_client; ``None`` without prometheus_client."""
+    try:
+        return importlib.import_module(f"obskit_gunicorn.{name}")
+    except ImportError as error:
+        _import_error[:] = [str(error)]
+        return None
+
+
+def sharing() -> Any:
+    """Return :mod:`obskit_gunicorn._values.sharing`, or ``None`` without prometheus_client."""
+    return _load("_values.sharing")
+
+
+def _count(name: str, *labels: str) -> None:
+    """Count an event, see :func:`telemetry.count`; nothing without prometheus_client."""
+    telemetry = _load("_gunicorn.telemetry")
+    if telemetry is not None:
+        telemetry.count(name, *labels)
+
+
+def is_signal_context(name: str) -> bool:
+    """Return whether Gunicorn calls a hook from a signal handler."""
+    if name == "child_exit":
+        import gunicorn
+
+        return gunicorn.version_info < (24,)
+    return name in ("worker_int", "worker_abort")
+
+
+def flush_failures() -> None:
+    """Log and count what has happened in signal context; not for signal context itself."""
+    for reason in exits.flush():
+        _count("gunicorn_worker_exits", reason)
+    while failures:
+        name, message, counts = failures.pop(0)
+        log.error("%s", message)
+        if counts:
+            with contextlib.suppress(Exception):  # counting a failure must not cause another one
+                _count("gunicorn_hook_failures", name)
+
+
+def nworkers_changed(
+    publication: Publication, server: Arbiter, new_value: int, old_value: int | None
+) -> None:
+    """Choose the directory, take the arbiter's lease in it, and begin a generation.
+
+    The first hook that an arbiter calls: after it has daemonized, before it imports a preloaded
+    application and before any fork. Called again at each SIGHUP, TTIN and TTOU, perhaps on the
+    control thread.
+    """
+    membership.role, log.target = "arbiter", server.log
+    flush_failures()
+    shared = sharing()
+    if shared is None:
+        if old_value is None:
+            log.warning(
+                "obskit: prometheus-client cannot be imported (%s), there are no metrics; "
+                "pip install prometheus-client",
+                _import_error[-1],
+            )
+        return
+    if old_value is None:
+        _say_if_untested()
+    shared.install()
+    _begin(publication, server, shared)
+    _describe(server, new_value)
+
+
+def _say_if_untested() -> None:
+    import gunicorn
+
+    if gunicorn.version_info[0] > NEWEST_TESTED:
+        log.info(
+            "obskit: Gunicorn %s is newer than any release that obskit-gunicorn was tested with "
+            "(up to %d)",
+            gunicorn.__version__,
+            NEWEST_TESTED,
+        )
+
+
+def _describe(server: Arbiter, workers: int) -> None:
+    """Record, beside the arbiter's lease, the facts that a scrape shows."""
+    import gunicorn
+
+    settings = server.cfg
+    kind = settings.worker_class_str
+    capacity = {
+        "sync": 1,
+        "gthread": settings.threads,
+        "gevent": settings.worker_connections,
+        "asgi": settings.worker_connections,
+    }.get(kind)
+    membership.note(
+        workers=workers,
+        capacity=capacity,
+        worker_class=kind,
+        gunicorn=gunicorn.__version__,
+        python=platform.python_version(),
+        backlog=settings.backlog,
+        listeners=_listeners(server),
+    )
+
+
+def _listeners(server: Arbiter) -> list[list[Any]]:
+    """Return the addresses of the TCP sockets; once they are bound, as the kernel writes them."""
+    addresses = []
+    for listener in server.LISTENERS:
+        with contextlib.suppress(OSError, AttributeError):
+            addresses.append(listener.sock.getsockname())
+    found = [address for address in addresses or server.cfg.address if isinstance(address, tuple)]
+    return [list(address[:2]) for address in found[:_MOST_LISTENERS]]
+
+
+def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
+    path = publication.options.multiproc_dir
+    # raw_env is part of the environment; Gunicorn applies it a little later.
+    from_raw_env = server.cfg.env.get(DIRECTORY_VARIABLE)
+    if from_raw_env:
+        path = absolute(from_raw_env, handover.started_in)
+    if path is None:
+        path = _private_path()
+    keep = publication.options.metrics_keep
+    # GUNICORN_PID is set in an arbiter that SIGUSR2 has started. It shares the directory of the old
+    # one, even if that has ended in the meantime.
+    keep = keep or "GUNICORN_PID" in os.environ
+    try:
+        shared.begin(path, keep=keep, user=server.cfg.uid, group=server.cfg.gid)
+    finally:
+        handover.drop_lease()
+    handover.export()
+
+
+def _private_path() -> str | None:
+    """Return the private directory to continue with, or ``None`` to make one."""
+    if membership.directory is not None and membership.is_private:
+        return membership.directory.path
+    # The arbiter whose SIGUSR2 has started this one may have handed one on.
+    for handed in handover.exported:
+        if private.is_private(SlotDirectory(handed)):
+            return handed
+    return None
+
+
+def when_ready(publication: Publication, server: Arbiter) -> None:
+    """Start the exporter."""
+    children.listen(server)
+    _describe(server, server.num_workers)
+    _show_zeros(publication)
+    _keep_exporter(publication, server)
+
+
+def on_reload(publication: Publication, server: Arbiter) -> None:
+    """Count the reload, and adapt the exporter to changed options."""
+    _show_zeros(publication)
+    _count("gunicorn_reloads")
+    _keep_exporter(publication, server)
+
+
+def _show_zeros(publication: Publication) -> None:
+    telemetry = _load("_gunicorn.telemetry")
+    if telemetry is not None:
+        telemetry.show_zeros([name for name in CONTAINED if overrides(publication.config, name)])
+
+
+def _keep_exporter(publication: Publication, server: Arbiter) -> None:
+    options = exporter_options(publication.options) if sharing() is not None else None
+    supervisor.keep(options, server, publication.where("metrics_bind"))
+
+
+def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    """Make sure that the directory and the exporter still exist; clean up after ended workers."""
+    flush_failures()
+    shared = sharing()
+    if shared is not None:
+        # The arbiter notices here if its directory was removed or cleaned.
+        _begin(publication, server, shared)
+        _describe(server, server.num_workers)
+        membership.remove_live_gauges()
+    _keep_exporter(publication, server)
+
+
+def post_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    """Become a worker."""
+    membership.role = "worker"
+    counting.forked_at = time.monotonic()
+    supervisor.forked_by_gunicorn()
+
+
+def post_worker_init(publication: Publication, worker: Worker) -> None:
+    """Take the worker's lease, count the boot, and begin to count requests."""
+    shared = sharing()
+    if shared is None:
+        return
+    from obskit_gunicorn._gunicorn import telemetry
+
+    shared.take_lease(state="booted")
+    if supervisor.exporter is not None and membership.lease is None:
+        supervisor.exporter.tell_booted()
+    forked_at = counting.forked_at
+    telemetry.count_boot(None if forked_at is None else time.monotonic() - forked_at)
+    if publication.options.metrics_requests:
+        _count_requests(publication, worker)
+
+
+def _count_requests(publication: Publication, worker: Worker) -> None:
+    """Begin to count requests: by the request hooks, or under ASGI workers by a wrapper."""
+    from obskit_gunicorn._gunicorn import asgi, telemetry
+
+    buckets = publication.options.metrics_buckets
+    name = "asgi" if hasattr(worker, "asgi") else "wsgi"
+    if name == "wsgi" and not hasattr(worker, "CONFIG_KWARGS"):
+        counting.requests = telemetry.requests(buckets)
+        return
+    application = getattr(worker, name)
+    if name == "wsgi" and not asgi.is_asgi3(application):
+        log.warning(
+            "obskit: requests are not counted: %r is not an ASGI 3 application", application
+        )
+        return
+    requests = telemetry.requests(buckets)
+    setattr(worker, name, asgi.CountedApplication(application, requests, worker))
+    # Hooks that nobody overrides need not be called for each request.
+    for hook in ("pre_request", "post_request"):
+        if not overrides(publication.config, hook):
+            setting = worker.cfg.settings[hook]
+            setting.value = setting.default
+
+
+class Counting:
+    """What this process counts, if it is a worker."""
+
+    forked_at: float | None = None
+    """When it was forked, on the monotonic clock."""
+
+    requests: Requests | None = None
+    """Where request hooks count; ``None`` if a wrapper counts, or if requests are not counted."""
+
+
+counting = Counting()
+
+
+def worker_int(publication: Publication, worker: Worker) -> None:
+    """Note why the worker leaves."""
+    exits.leaving.is_interrupted = True
+
+
+def worker_abort(publication: Publication, worker: Worker) -> None:
+    """Note why the worker leaves."""
+    exits.leaving.is_aborted = True
+
+
+def child_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    """Note that a worker has ended."""
+    exits.note(worker)
+    if not is_signal_context("child_exit"):
+        flush_failures()
+
+
+def worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
+    """Count the end of this worker, and record it in the lease."""
+    # Gunicorn may call this in the arbiter, for a worker that it cannot find any more.
+    if os.getpid() != worker.pid:  # type: ignore[comparison-overlap]
+        return
+    reason = exits.leaving.reason(worker)
+    if reason is not None:
+        _count("gunicorn_worker_exits", reason)
+    membership.note(state="leaving", reason=reason, is_counted=reason is not None)
+
+
+def pre_exec(publication: Publication, server: Arbiter) -> None:
+    """Hand on what the new arbiter needs; runs in the child that becomes it.
+
+    Its environment will be ``env_orig``, a copy from before the configuration file ran.
+    """
+    exporter = supervisor.exporter
+    handover.give(server.cfg.env_orig, exporter.hand_on() if exporter is not None else None)
+
+
+def on_exit(publication: Publication, server: Arbiter) -> None:
+    """Log what is left to log, and remove the exporter's Unix socket."""
+    flush_failures()
+    supervisor.remove_socket_file(server)
+
+
+CORES: dict[str, Callable[..., None]] = {
+    name: globals()[name] for name in PARAMETERS if name in globals()
+}
+"""The core of each hook that has one: the function above with the name of the hook."""

@@ -1,0 +1,321 @@
+"""The options of the configuration class: one row each in :data:`OPTIONS`.
+
+A row defines an option, except for its default, which is the attribute of the class. The row gives
+its environment variable, its flag of ``obskit-gunicorn serve``, and its help. The environment wins
+over the class, and the class over the default. A wrong value stops the start with an error that
+names its source.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+from obskit_gunicorn._exporter.addresses import Address
+from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
+from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
+from obskit_gunicorn.errors import ConfigurationError
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+class Found(NamedTuple):
+    """The value of an option before it is checked."""
+
+    value: object
+    """The value; text if it comes from the environment."""
+
+    where: str
+    """Where it is set, for an error."""
+
+    is_text: bool
+    """Whether it comes from the environment."""
+
+    base: str
+    """Where relative paths start."""
+
+    def wrong(self, expected: str, hint: str) -> ConfigurationError:
+        """Return the error that says what is wrong with the value."""
+        return ConfigurationError(where=self.where, value=self.value, expected=expected, hint=hint)
+
+    def items(self) -> object:
+        """Return the value; text is split at its commas."""
+        if self.is_text and isinstance(self.value, str):
+            return [part.strip() for part in self.value.split(",") if part.strip()]
+        return self.value
+
+
+def _directory(found: Found) -> str | None:
+    value = found.value
+    if value is None:
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise found.wrong(
+            "the path of a directory as text, or None for a private one",
+            'Write for example multiproc_dir = "/metrics".',
+        )
+    return absolute(value, found.base)
+
+
+def _flag(found: Found) -> bool:
+    if found.is_text and isinstance(found.value, str):
+        text = found.value.lower()
+        if text in _TRUE or text in _FALSE:
+            return text in _TRUE
+        raise found.wrong(
+            f"one of {', '.join(_TRUE + _FALSE)}", "Set it to true or false, or unset it."
+        )
+    if not isinstance(found.value, bool):
+        raise found.wrong("True or False", "Write True or False.")
+    return found.value
+
+
+def _address(found: Found) -> str | None:
+    if found.value is None or (found.is_text and found.value == ""):
+        return None
+    try:
+        if not isinstance(found.value, str):
+            raise ValueError("it is not text")
+        return str(Address.parse(found.value, found.base))
+    except ValueError as error:
+        raise found.wrong(
+            "an address such as 127.0.0.1:9764, [::1]:9764 or unix:/run/metrics.sock, or None for "
+            f"no exporter ({error})",
+            'Write for example metrics_bind = "0.0.0.0:9764".',
+        ) from None
+
+
+def _path(found: Found) -> str:
+    taken = ("/", HEALTHY_PATH, READY_PATH)
+    value = found.value
+    if (
+        not isinstance(value, str)
+        or not value.startswith("/")
+        or not value.isprintable()
+        or any(character in value for character in "?#% ")
+        or value in taken
+    ):
+        raise found.wrong(
+            f"a path that begins with a slash and is not one of {', '.join(taken)}",
+            'Write for example metrics_path = "/metrics".',
+        )
+    return value
+
+
+def _file(found: Found) -> str | None:
+    if found.value is None or found.value == "":
+        return None
+    value = os.fspath(found.value) if isinstance(found.value, os.PathLike) else found.value
+    if isinstance(value, str) and os.path.isfile(absolute(value, found.base)):
+        return absolute(value, found.base)
+    raise found.wrong(
+        "the path of an existing PEM file, or None",
+        "Correct the path, or make sure that the file exists before Gunicorn starts.",
+    )
+
+
+def _import_strings(found: Found) -> tuple[str, ...]:
+    names = found.items()
+    hint = 'Write for example metrics_collectors = ["myapp.metrics:queue_depth"].'
+    if not isinstance(names, (list, tuple)):
+        raise found.wrong("a list of import strings", hint)
+    for name in names:
+        module, colon, attribute = name.partition(":") if isinstance(name, str) else ("",) * 3
+        if not colon or not all(p.isidentifier() for p in f"{module}.{attribute}".split(".")):
+            raise found._replace(value=name).wrong(
+                "import strings of objects with a method collect(), as package.module:name", hint
+            )
+    return tuple(names)
+
+
+def _buckets(found: Found) -> tuple[float, ...]:
+    parts = found.items()
+    try:
+        if isinstance(parts, str) or not isinstance(parts, Iterable):
+            raise TypeError("it is not a list")
+        bounds = tuple(float(part) for part in parts)
+        bounds = bounds[:-1] if bounds[-1:] == (math.inf,) else bounds
+        if not bounds or list(bounds) != sorted(set(bounds)) or bounds[0] <= 0:
+            raise ValueError("they must be positive and ascending")
+        if not all(map(math.isfinite, bounds)):
+            raise ValueError("they must be finite")
+    except (TypeError, ValueError) as error:
+        raise found.wrong(
+            f"upper bounds in seconds, each larger than the one before ({error})",
+            "Write for example metrics_buckets = (0.01, 0.1, 1, 10).",
+        ) from None
+    return bounds
+
+
+class Option(NamedTuple):
+    """An option of the configuration class."""
+
+    name: str
+    """The attribute of the class; the default is the value of the base class."""
+
+    read: Callable[[Found], Any]
+    """Returns the checked value; raises :class:`ConfigurationError`."""
+
+    help: str
+    """What it means, as part of a sentence."""
+
+    example: str = ""
+    """An example of a value, for errors."""
+
+    is_exporters: bool = False
+    """Whether the exporter uses it, so that ``obskit-gunicorn serve`` has a flag for it."""
+
+    empty_is_none: bool = False
+    """Whether an empty environment variable means ``None``; otherwise it counts as unset."""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable; it wins over the class."""
+        if self.name == "multiproc_dir":
+            return DIRECTORY_VARIABLE
+        return f"OBSKIT_{self.name.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """The flag of ``obskit-gunicorn serve``."""
+        return "--" + self.name.removeprefix("metrics_").replace("_", "-")
+
+
+OPTIONS = (
+    Option(
+        "multiproc_dir",
+        _directory,
+        "the directory in which the processes share their metrics (by default a private one in "
+        "memory, removed when the server ends)",
+        "/metrics",
+    ),
+    Option(
+        "metrics_keep",
+        _flag,
+        "whether a start continues from the totals of earlier runs instead of from zero",
+        "true",
+    ),
+    Option(
+        "metrics_bind",
+        _address,
+        "where the exporter listens: host:port, [IPv6]:port or unix:path",
+        "0.0.0.0:9764",
+        is_exporters=True,
+        empty_is_none=True,
+    ),
+    Option("metrics_path", _path, "the path of the exposition", "/metrics", is_exporters=True),
+    Option(
+        "metrics_certfile",
+        _file,
+        "a PEM file with the certificate chain, for TLS; a renewed one is used without a restart",
+        "/tls/tls.crt",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_keyfile",
+        _file,
+        "a PEM file with the private key, where the certificate's file does not contain it",
+        "/tls/tls.key",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_ca_certs",
+        _file,
+        "a PEM file with the authorities whose client certificates are accepted, for mutual TLS",
+        "/tls/ca.crt",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_collectors",
+        _import_strings,
+        "import strings of collectors that run once, in the exporter; commas separate them",
+        "myapp.metrics:queue_depth",
+        is_exporters=True,
+    ),
+    Option("metrics_requests", _flag, "whether requests are counted", "false"),
+    Option(
+        "metrics_buckets",
+        _buckets,
+        "upper bounds of the buckets of request durations, in seconds; commas separate them",
+        "0.01,0.1,1,10",
+    ),
+)
+"""Every option of the configuration class."""
+
+
+def normalize_environment(environment: MutableMapping[str, str], base: str) -> None:
+    """Make the multiprocess directory that the environment names absolute.
+
+    Gunicorn changes directory later, and every process and library that reads the variable must
+    find the same directory. Like prometheus_client, this reads the old lower-case spelling too.
+
+    Args:
+        environment: ``os.environ`` of the process that loads the configuration.
+        base: The directory that relative paths start from.
+    """
+    wished = environment.get(DIRECTORY_VARIABLE) or environment.get("prometheus_multiproc_dir")
+    if wished:
+        environment[DIRECTORY_VARIABLE] = absolute(wished, base)
+
+
+def absolute(path: str, base: str) -> str:
+    """Return a path as absolute and normalized; a relative path starts from ``base``."""
+    return os.path.abspath(os.path.join(base, path))
+
+
+def read_options(
+    config: object,
+    environment: Mapping[str, str],
+    *,
+    source: str,
+    base: str,
+    exported: Collection[str] = (),
+) -> Options:
+    """Read the options of a configuration; runs while Gunicorn loads it.
+
+    A relative path is made absolute here, before Gunicorn changes directory.
+
+    Args:
+        config: An instance of the user's class.
+        environment: The process's environment.
+        source: The file of the class, for errors.
+        base: The directory that relative paths start from.
+        exported: The directories that were put into the environment by us, not by the user.
+
+    Returns:
+        The checked value of each row of :data:`OPTIONS`, under its name.
+
+    Raises:
+        ConfigurationError: A value is wrong.
+    """
+    found: dict[str, Found] = {}
+    for option in OPTIONS:
+        text = environment.get(option.variable)
+        if option.variable == DIRECTORY_VARIABLE and text in exported:
+            text = None
+        if text or (text is not None and option.empty_is_none):
+            where = f"environment variable {option.variable}"
+            found[option.name] = Found(text, where, True, base)
+        else:
+            where = f"{type(config).__name__}.{option.name} in {source}"
+            found[option.name] = Found(getattr(config, option.name), where, False, base)
+    options = Options(**{option.name: option.read(found[option.name]) for option in OPTIONS})
+    for name in ("metrics_keyfile", "metrics_ca_certs"):
+        if getattr(options, name) and not options.metrics_certfile:
+            raise found[name].wrong(
+                "a certificate that belongs to it, in metrics_certfile",
+                f"Set metrics_certfile, or unset {name}.",
+            )
+    return options
+
+
+def exporter_options(options: Options) -> Options | None:
+    """Return the exporter's options; ``None`` if no exporter is wanted."""
+    if options.metrics_bind is None:
+        return None
+    return Options(**{row.name: getattr(options, row.name) for row in OPTIONS if row.is_exporters})

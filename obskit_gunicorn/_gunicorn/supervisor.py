@@ -1,0 +1,196 @@
+"""The arbiter's side of the exporter: bind its address, start it, restart it, end it.
+
+Never imports prometheus_client.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from obskit_gunicorn._exporter.launch import ExporterProcess
+from obskit_gunicorn._exporter.protocol import Order
+from obskit_gunicorn._gunicorn.handover import handover
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.membership import membership
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
+
+    from gunicorn.arbiter import Arbiter
+
+    from obskit_gunicorn._exporter.protocol import Options
+
+_NOBODY = -1
+
+
+class Supervisor:
+    """This process's part of the exporter: the arbiter keeps it running, a worker can signal it.
+
+    Attributes:
+        exporter: The exporter, if one is wanted.
+    """
+
+    def __init__(self) -> None:
+        """There is no exporter yet."""
+        self.exporter: ExporterProcess | None = None
+        self._arbiter_pid = _NOBODY
+        self._reported = 0
+        self._problem = ""
+
+    def keep(self, options: Options | None, server: Arbiter, source: str) -> None:
+        """Keep exactly the exporter that is wanted running; runs in the arbiter.
+
+        Leaves an exporter that has not changed alone, so it may be called again and again.
+
+        Args:
+            options: The options of the exporter; ``None`` if none is wanted.
+            server: The arbiter.
+            source: Where the option for the address is set, for an error.
+        """
+        self._arbiter_pid = os.getpid()
+        before, after = self.exporter, None
+        if options is not None:
+            directory = membership.directory
+            path = None if directory is None else directory.path
+            errorlog = server.cfg.errorlog
+            errorlog = None if errorlog == "-" else os.path.abspath(errorlog)
+            order = Order(options, path, errorlog)
+            if before is not None and before.order == order:
+                before.revive()
+                self._report(before)
+                return
+            after = ExporterProcess(order, server.cfg, self.child_ended)
+            if before is not None:
+                after.take_over(before)
+            if after.listener is None:
+                self._listen(after, source)
+        self.exporter = after
+        self._reported = 0
+        if after is not None:
+            if before is None:
+                # Gunicorn skips on_exit if a hook or the configuration ends the start.
+                atexit.register(lambda: self.remove_socket_file(server))
+            self._start(after)
+        handover.drop_listener()
+        if before is not None:
+            before.stop()
+            if after is None or after.listener is not before.listener:
+                before.close_listener()
+
+    def _start(self, exporter: ExporterProcess) -> None:
+        try:
+            exporter.start()
+        except OSError as error:
+            log.error(
+                "obskit: the exporter cannot be started: %s; no metrics at %s until the next fork "
+                "tries again",
+                error,
+                exporter.address,
+            )
+        else:
+            if exporter.listener is not None:
+                path = exporter.order.options.metrics_path
+                log.info("obskit: metrics at %s%s", exporter.address, path)
+
+    def remove_socket_file(self, server: Arbiter) -> None:
+        """Remove the file of a Unix socket, unless another arbiter of this server still uses it.
+
+        Runs when the arbiter ends; may be called again.
+        """
+        # Another one: the arbiter that a SIGUSR2 has started, or that has started this one.
+        is_last = server.reexec_pid == server.master_pid == 0
+        if self.exporter is not None and is_last and self._arbiter_pid == os.getpid():
+            self.exporter.close_listener()
+
+    def forked_by_gunicorn(self) -> None:
+        """Keep only what a worker needs of the exporter; runs in the worker."""
+        self._arbiter_pid = _NOBODY
+        if self.exporter is not None:
+            self.exporter.keep_in_worker()
+
+    def start_over(self) -> None:
+        """Close what a forked child must not keep; must not log, import or wait.
+
+        A child that Gunicorn has forked keeps it for now: ``post_fork`` closes it in a worker, and
+        the exec in the process that becomes the arbiter of a SIGUSR2.
+        """
+        exporter = self.exporter
+        if os.getppid() == self._arbiter_pid and (
+            _is_forked_by_gunicorn()
+            # gevent's Popen forks in Python: this becomes the exporter, by exec.
+            or (exporter is not None and exporter.is_busy)
+        ):
+            return
+        handover.drop_listener()
+        self.exporter = None
+        if exporter is not None:
+            exporter.abandon()
+
+    def child_ended(self, handle: Callable[[], object]) -> None:
+        """Restart the exporter if it was the child that ended; runs in signal context.
+
+        Args:
+            handle: What else to do when a child has ended.
+        """
+        exporter = self.exporter if os.getpid() == self._arbiter_pid else None
+        if exporter is not None:
+            if exporter.put_off(handle):
+                return
+            exporter.reap()
+        handle()
+        if exporter is not None and exporter is self.exporter:
+            exporter.revive(by_signal=True)
+
+    def _listen(self, exporter: ExporterProcess, source: str) -> None:
+        """Use the listening socket that was handed on, or a new one; log if there is none."""
+        exporter.listener = handover.listener_at(str(exporter.address))
+        if exporter.listener is not None:
+            return
+        problem = ""
+        try:
+            exporter.listen()
+        except OSError as error:
+            problem = f"{exporter.address}: {error.strerror or error}"
+            if problem != self._problem:
+                log.error(
+                    "obskit: the exporter cannot listen at %s (%s); it keeps trying, and there are "
+                    "no metrics until then",
+                    problem,
+                    source,
+                )
+        self._problem = problem
+
+    def _report(self, exporter: ExporterProcess) -> None:
+        """Log that the exporter was restarted, which could not be logged in signal context."""
+        if exporter.starts - 1 > 2 * self._reported:
+            self._reported = exporter.starts - 1
+            log.error(
+                "obskit: the exporter has ended and was started again, %d times so far; see the "
+                "standard error of its first start",
+                self._reported,
+            )
+
+
+supervisor = Supervisor()
+"""The supervisor of this process."""
+
+forks.in_child("exporter", supervisor.start_over)
+
+
+def _is_forked_by_gunicorn() -> bool:
+    """Return whether Gunicorn itself has just forked, and not code that one of its hooks runs."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == "gunicorn.arbiter":
+            return frame.f_code.co_name in ("spawn_worker", "reexec")
+        ours = (__name__, forks.__name__)
+        if module not in ours and module.partition(".")[0] != "gevent":  # has a fork of its own
+            return False
+        frame = frame.f_back
+    return False

@@ -1,0 +1,225 @@
+"""Metrics about Gunicorn itself: requests, workers, why workers end.
+
+The process in which something happens counts it, never in signal context. These metrics are shared
+like all others. What can be read from leases and /proc instead is read by the process that serves
+the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.gauges` and
+:mod:`obskit_gunicorn._exporter.procfs`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from obskit_gunicorn import _prometheus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gunicorn.http.message import Request
+    from gunicorn.http.wsgi import Response
+
+_METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
+CLIENT_CLOSED = 499
+"""The code of a request whose client disconnected before there was a response."""
+
+_LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""The errors that mean, to Gunicorn, that a client has disconnected."""
+
+_OTHER = "other"
+"""The label of all other methods; clients may send any name."""
+
+REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
+"""Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
+
+_BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class _Child(NamedTuple):
+    """The functions to call for each request of one method and code."""
+
+    add_one: Callable[[float], None]
+    observe: Callable[[float], None]
+
+
+class Requests:
+    """The requests of this process. Thread-safe; the calls never raise.
+
+    The metrics are in no registry. They are shared by file, and the application's registry may have
+    metrics with the same names.
+    """
+
+    def __init__(self, buckets: tuple[float, ...]) -> None:
+        """Make the metrics; the value class must be installed.
+
+        Args:
+            buckets: Upper bounds of the durations, in seconds.
+        """
+        self._total = Counter(
+            "gunicorn_requests",
+            "Requests that workers have answered, by method and status code.",
+            ["method", "code"],
+            registry=None,
+        )
+        self._duration = Histogram(
+            "gunicorn_request_duration_seconds",
+            "Time from a request's arrival in a worker to the end of its response.",
+            ["method"],
+            buckets=buckets,
+            registry=None,
+        )
+        self._in_progress = Gauge(
+            "gunicorn_requests_in_progress",
+            "Requests that workers are answering.",
+            multiprocess_mode="livesum",
+            registry=None,
+        )
+        # The metrics' public methods check what is known here, and each check costs every request.
+        self._count_in_progress = _prometheus.adder(self._in_progress)
+        self._bounds = buckets
+        self._children: dict[tuple[str | None, int], _Child] = {}
+
+    def arrived(self) -> float:
+        """Note that a request has arrived; return when, for :meth:`answered`."""
+        self._count_in_progress(1)
+        return perf_counter()
+
+    def answered(self, method: str | None, code: int, started: float | None) -> None:
+        """Note that a request was answered.
+
+        Args:
+            method: Its method, as the client has sent it.
+            code: The status code of the response.
+            started: The result of :meth:`arrived`; ``None`` if it was not called.
+        """
+        child = self._children.get((method, code)) or self._child(method, code)
+        child.add_one(1)
+        if started is not None:
+            child.observe(perf_counter() - started)
+            self._count_in_progress(-1)
+
+    def arrived_hook(self, req: Request) -> None:
+        """Note in ``pre_request`` that a request has arrived."""
+        self._count_in_progress(1)
+        try:
+            req.obskit_started = perf_counter()  # type: ignore[attr-defined]
+        except AttributeError:  # without the attribute there is no duration
+            self._count_in_progress(-1)
+
+    def answered_hook(self, req: Request, resp: Response | None) -> None:
+        """Note in ``post_request`` that a request was answered.
+
+        Gunicorn calls that hook in a ``finally``, so an exception of the application may be in
+        flight. If nothing has been sent then, Gunicorn answers 500.
+        """
+        code = getattr(resp, "status_code", None)
+        if code is None or not getattr(resp, "headers_sent", True):
+            code = _code_of(sys.exc_info()[1], code)
+        self.answered(getattr(req, "method", None), code, getattr(req, "obskit_started", None))
+
+    def _child(self, method: str | None, code: int) -> _Child:
+        name = method if method in _METHODS else _OTHER
+        try:
+            code = int(code)  # str() of an enum's member is its name
+        except (TypeError, ValueError):
+            code = 500
+        child = _Child(
+            _prometheus.adder(self._total.labels(name, str(code))),
+            _prometheus.observer(self._duration.labels(name), self._bounds),
+        )
+        if name is not _OTHER:  # otherwise clients could fill the memory with names
+            self._children[name, code] = child
+        return child
+
+
+def _code_of(error: BaseException | None, code: int | None) -> int:
+    """Return the code of a request that ended before its headers were sent.
+
+    Args:
+        error: The exception that is in flight, if there is one.
+        code: The code that the application has set; ``None`` if it has not set any.
+    """
+    if type(error).__module__ == "gunicorn.http.errors":  # while the application read the body
+        return CLIENT_CLOSED if type(error).__name__ == "NoMoreData" else 400
+    is_lost = isinstance(error, OSError) and error.errno in _LOST
+    return 500 if code is None or not (error is None or is_lost) else code
+
+
+@functools.cache
+def requests(buckets: tuple[float, ...]) -> Requests:
+    """Return the :class:`Requests` of this process, made at the first call."""
+    return Requests(buckets)
+
+
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gunicorn_worker_boots": ("Workers that have booted and begun to serve.", ()),
+    "gunicorn_worker_exits": ("Workers that have ended, by reason.", ("reason",)),
+    "gunicorn_reloads": ("Reloads of the configuration by SIGHUP.", ()),
+    "gunicorn_hook_failures": (
+        "Exceptions in overridden server hooks that were contained.",
+        ("hook",),
+    ),
+}
+"""What happens to workers and the arbiter, with help and labels."""
+
+
+@functools.cache
+def _counter(name: str, *labels: str) -> Counter:
+    # Made when it is first needed, so that it never exists before the value class is installed.
+    if labels:
+        return _counter(name).labels(*labels)
+    return Counter(name, *COUNTERS[name], registry=None)
+
+
+@functools.cache
+def _boot_seconds() -> Histogram:
+    return Histogram(
+        "gunicorn_worker_boot_seconds",
+        "Time from a worker's fork until it serves.",
+        buckets=_BOOT_BUCKETS,
+        registry=None,
+    )
+
+
+def count(name: str, *labels: str) -> None:
+    """Count one event; not for signal context.
+
+    Args:
+        name: The counter, one of :data:`COUNTERS`.
+        labels: The values of its labels.
+    """
+    _counter(name, *labels).inc()
+
+
+def count_boot(seconds: float | None) -> None:
+    """Count a worker that serves now; runs in the worker.
+
+    Args:
+        seconds: The time since it was forked, ``None`` if unknown.
+    """
+    count("gunicorn_worker_boots")
+    if seconds is not None:
+        _boot_seconds().observe(seconds)
+
+
+def show_zeros(hooks: Iterable[str]) -> None:
+    """Show what has not happened yet as 0, so that ``increase()`` sees the first time it happens.
+
+    Runs in the arbiter; may be called again.
+
+    Args:
+        hooks: The server hooks whose failures would be contained.
+    """
+    _counter("gunicorn_worker_boots")
+    _counter("gunicorn_reloads")
+    for reason in REASONS:
+        _counter("gunicorn_worker_exits", reason)
+    for hook in hooks:
+        _counter("gunicorn_hook_failures", hook)

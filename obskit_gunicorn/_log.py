@@ -1,0 +1,29 @@
+"""The one log of this package.
+
+Lines go to the logger ``obskit_gunicorn``; in a process of Gunicorn's they go to its error log, in
+the format and to the place that its settings say. Not for signal context.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+
+class Log:
+    """A logger whose target may change while others hold on to it.
+
+    Attributes:
+        target: Where lines go: anything with the methods of a :class:`logging.Logger`.
+    """
+
+    def __init__(self) -> None:
+        """Log to the logger of this package."""
+        self.target: Any = logging.getLogger("obskit_gunicorn")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.target, name)
+
+
+log = Log()
+"""The log of this process."""

@@ -1,0 +1,1 @@
+"""From metric files to text: collecting, merging, rendering, and serving it as an application."""

@@ -1,0 +1,302 @@
+"""From the keys of metric files to families of metrics.
+
+Most values add up; a :class:`Family` of those is laid out once and given its values at each scrape.
+What does not simply add up, some gauges and metrics of one name and several types, is merged sample
+by sample by :func:`merge`. Both give what prometheus_client gives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import accumulate
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client.core import Metric
+from prometheus_client.samples import Sample
+
+from obskit_gunicorn import _prometheus
+from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, go_float, line_prefixes
+from obskit_gunicorn._store.fileformat import MetricFileName, key_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from obskit_gunicorn._store.reader import MetricFileReader
+
+_ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
+"""The file prefixes whose values add up."""
+
+_WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
+"""Those of them from which prometheus_client takes any label ``pid`` away."""
+
+
+class Series(NamedTuple):
+    """One key of a metric file, parsed."""
+
+    metric: str
+    name: str
+    labels: Labels
+    help: str
+
+
+class Family:
+    """A metric of one type whose values add up, with everything about it that stays the same."""
+
+    def __init__(self, prefix: str, members: list[tuple[int, Series]]) -> None:
+        first = members[0][1]
+        self.prefix, self.type = prefix, prefix.partition("_")[0]
+        self.name, self.help = first.metric, first.help
+        self.samples: list[tuple[str, Labels]] = []
+        """Name and labels of each sample, in prometheus_client's order."""
+        self._steps: list[tuple[int, bool]] = []
+        self.members = members
+        self._pick = getter(self._lay_out())
+        self._prefixes = {TEXT.name: line_prefixes(self, TEXT)}
+
+    def prefixes(self, format_: Format) -> list[str]:
+        """Return what stands before each value, the line break before it included.
+
+        Raises:
+            ValueError: prometheus_client does not render the family one line a sample.
+        """
+        prefixes = self._prefixes.get(format_.name)
+        if prefixes is None:
+            prefixes = self._prefixes[format_.name] = line_prefixes(self, format_)
+        return prefixes
+
+    def values(self, totals: Sequence[float]) -> Sequence[float]:
+        """Return the value of every sample, in the order of :attr:`samples`."""
+        picked = self._pick(totals)
+        if not self._steps:
+            return picked
+        values: list[float] = []
+        at = 0
+        for count, is_buckets in self._steps:
+            part = picked[at : at + count]
+            at += count
+            if is_buckets:
+                values.extend(accumulate(part))
+                values.append(values[-1])
+            else:
+                values.extend(part)
+        return values
+
+    def metric(self, values: Iterable[float] = ()) -> Metric:
+        """Return a fresh family with these values, or with no samples."""
+        metric = Metric(self.name, self.help, self.type)
+        metric.samples = [
+            Sample(name, dict(labels), value)
+            for (name, labels), value in zip(self.samples, values, strict=False)
+        ]
+        return metric
+
+    def _lay_out(self) -> list[int]:
+        """Lay out the samples as prometheus_client does; return the key of each picked value.
+
+        Raises:
+            ValueError: A sample has several keys: their help text differs, or the spelling of a
+                bucket.
+        """
+        plain: dict[Labels, dict[str, int]] = {}
+        buckets: dict[Labels, dict[float, int]] = {}
+        for key, series in self.members:
+            labels = series.labels
+            bound = dict(labels).get("le") if self.prefix == "histogram" else None
+            if bound is not None:
+                labels = _without("le", labels)
+                buckets.setdefault(labels, {})[float(bound)] = key
+            elif self.prefix in _WITHOUT_PID:
+                labels = _without("pid", labels)
+            by_name = plain.setdefault(labels, {})
+            if bound is None:
+                by_name[series.name] = key
+        laid_out = sum(map(len, plain.values())) + sum(map(len, buckets.values()))
+        if laid_out < len(self.members):
+            raise ValueError(f"a sample of {self.name} has several keys")
+        keys: list[int] = []
+        bounds: dict[float, str] = {}
+        for labels, by_name in plain.items():
+            by_bound = buckets.get(labels, {})
+            if by_bound:
+                by_name.pop(f"{self.name}_count", None)
+            self.samples += [(name, labels) for name in by_name]
+            keys += by_name.values()
+            if buckets:
+                self._steps.append((len(by_name), False))
+            for value, key in sorted(by_bound.items()):
+                if value not in bounds:
+                    bounds[value] = go_float(value)
+                with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
+                self.samples.append((f"{self.name}_bucket", with_bound))
+                keys.append(key)
+            if by_bound:
+                self._steps.append((len(by_bound), True))
+                self.samples.append((f"{self.name}_count", labels))
+        return keys
+
+
+def make_family(
+    prefix: str, members: list[tuple[int, Series]], before: Family | None
+) -> Family | None:
+    """Return a family of these keys by number, or ``None`` if they must be merged one by one.
+
+    Args:
+        prefix: The prefix of the files that have the keys.
+        members: Numbers and keys.
+        before: The family of this name so far, which is used again if nothing has changed.
+    """
+    if before is not None and (before.prefix, before.members) == (prefix, members):
+        return before
+    try:
+        return Family(prefix, members) if prefix in _ADDING else None
+    except ValueError:
+        return None
+
+
+class Unmerged(NamedTuple):
+    """A metric whose samples of all files are to be merged one by one."""
+
+    name: str
+    kind: str
+    """The type, as the first file says it."""
+
+    help: str
+    modes: list[str]
+    """The multiprocess modes of its files, if they are a gauge's; the last one counts."""
+
+    samples: list[tuple[str, Labels, float, float]]
+    """Name, labels, value and timestamp of each, holders of gauges as the label ``pid``."""
+
+
+def add_unmerged(
+    metrics: dict[str, Unmerged],
+    file: MetricFileName,
+    reader: MetricFileReader,
+    series: Iterable[tuple[int, Series]],
+) -> None:
+    """Add what a file holds to metrics by name.
+
+    Args:
+        metrics: The metrics so far.
+        file: The file's name.
+        reader: What has read it.
+        series: Which of its keys to add, by number.
+    """
+    kind, _, mode = file.prefix.partition("_")
+    numbers = list(reader.pairs())
+    for at, (name, sample, labels, help_text) in series:
+        metric = metrics.setdefault(name, Unmerged(name, kind, help_text, [], []))
+        if kind == "gauge":
+            metric.modes.append(mode)
+            labels = (*labels, ("pid", file.holder))  # noqa: PLW2901
+        # As prometheus_client reads files: a timestamp is a gauge's only.
+        timestamp = numbers[2 * at + 1] if kind == "gauge" else 0.0
+        metric.samples.append((sample, labels, numbers[2 * at], timestamp))
+
+
+def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
+    """Merge the samples of a metric as prometheus_client does.
+
+    Args:
+        metric: The metric.
+        buckets_add_up: Make each bucket of a histogram include the smaller ones, as the exposition
+            has it.
+    """
+    mode = metric.modes[-1].removeprefix("live") if metric.kind == "gauge" else ""
+    combine = _COMBINE.get(mode, sum_row)
+    merged: dict[Labels, dict[tuple[str, Labels], list[float]]] = {}
+    newest: dict[tuple[str, Labels], float] = {}
+    buckets: dict[Labels, dict[float, list[float]]] = {}
+    for name, labels, value, timestamp in metric.samples:
+        if mode and mode != "all":
+            labels = _without("pid", labels)  # noqa: PLW2901
+        bound = dict(labels).get("le") if metric.kind == "histogram" else None
+        if bound is not None:
+            found = buckets.setdefault(_without("le", labels), {})
+            found.setdefault(float(bound), []).append(value)
+        elif mode != "mostrecent" or timestamp > newest.get((name, labels), 0.0):
+            newest[name, labels] = timestamp
+            merged.setdefault(labels, {}).setdefault((name, labels), []).append(value)
+    for labels, by_bound in buckets.items():
+        same = merged.setdefault(labels, {})
+        total = 0.0
+        for limit, values in sorted(by_bound.items()):
+            value = sum_row(values)
+            total += value
+            with_bound = (*labels, ("le", go_float(limit)))
+            same[f"{metric.name}_bucket", with_bound] = [total if buckets_add_up else value]
+        if buckets_add_up:
+            same[f"{metric.name}_count", labels] = [total]
+    # A label that is written twice, such as a gauge's own label pid, is one.
+    samples = {
+        (name, tuple(sorted(dict(labels).items()))): Sample(name, dict(labels), combine(values))
+        for same in merged.values()
+        for (name, labels), values in same.items()
+    }
+    family = Metric(metric.name, metric.help, metric.kind)
+    family.samples = list(samples.values())
+    return family
+
+
+def _last(values: list[float]) -> float:
+    return values[-1]
+
+
+_COMBINE: dict[str, Callable[[list[float]], float]] = {
+    "min": min,
+    "max": max,
+    "all": _last,
+    "mostrecent": _last,
+}
+"""What makes one value of those that several files have, by mode; the others are summed."""
+
+
+def _without(name: str, labels: Labels) -> Labels:
+    return tuple(pair for pair in labels if pair[0] != name)
+
+
+_decode = json.JSONDecoder().raw_decode
+
+
+def parse_key(key: bytes, prefix: str) -> Series | None:
+    """Parse a key as it stands in a file; ``None`` if it is no metric's."""
+    try:
+        text = key_text(key).decode().strip(" \t\n\r")
+        (metric, name, labels, help_text), end = _decode(text)
+        if end < len(text):
+            return None
+        # Raises for what is no text, and for a lone surrogate, which cannot be exposed.
+        "".join((metric, name, help_text, *labels, *labels.values())).encode()
+        if prefix == "histogram" and "le" in labels and math.isnan(float(labels["le"])):
+            return None
+        # What no metric can be made with, and what would break the exposition for all others:
+        # prometheus_client takes a name that ends in a line break for a plain one.
+        if not name or "" in labels or any(label.startswith("__") for label in labels):
+            return None
+        if any(each.endswith("\n") for each in (metric, name, *labels)):
+            return None
+        pairs = tuple(sorted(labels.items()))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return Series(metric, name, pairs, help_text) if _prometheus.is_metric_name(metric) else None
+
+
+def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    """Return what picks several items at once; itemgetter returns no tuple for one."""
+    if len(numbers) == 1:
+        only = numbers[0]
+        return lambda values: (values[only],)
+    return itemgetter(*numbers)
+
+
+def sum_row(row: Iterable[float]) -> float:
+    """Return an exact sum; of infinities and what is beyond the largest float, a plain one.
+
+    As with prometheus_client, it is 0.0 for -0.0.
+    """
+    try:
+        return math.fsum(row) + 0.0
+    except (ValueError, OverflowError):
+        return sum(row)

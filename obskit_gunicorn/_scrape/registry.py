@@ -1,0 +1,162 @@
+"""The registry of the metrics that all processes share, and the functions that use it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+from prometheus_client.core import CollectorRegistry, Metric
+
+from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.formats import TEXT, Families, Format
+from obskit_gunicorn._scrape.gauges import Scrape
+from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
+from obskit_gunicorn._values import values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.registry import Collector
+
+
+class SharedRegistry(CollectorRegistry):
+    """A registry of the metrics that all processes share, and of metrics about sharing.
+
+    It looks for the directory at each scrape, so the registry may exist before the directory does.
+    More collectors may be registered. Created by :func:`setup_multiprocess_registry`.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Create the registry.
+
+        Args:
+            path: The multiprocess directory; by default the one that this process uses at the time
+                of the scrape.
+        """
+        super().__init__()
+        self._path = path
+        self._others: list[Collector] = []
+        self._reported: set[str] = set()
+        super().register(Families(self._families))
+
+    def register(self, collector: Collector) -> None:
+        """Expose another collector too; it runs in the process that serves the scrape."""
+        self._others.append(collector)
+
+    def unregister(self, collector: Collector) -> None:
+        """Remove a collector."""
+        self._others.remove(collector)
+
+    def restricted_registry(self, names: Iterable[str]) -> Any:
+        """Return a registry with only the samples of these names, for ``name[]``.
+
+        Looks at every family: before 0.25, prometheus_client leaves out collectors that, like ours,
+        do not know their names in advance.
+        """
+        wanted = set(names)
+        return Families(lambda: _restricted(self.collect(), wanted))
+
+    def exposed(self, format_: Format) -> bytes:
+        """Return the exposition in a format.
+
+        Raises:
+            Exception: Whatever the format's encoder raises.
+        """
+        scrape = Scrape(self._path or _current_path())
+        shared = scrape.snapshot.rendered(format_)
+        rest = list(self._beside(scrape))
+        return shared + format_.encode(Families(lambda: rest))
+
+    def _families(self) -> Iterator[Metric]:
+        scrape = Scrape(self._path or _current_path())
+        yield from scrape.snapshot.metrics()
+        yield from self._beside(scrape)
+
+    def _beside(self, scrape: Scrape) -> Iterator[Metric]:
+        """Yield gauges about a scrape, then other collectors' families unless their name is taken.
+
+        Prometheus rejects a whole exposition in which a name occurs twice.
+        """
+        types = scrape.snapshot.types()
+        for gauge in scrape.gauges():
+            types[gauge.name] = gauge.type
+            yield gauge
+        taken = {name for family in types.items() for name in _exposed_names(*family)}
+        for collector in self._others:
+            for family in collector.collect():
+                names = _exposed_names(family.name, family.type)
+                if taken.isdisjoint(names):
+                    taken |= names
+                    yield family
+                elif family.name not in self._reported:
+                    self._reported.add(family.name)
+                    log.error(
+                        "obskit: %s is exposed once; another collector has a metric with the same "
+                        "name, which is left out",
+                        family.name,
+                    )
+
+
+def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:
+    """Return a new registry of the metrics that all processes share, and of metrics about sharing.
+
+    Args:
+        path: The multiprocess directory; by default the one that this process uses at the time of
+            the scrape.
+    """
+    return SharedRegistry(path)
+
+
+def is_multiprocess_mode() -> bool:
+    """Return whether this process shares its metrics with others, or is configured to."""
+    return values.is_installed() or bool(os.environ.get(DIRECTORY_VARIABLE))
+
+
+def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
+    """Return the exposition of all processes in the text format 0.0.4.
+
+    Args:
+        registry: The registry to expose instead.
+    """
+    registry = registry or current_registry()
+    if isinstance(registry, SharedRegistry):
+        return registry.exposed(TEXT)
+    return prometheus_client.generate_latest(registry)
+
+
+_SUFFIXES = {
+    "counter": ("_total", "_created"),
+    "summary": ("_sum", "_count", "_created"),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+    "info": ("_info",),
+}
+
+
+def _exposed_names(name: str, type_: str) -> set[str]:
+    """Return the names that a family occupies in a registry."""
+    return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
+
+
+def _restricted(metrics: Iterable[Metric], names: set[str]) -> Iterator[Metric]:
+    for metric in metrics:
+        samples = [sample for sample in metric.samples if sample.name in names]
+        if samples:
+            kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            kept.samples = samples
+            yield kept
+
+
+def current_registry() -> CollectorRegistry:
+    """Return the registry to serve by default: the shared one, or prometheus_client's own."""
+    if is_multiprocess_mode():
+        return setup_multiprocess_registry()
+    return prometheus_client.REGISTRY
+
+
+def _current_path() -> str | None:
+    directory = membership.directory
+    if directory is not None:
+        return directory.path
+    return os.environ.get(DIRECTORY_VARIABLE)

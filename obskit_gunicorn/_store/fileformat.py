@@ -1,0 +1,179 @@
+"""The bytes of a ``.db`` metric file, and the one parser of them.
+
+The format is prometheus_client's (checked against 0.20 to 0.26), so that any reader of its
+multiprocess directory reads our files too::
+
+    offset 0   int32    used: how many bytes of the file hold data, including this header
+    offset 4   4 bytes  padding; our files have a random number here, so that a reader can tell a
+                        file from its replacement even if the inode is reused at once
+    offset 8   entries, one after the other, each
+               int32    length of the key in bytes
+               bytes    the key, UTF-8, then spaces up to a multiple of 8 (at least one)
+               double   value
+               double   timestamp, Unix seconds; 0 if there is none
+
+Integers and doubles have the byte order of the machine. Entries are only ever appended, and
+``used`` grows only after an entry is complete. So a reader sees whole entries at any moment, even
+if the writer is killed. A key is the JSON list ``[metric name, sample name, labels, help]``. If a
+key occurs twice, a writer continues from the last entry, and a reader adds both, as
+prometheus_client does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Sequence
+
+HEADER_BYTES = 8
+
+_read_int = struct.Struct("i").unpack_from
+pack_int = struct.Struct("i").pack
+"""Return a number as it is stored in the file."""
+read_pair = struct.Struct("dd").unpack_from
+"""Return the value and the timestamp at an offset of a file's content."""
+pack_pair = struct.Struct("dd").pack
+"""Return a value and its timestamp as they are stored in the file."""
+
+_TEXT = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
+_KEY = re.compile(
+    rb"\[%b, %b, \{(?:%b: %b(?:, %b: %b)*)?\}, %b\]"
+    % (_TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT)
+)
+"""A key as json.dumps writes it, which is how every known writer does."""
+
+_NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_([^_]+)\.db")
+
+
+class MetricFileName(NamedTuple):
+    """The parts of a metric file's name, as in ``gauge_livesum_slot3.db``."""
+
+    prefix: str
+    """The metric type, for a gauge with its multiprocess mode: ``counter``, ``gauge_max``."""
+
+    holder: str
+    """Who writes the file: the name of a slot, or a pid for writers that do not know slots."""
+
+    @classmethod
+    def parse(cls, name: str) -> MetricFileName | None:
+        """Return the parts of a file name, or ``None`` if it is not that of a metric file."""
+        match = _NAME.fullmatch(name)
+        return cls(*match.groups()) if match else None
+
+    @property
+    def is_live_gauge(self) -> bool:
+        """Whether the file holds gauges that count only while their process is alive."""
+        return self.prefix.startswith("gauge_live")
+
+    @property
+    def belongs_to_one_holder(self) -> bool:
+        """Whether the file's values mean nothing once its holder has ended.
+
+        True of the ``live*`` modes and of mode ``all``, which has one series for each process.
+        """
+        return self.is_live_gauge or self.prefix == "gauge_all"
+
+
+DAMAGE_REASONS = ("corrupted", "empty", "foreign", "truncated", "unreadable")
+
+
+class Damage(NamedTuple):
+    """What is wrong with a metric file."""
+
+    reason: str
+    """One of :data:`DAMAGE_REASONS`."""
+
+    text: str
+    """The same for people."""
+
+
+def encode_key(
+    metric: str, sample: str, label_names: Sequence[str], label_values: Sequence[str], help_: str
+) -> bytes:
+    """Return the key of a sample; the order of the labels does not matter."""
+    labels = dict(zip(label_names, label_values, strict=False))
+    return json.dumps([metric, sample, labels, help_], sort_keys=True).encode()
+
+
+def pack_entry(key: bytes, value: float, timestamp: float) -> bytes:
+    """Return an entry as it is stored in the file."""
+    padded = key + b" " * (8 - (len(key) + 4) % 8)
+    return pack_int(len(key)) + padded + pack_pair(value, timestamp)
+
+
+def check_header(header: bytes, size: int) -> tuple[int, Damage | None]:
+    """Return the offset where the entries of a file end, and what is wrong with its header.
+
+    Args:
+        header: The first :data:`HEADER_BYTES` of the file, or fewer if it has fewer.
+        size: The file's size in bytes.
+    """
+    if len(header) < HEADER_BYTES:
+        reason = "truncated" if header else "empty"
+        text = f"{len(header)} bytes are too few for the header"
+        return HEADER_BYTES, Damage(reason, text)
+    used = _read_int(header, 0)[0] or HEADER_BYTES
+    if used < HEADER_BYTES or used % 8 or used > size:
+        text = f"the header says {used} bytes are used, the file has {size}"
+        return used, Damage("truncated" if used > size else "corrupted", text)
+    return used, None
+
+
+def read_entries(
+    data: bytes | bytearray | mmap.mmap, start: int, end: int, *, strict: bool = False
+) -> tuple[list[bytes], int, Damage | None]:
+    """Find the entries of a metric file, up to the first one whose bounds are invalid.
+
+    Args:
+        data: The file's content, ``end`` bytes of it or more.
+        start: Where the first entry begins.
+        end: Where the last one ends.
+        strict: Stop at a key that is not a metric's key, for when ``end`` is a guess.
+
+    Returns:
+        Their keys as they are stored in the file, with length and padding (16 bytes follow each);
+        the offset after the last entry; and what is wrong there, if anything. Never raises,
+        whatever the bytes are.
+    """
+    keys = []
+    at, problem = start, ""
+    while at < end:
+        if at + 4 > end:
+            problem = "is cut off"
+            break
+        (length,) = _read_int(data, at)
+        value_at = at + 4 + length + (8 - (length + 4) % 8)
+        if length <= 0 or value_at + 16 > end:
+            problem = f"has a key of {length} bytes"
+            break
+        key = bytes(data[at:value_at])
+        if strict and not is_key(key):
+            problem = "has a key that is not a metric's"
+            break
+        keys.append(key)
+        at = value_at + 16
+    damage = Damage("corrupted", f"the entry at offset {at} {problem}") if problem else None
+    return keys, at, damage
+
+
+def key_text(key: bytes) -> bytes:
+    """Return the JSON of a key that is stored with length and padding."""
+    return key[4 : 4 + _read_int(key, 0)[0]]
+
+
+def is_key(key: bytes) -> bool:
+    """Return whether a key, as it is stored in a file, is a metric's key."""
+    text = key_text(key)
+    if _KEY.fullmatch(text):
+        return True
+    # Written differently than by us and prometheus_client.
+    try:
+        name, sample, labels, help_text = json.loads(text)
+        return all(type(text) is str for text in (name, sample, help_text, *labels.values()))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return False

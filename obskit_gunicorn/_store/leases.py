@@ -1,0 +1,104 @@
+"""Leases: one process's exclusive hold on a slot, and the record of its holder.
+
+A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
+releases it or ends, for whatever reason. Pids are never used to tell who is alive, because
+processes of several pid namespaces may share the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from obskit_gunicorn._store.identity import pid_namespace, start_ticks
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._store.locks import LockedFile
+
+Role = Literal["arbiter", "worker", "process"]
+
+_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
+
+
+class Lease:
+    """One process's exclusive hold on a slot.
+
+    Created by ``SlotDirectory.acquire``. Compared by identity: a process that takes the slot
+    of its dead parent has a different lease.
+
+    Attributes:
+        slot: The slot's name, as in file names.
+        record: What the lease file says about the holder.
+    """
+
+    __slots__ = ("_file", "record", "slot")
+
+    def __init__(self, slot: str, file: LockedFile, role: Role) -> None:
+        """Wrap a locked lease file."""
+        self.slot = slot
+        self._file = file
+        before = read_json(file.descriptor)
+        before.pop("previous", None)
+        self.record: dict[str, Any] = {
+            "pid": os.getpid(),
+            "pid_namespace": pid_namespace(),
+            "start_ticks": start_ticks(),
+            "role": role,
+            "state": "booting" if role == "worker" else "",
+            "reason": "",
+            "values_not_shared": 0,
+            # The slot may have its next holder before the arbiter learns that this one has ended.
+            "previous": {name: before.get(name) for name in _REMEMBERED},
+        }
+        self.note()
+
+    def note(self, **facts: object) -> None:
+        """Change the record; never raises. Safe in signal context."""
+        self.record.update(facts)
+        # The record is for people and telemetry only: the lease is valid on a full volume too.
+        with contextlib.suppress(OSError):
+            self._file.write(json.dumps(self.record).encode())
+
+    def is_in_place(self) -> bool:
+        """Return whether others still see this lease: its file was neither removed nor replaced."""
+        return self._file.is_in_place()
+
+    def hand_on(self) -> int:
+        """Make the program that this process is about to execute inherit the lease.
+
+        Returns:
+            The descriptor, which stays open through ``exec``.
+        """
+        os.set_inheritable(self._file.descriptor, True)
+        return self._file.descriptor
+
+    def metric_file_path(self, prefix: str) -> str:
+        """Return the path of the slot's file for a prefix such as ``gauge_max``."""
+        return os.path.join(os.path.dirname(self._file.path), f"{prefix}_{self.slot}.db")
+
+    def moved_to(self, path: str) -> None:
+        """Note that the directory has been renamed to ``path``."""
+        self._file.path = os.path.join(path, os.path.basename(self._file.path))
+
+    def release(self) -> None:
+        """End the lease; the slot's files stay for the next holder."""
+        self._file.release()
+
+    def drop(self) -> None:
+        """Close a forked child's copy of its parent's lease; the parent keeps the lease."""
+        self._file.close()
+
+
+def is_ready_worker(record: dict[str, Any]) -> bool:
+    """Return whether the record of a lease describes a worker that has booted."""
+    return record.get("role") == "worker" and record.get("state") == "booted"
+
+
+def read_json(descriptor: int) -> dict[str, Any]:
+    try:
+        content = json.loads(os.pread(descriptor, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

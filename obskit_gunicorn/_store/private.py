@@ -1,0 +1,114 @@
+"""The private directory, used if no directory is named; its last holder removes it.
+
+It is in memory if possible, and closed to other users (mode 0700). Directories that killed runs
+left behind are removed at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import stat
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from obskit_gunicorn._store.directory import SlotDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from obskit_gunicorn._store.leases import Lease
+
+_PREFIX = "obskit-gunicorn-"
+_STALE_SECONDS = 60.0
+
+
+def is_private(directory: SlotDirectory) -> bool:
+    """Return whether we created this directory as a private one, and so may remove it."""
+    is_named_so = os.path.basename(directory.path).startswith(_PREFIX)
+    return is_named_so and directory.generation().get("private") is True
+
+
+def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
+    """Create a private directory, and take the arbiter's lease in it.
+
+    Args:
+        user: The uid of the workers.
+        group: Their gid.
+
+    Raises:
+        OSError: No private directory can be created.
+    """
+    error: OSError = FileNotFoundError(errno.ENOENT, "no directory for temporary files")
+    for parent in _parents(user):
+        if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
+            try:
+                return _make_in(parent, user, group)
+            except OSError as reason:
+                error = reason
+    raise error
+
+
+def _make_in(parent: str, user: int, group: int) -> tuple[SlotDirectory, Lease]:
+    # It has another name until it is leased, so that a server which starts at the same time does
+    # not remove it as a leftover.
+    unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
+    try:
+        if os.geteuid() == 0:
+            os.chown(unfinished, user, group)
+        lease, _ = SlotDirectory(unfinished).start_generation(keep=False, private=True)
+        path = os.path.join(parent, os.path.basename(unfinished)[1:])
+        os.rename(unfinished, path)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    lease.moved_to(path)
+    return SlotDirectory(path), lease
+
+
+def remove_leftovers(user: int) -> None:
+    """Remove the private directories that killed runs of this user left behind."""
+    for parent in _parents(user):
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if _may_be_left(entry, user):
+                        SlotDirectory(entry.path).remove_if_unused(wait_seconds=0)
+
+
+def find() -> list[str]:
+    """Return the private directories of this machine that this user can see."""
+    parents = dict.fromkeys([*_parents(os.geteuid()), *glob.glob("/run/user/*")])
+    return [
+        path
+        for parent in parents
+        for path in sorted(glob.glob(os.path.join(glob.escape(parent), f"{_PREFIX}*")))
+        if is_private(SlotDirectory(path))
+    ]
+
+
+def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
+    """Return whether a directory is a private one of this user, and not being created just now."""
+    if not entry.name.removeprefix(".").startswith(_PREFIX):
+        return False
+    status = entry.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
+        return False
+    if entry.name.startswith("."):
+        return time.time() - status.st_mtime >= _STALE_SECONDS
+    return is_private(SlotDirectory(entry.path))
+
+
+def _parents(user: int) -> Iterator[str]:
+    """Yield directories for a private one, in memory first."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # Workers that run as another user have no access to this user's directory.
+    if runtime and user == os.geteuid():
+        yield runtime
+    yield "/dev/shm"
+    with contextlib.suppress(FileNotFoundError):
+        yield tempfile.gettempdir()

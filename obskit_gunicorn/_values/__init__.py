@@ -1,0 +1,1 @@
+"""Where metrics store their numbers: values, their cells, and sharing them between processes."""

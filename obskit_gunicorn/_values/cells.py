@@ -1,0 +1,192 @@
+"""Cells: the numbers behind the values, each *base + own*, and the files that store them.
+
+``base`` is what the slot's file contained when this process first used the key, ``own`` is what
+this process has added. The file always contains both combined, so it shows what all holders of the
+slot have counted together.
+
+==============================================  ================================================
+metric                                          the file holds
+==============================================  ================================================
+counter, histogram, summary, gauge ``sum``      base + own
+gauge ``max``, ``min``                          the larger, the smaller
+gauge ``mostrecent``                            the one with the newer timestamp
+gauge ``all``, ``live*``                        own; the file of the previous holder is removed
+                                                when the slot is taken
+==============================================  ================================================
+
+Not thread-safe: the caller holds a lock.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING
+
+from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._store.leases import Lease
+
+Key = tuple[str, bytes]
+"""A metric type (for a gauge with its mode) and the key of a sample in its file."""
+
+
+class _Memory:
+    """What a cell without a file writes to."""
+
+    def __init__(self) -> None:
+        self.cells = [0.0]
+
+    def write_pair(self, index: int, value: float, timestamp: float) -> None:
+        self.cells[index] = value
+
+
+_MEMORY = _Memory()
+NOWHERE = object()
+
+
+class Cell:
+    """The number behind all values of one key in this process; it is added to other holders'."""
+
+    __slots__ = ("base", "base_timestamp", "file", "index", "own", "store", "timestamp")
+
+    def __init__(self) -> None:
+        self.store: object = NOWHERE
+        self.file: MetricFile | _Memory = _MEMORY
+        self.index = 0
+        self.own = 0.0
+        self.timestamp = 0.0
+        self.base: float | None = 0.0
+        self.base_timestamp = 0.0
+
+    def combined(self) -> tuple[float, float]:
+        """Return the value and the timestamp to write to the file."""
+        return (self.base or 0.0) + self.own, 0.0
+
+    def write(self) -> None:
+        """Write them, in one store."""
+        self.file.cells[self.index] = self.combined()[0]
+
+
+class MaxCell(Cell):
+    """The largest value of any holder."""
+
+    __slots__ = ()
+    _beats = staticmethod(operator.gt)
+
+    def combined(self) -> tuple[float, float]:
+        base, own = self.base, self.own
+        return (own if base is None or self._beats(own, base) or math.isnan(base) else base), 0.0
+
+
+class MinCell(MaxCell):
+    """The smallest value of any holder."""
+
+    __slots__ = ()
+    _beats = staticmethod(operator.lt)
+
+
+class MostRecentCell(Cell):
+    """The value that was set last by any holder."""
+
+    __slots__ = ()
+
+    def combined(self) -> tuple[float, float]:
+        if self.base is None or self.timestamp > self.base_timestamp or not self.base_timestamp:
+            return self.own, self.timestamp
+        return self.base, self.base_timestamp
+
+    def write(self) -> None:
+        self.file.write_pair(self.index, *self.combined())
+
+
+CELLS: dict[str, type[Cell]] = {
+    "gauge_max": MaxCell,
+    "gauge_livemax": MaxCell,
+    "gauge_min": MinCell,
+    "gauge_livemin": MinCell,
+    "gauge_mostrecent": MostRecentCell,
+    "gauge_livemostrecent": MostRecentCell,
+}
+
+
+def cell_for(key: Key) -> Cell:
+    """Return a new cell for a key, in memory."""
+    return CELLS.get(key[0], Cell)()
+
+
+class Store:
+    """The files of this process's slot. A new object after each fork and for each lease."""
+
+    def __init__(self, lease: Lease, earlier: dict[Key, Cell] | None = None) -> None:
+        self.lease = lease
+        self._earlier = earlier or {}
+        self.files: dict[str, MetricFile] = {}
+        self.cells: dict[Key, Cell] = {}
+
+    def add(self, key: Key, carried: Cell | None) -> Cell:
+        """Give a key its cell in the slot's file.
+
+        Args:
+            key: The key, which has no cell in this store yet.
+            carried: The cell it had in memory, whose contribution is added to the file.
+
+        Raises:
+            MetricFileInUseError: The slot is no longer ours alone: somebody removed or replaced its
+                lease or one of its files.
+            OSError: The file cannot be opened or created, or the volume is full.
+        """
+        prefix, name = key
+        if prefix not in self.files:
+            self.files[prefix] = MetricFile(self.lease.metric_file_path(prefix))
+        file = self.files[prefix]
+        if not (file.is_linked() and self.lease.is_in_place()):
+            raise MetricFileInUseError(file.path)
+        cell = cell_for(key)
+        index = file.find(name)
+        earlier = self._earlier.pop(key, None)
+        before = earlier or carried
+        if before is not None:
+            cell.own, cell.timestamp = before.own, before.timestamp
+        if index is None:
+            cell.base = None
+            index = file.add(name, *cell.combined())
+        elif earlier is not None:
+            # Closed and opened again under one lease: the file holds what this process has added.
+            cell.base, cell.base_timestamp = earlier.base, earlier.base_timestamp
+        else:
+            cell.base, cell.base_timestamp = file.read(index)
+        if cell.base is None and type(cell) is Cell:
+            cell.base = 0.0
+        cell.store, cell.file, cell.index = self, file, index
+        cell.write()
+        self.cells[key] = cell
+        return cell
+
+    def carry_over(self, *, take_along: bool) -> dict[Key, Cell]:
+        """Return cells in memory for all contributions that move to another slot.
+
+        These are the cells of removed files, which readers no longer find, and all gauges, because
+        the next ``set`` replaces this one. Counters stay in their files, so that no scrape sees
+        them go down.
+
+        Args:
+            take_along: Take counters along as well.
+        """
+        linked = {prefix: file.is_linked() for prefix, file in self.files.items()}
+        carried = {}
+        for key, cell in self.cells.items():
+            if linked[key[0]] and not (take_along or key[0].startswith("gauge")):
+                continue
+            carried[key] = copy = type(cell)()
+            copy.own, copy.timestamp = cell.own, cell.timestamp
+            if type(cell) is Cell:
+                cell.own = 0.0
+                cell.write()
+        return carried
+
+    def release(self) -> None:
+        """Unmap and close the files; in a forked child this does not affect the parent's."""
+        for file in list(self.files.values()):
+            file.release()

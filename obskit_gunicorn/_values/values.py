@@ -1,0 +1,418 @@
+"""The value class, in which prometheus_client's metrics store their numbers.
+
+A value is bound to a cell of a file when it is next used. So after a fork the child does no work
+for series that it never uses. If there is no lease or the volume is full, the value stays in memory
+and moves into the file as soon as possible: ``inc`` never raises because of us. The file is correct
+at any moment, for scrapes and if the process is killed, and nothing must be done when a process
+ends.
+
+``get``, ``set`` and ``Counter.reset`` act on the contribution of this process.
+
+Installed as ``prometheus_client.values.ValueClass``, which prometheus_client supports. Safe with
+threads and forks. Must not run in signal context: the lock is not re-entrant.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import time
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from obskit_gunicorn import _prometheus
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
+from obskit_gunicorn._store.fileformat import encode_key
+from obskit_gunicorn._store.membership import NotYetError, membership
+from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
+from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_RETRY_SECONDS = 1.0
+"""How long values stay in memory before the next attempt to open a file."""
+
+_MADV_WIPEONFORK = 18  # <asm-generic/mman-common.h>; the mmap module has no name for it
+
+_lock = Lock()
+_store: Store | None = None
+"""The files of this process, once it has a lease."""
+
+_settled: Store | None = None
+"""The same while no value of this process is in memory, else ``None``.
+
+The fast path of a value only compares its store with this one. While there are values in memory,
+every call takes the slow path, which tries to move them into the files.
+"""
+
+_closed: Store | None = None
+"""The files before they were closed, if they were."""
+
+_memory: dict[Key, Cell] = {}
+"""The cells without a file."""
+
+_retry_at = 0.0
+_said: set[int | None] = set()
+_notices: list[tuple[int, str]] = []
+"""Lines to log after the lock is released."""
+
+
+def _page() -> memoryview:
+    """Return a page whose first byte is 0 in a child that C code has forked, and 1 here."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # If the kernel does not support it (before Linux 4.14, other systems), such a child is not
+    # noticed; nor does prometheus_client notice it.
+    with contextlib.suppress(OSError):
+        page.madvise(_MADV_WIPEONFORK)
+    page[0] = 1
+    return memoryview(page)
+
+
+_here = _page()
+
+
+class Value:
+    """A float in the slot's file; prometheus_client creates one for every sample that it stores.
+
+    Any thread of any process may use it. Values with the same key share their number in a process.
+    """
+
+    _multiprocess: ClassVar[bool] = True
+
+    __slots__ = ("_cell", "_key")
+
+    def __init__(
+        self,
+        typ: str,
+        metric_name: str,
+        name: str,
+        labelnames: Sequence[str],
+        labelvalues: Sequence[str],
+        help_text: str,
+        multiprocess_mode: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Create the value, at 0, and its entry in the file; prometheus_client gives the arguments.
+
+        Never raises because of the file; see the module.
+        """
+        prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
+        if prefix in CELLS:
+            self.__class__ = _CombinedValue
+        self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            self._cell = _bind(self._key)
+        _say()
+
+    def inc(self, amount: float) -> None:
+        """Add to the number; the metric checks that the amount is allowed."""
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell = self._cell
+            if cell.store is _settled:
+                cell.own = own = cell.own + amount
+                cell.file.cells[cell.index] = cell.base + own  # type: ignore[operator]
+                return
+            cell = self._cell = _bind(self._key)
+            cell.own += amount
+            cell.write()
+        _say()
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        """Set what this process has contributed.
+
+        Args:
+            value: The number.
+            timestamp: Unix seconds, for the ``mostrecent`` modes.
+        """
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell = self._cell
+            if cell.store is _settled:
+                cell.own = value
+                cell.file.cells[cell.index] = cell.base + value  # type: ignore[operator]
+                return
+            cell = self._cell = _bind(self._key)
+            cell.own, cell.timestamp = value, timestamp or 0.0
+            cell.write()
+        _say()
+
+    def get(self) -> float:
+        """Return what this process has contributed; 0 in a child that has not used it yet."""
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell = self._cell
+            if cell.store is not _settled:
+                found = _find(self._key)
+                return 0.0 if found is None else found.own
+            return cell.own
+
+    def set_exemplar(self, exemplar: object) -> None:
+        """Do nothing, like prometheus_client in multiprocess mode: files have no exemplars."""
+
+    def get_exemplar(self) -> None:
+        """Return ``None``, like prometheus_client in multiprocess mode."""
+
+    @classmethod
+    def close_all_files(cls) -> None:
+        """Close this process's files; a value opens its file again when it is next used."""
+        close_files()
+
+
+class _CombinedValue(Value):
+    """A value of a gauge whose mode does not sum."""
+
+    __slots__ = ()
+
+    def inc(self, amount: float) -> None:
+        """Add to what this process has contributed."""
+        with self._bound() as cell:
+            cell.own += amount
+            cell.timestamp = 0.0
+            cell.write()
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        """Set what this process has contributed; see :meth:`Value.set`."""
+        with self._bound() as cell:
+            cell.own, cell.timestamp = value, timestamp or 0.0
+            cell.write()
+
+    @contextlib.contextmanager
+    def _bound(self) -> Iterator[Cell]:
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            if self._cell.store is not _settled:
+                self._cell = _bind(self._key)
+            yield self._cell
+        _say()
+
+
+def install() -> list[str]:
+    """Make prometheus_client use this value class for all metrics that are created from now on.
+
+    May be called again. Values stay in memory until there is a directory.
+
+    Returns:
+        The names that this release of prometheus_client does not have; see
+        :func:`obskit_gunicorn._prometheus.install`.
+    """
+    return _prometheus.install(Value, close_files)
+
+
+def is_installed() -> bool:
+    """Return whether prometheus_client uses this value class."""
+    return _prometheus.is_installed(Value)
+
+
+def share(*, now: bool = False) -> None:
+    """Move values from memory into the directory of this process.
+
+    Args:
+        now: Take the lease even if there is nothing to share yet.
+    """
+    global _retry_at  # noqa: PLW0603
+    with _lock, forks.guard():
+        _retry_at = 0.0
+        if now:
+            _open_store()
+        _move_in()
+        _settle()
+    _say()
+
+
+def withdraw(*, take_along: bool = False) -> None:
+    """Close this process's files, before it changes its lease or its directory.
+
+    Counts stay in the files if readers can find them there.
+
+    Args:
+        take_along: Keep the counts in memory instead, because the files may be wiped.
+    """
+    with _lock:
+        _detach(take_along=take_along)
+
+
+def close_files() -> None:
+    """Close this process's files; a value opens its file again when it is next used."""
+    global _closed  # noqa: PLW0603
+    with _lock:
+        if _store is not None:
+            _closed = _store
+            _release()
+
+
+def not_shared() -> int:
+    """Return how many values of this process are in memory, where no reader can see them."""
+    return len(_memory)
+
+
+# Below: the caller holds _lock. Nothing may log or yield to another greenlet.
+
+
+def _find(key: Key) -> Cell | None:
+    cell = _store.cells.get(key) if _store is not None else None
+    return _memory.get(key) if cell is None else cell
+
+
+def _bind(key: Key) -> Cell:
+    """Return the key's cell in this process, in the slot's file if possible."""
+    with forks.guard():
+        if time.monotonic() >= _retry_at:
+            _move_in()
+            if _find(key) is None:
+                _add(key)
+        cell = _find(key)
+        if cell is None:
+            cell = _memory[key] = cell_for(key)
+        _settle()
+        return cell
+
+
+def _move_in() -> None:
+    """Move values from memory into the files, as far as possible."""
+    if not _memory:
+        return
+    for key in list(_memory):
+        if not _add(key):
+            return
+    if _said:
+        _said.clear()
+        _notices.append((logging.WARNING, "obskit: metrics of this process are shared again"))
+
+
+def _add(key: Key) -> bool:
+    """Create a key's cell in the file; move to another slot if this one is lost."""
+    for _attempt in range(2):
+        store = _open_store()
+        if store is None:
+            return False
+        try:
+            cell = store.add(key, _memory.get(key))
+        except MetricFileInUseError as error:
+            # Give up the whole slot. Values that readers can no longer find move to the next slot.
+            _note(
+                error,
+                f"obskit: {error.filename} was removed, replaced or taken by another process; "
+                f"{store.lease.slot} is given up for another slot",
+            )
+            _detach()
+            membership.release()
+        except OSError as error:
+            _fail(error)
+            return False
+        else:
+            _memory.pop(key, None)
+            _tell_of_salvage(cell)
+            return True
+    return False
+
+
+def _tell_of_salvage(cell: Cell) -> None:
+    """Note once that a cell's file was damaged."""
+    file = cell.file
+    if isinstance(file, MetricFile) and file.salvaged:
+        line = (
+            f"obskit: {file.path} was damaged ({file.salvaged}); kept as "
+            f"{os.path.basename(file.path)}.damaged, the readable part still counts"
+        )
+        _notices.append((logging.ERROR, line))
+        file.salvaged = None
+
+
+def _open_store() -> Store | None:
+    global _store  # noqa: PLW0603
+    if _store is None and membership.find_directory() is not None:
+        try:
+            # If somebody never releases the lock, wait for it only once.
+            wait = 0.0 if errno.ETIMEDOUT in _said else LOCK_WAIT_SECONDS
+            lease = membership.acquire(wait_seconds=wait)
+            is_same = _closed is not None and _closed.lease is lease
+            _store = Store(lease, _closed.cells if _closed and is_same else None)
+        except NotYetError:
+            pass
+        except OSError as error:
+            _fail(error)
+    return _store
+
+
+def _settle() -> None:
+    """Enable the fast path if no value is in memory."""
+    global _settled  # noqa: PLW0603
+    _settled = None if _memory else _store
+    lease = membership.lease
+    if lease is not None and lease.record["values_not_shared"] != len(_memory):
+        lease.note(values_not_shared=len(_memory))
+
+
+def _detach(*, take_along: bool = False) -> None:
+    if _store is not None:
+        _memory.update(_store.carry_over(take_along=take_along))
+        _release()
+
+
+def _release() -> None:
+    global _store, _settled
+    store, _store, _settled = _store, None, None
+    if store is not None:
+        for cell in store.cells.values():
+            cell.store = NOWHERE
+        store.release()
+
+
+def _fail(error: OSError) -> None:
+    global _retry_at  # noqa: PLW0603
+    _retry_at = time.monotonic() + _RETRY_SECONDS
+    path = membership.directory.path if membership.directory is not None else ""
+    problem = explain(error, path)
+    _note(error, f"obskit: metrics of this process stay in its memory for now: {problem}")
+
+
+def _note(error: OSError, line: str) -> None:
+    if error.errno not in _said:
+        _said.add(error.errno)
+        _notices.append((logging.ERROR, line))
+
+
+def _say() -> None:
+    """Log the notices of the slow path. The caller holds no lock."""
+    while _notices:
+        try:
+            level, line = _notices.pop(0)
+        except IndexError:  # another thread was faster
+            return
+        log.log(level, line)
+
+
+def _start_over() -> None:
+    """Start over in a forked child. The cost does not depend on the number of values."""
+    global _lock, _store, _settled, _closed, _memory, _retry_at  # noqa: PLW0603
+    store, _store, _settled, _closed = _store, None, None, None
+    _lock, _retry_at = Lock(), 0.0
+    if not membership.is_configuring:  # as it is in a child that daemonizes
+        _memory = {}
+    _here[0] = 1
+    if store is not None:
+        store.release()
+
+
+def _last_try() -> None:
+    """Move values from memory into the files before the process ends."""
+    if _memory:
+        share()
+
+
+forks.in_child("values", _start_over)
+atexit.register(_last_try)

@@ -1,0 +1,104 @@
+"""A prometheus_client that has renamed what it does not promise.
+
+A copy of the installed one stands in for its next release: one name is another one there, in every
+file. The application must serve, its counts must be right, and one line must say what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import prometheus_client
+import pytest
+
+from tests.support.client import Load
+from tests.support.process import GunicornProcess, Interpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CONFIG = """
+from obskit_gunicorn import ObskitGunicornConfig
+
+
+class Config(ObskitGunicornConfig):
+    workers = 2
+    max_requests = 50
+"""
+
+USED = {
+    "_metric_init": "Counter._metric_init",
+    "_value": "Counter._value",
+    "_buckets": "Histogram._buckets",
+    "_sum": "Histogram._sum",
+    "choose_encoder": "exposition.choose_encoder",
+    "_multi_process_cleanups": "values._multi_process_cleanups",
+    "close_all_multiprocess_files": "values.close_all_multiprocess_files",
+    "_path": "MultiProcessCollector._path",
+}
+"""What we use where it is there, and how the log calls it."""
+
+NOT_USED = (
+    "MetricWrapperBase",
+    "MmapedDict",
+    "MmapedValue",
+    "MutexValue",
+    "ThreadingWSGIServer",
+    "_MULTIPROC_MODES",
+    "_accumulate_metrics",
+    "_multiprocess_mode",
+    "_read_metrics",
+    "escape_metric_name",
+    "floatToGoString",
+    "mmap_key",
+)
+"""What we do without."""
+
+
+def next_release(directory: Path, renamed: Iterable[str]) -> None:
+    """Write a prometheus_client in which names are other ones."""
+    package = directory / "prometheus_client"
+    shutil.copytree(Path(prometheus_client.__file__).parent, package)
+    pattern = re.compile(rf"\b({'|'.join(renamed)})\b")
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(pattern.sub(r"\1_renamed", text), encoding="utf-8")
+
+
+def serve(interpreter: Interpreter, directory: Path) -> str:
+    """Serve under load with the prometheus_client of a directory; return the log."""
+    environment = {"PYTHONPATH": str(directory)}
+    with GunicornProcess(interpreter, CONFIG, environment=environment, exporter=True) as server:
+        with Load(server.port) as load:
+            load.wait_for(200)
+        assert not load.unknown
+        exposed = server.scrape()
+        for metrics in (server.metrics(), exposed):
+            assert metrics["app_requests_total", frozenset()] == server.tally() == load.answered
+            assert metrics["app_max", frozenset()] == 7
+        served = {("method", "GET"), ("code", "200")}
+        assert exposed["gunicorn_requests_total", frozenset(served)] >= load.answered
+        assert server.stop() == 0
+        return server.log()
+
+
+@pytest.mark.parametrize("name", USED)
+def test_a_name_that_is_gone_is_one_line(newest: Interpreter, tmp_path: Path, name: str) -> None:
+    """Without a name that we use, counts are right, and one error line names it."""
+    next_release(tmp_path, [name])
+    log = serve(newest, tmp_path)
+    lines = [line for line in log.splitlines() if "this release of prometheus-client" in line]
+    assert len(lines) == 1, log
+    assert "[ERROR]" in lines[0]
+    assert USED[name] in lines[0]
+
+
+def test_names_that_are_not_used(newest: Interpreter, tmp_path: Path) -> None:
+    """What else prometheus_client does not promise may go without a word."""
+    next_release(tmp_path, NOT_USED)
+    log = serve(newest, tmp_path)
+    assert "[ERROR]" not in log
+    assert "this release of prometheus-client" not in log

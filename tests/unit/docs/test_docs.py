@@ -1,0 +1,55 @@
+"""The pages for people: their links lead somewhere, and their code is code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as they are made from the text."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """Each relative link leads to a file that is there, and to a heading of it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), target
+        if anchor:
+            assert anchor in _anchors(place), target
+
+
+WITH_CODE = [page for page in PAGES if page.name != "hooks.md"]
+"""That one has signatures."""
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_code(page: Path) -> None:
+    """Each piece of Python compiles, each piece of YAML is YAML."""
+    text = page.read_text(encoding="utf-8")
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if language == "python":
+            compile(code, page.name, "exec")
+        elif language == "yaml" and page.name != "README.md":  # two parts of a manifest there
+            yaml.safe_load(code)
+
+
+def test_every_page_can_be_found() -> None:
+    """Each page of docs/ is linked from the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", readme))
+    assert linked == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}

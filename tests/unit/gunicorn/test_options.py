@@ -1,0 +1,330 @@
+"""The options of the configuration class: where they come from, and whether they are right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obskit_gunicorn import cli
+from obskit_gunicorn._gunicorn import options as gunicorn_options
+from obskit_gunicorn._gunicorn.options import (
+    OPTIONS,
+    Option,
+    exporter_options,
+    normalize_environment,
+    read_options,
+)
+from obskit_gunicorn.config import ObskitGunicornConfig
+from obskit_gunicorn.errors import ConfigurationError
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Config:
+    """Stands for a configuration class: what is read of one are its attributes."""
+
+    multiproc_dir: object = None
+    metrics_keep: object = False
+    metrics_bind: object = "127.0.0.1:9764"
+    metrics_path: object = "/metrics"
+    metrics_certfile: object = None
+    metrics_keyfile: object = None
+    metrics_ca_certs: object = None
+    metrics_collectors: object = ()
+    metrics_requests: object = True
+    metrics_buckets: object = (0.1, 1.0)
+
+
+def options(environment: dict[str, str] | None = None, **values: object) -> Any:
+    """Read the options of a configuration with these attributes."""
+    exported: Any = values.pop("exported", ())
+    config: Any = type("Config", (Config,), values)()
+    return read_options(
+        config,
+        environment or {},
+        source="gunicorn.conf.py",
+        base=os.getcwd(),
+        exported=exported,
+    )
+
+
+class TestDirectory:
+    """``multiproc_dir`` and PROMETHEUS_MULTIPROC_DIR."""
+
+    def test_private_by_default(self) -> None:
+        """Nothing is named: a private directory."""
+        assert options().multiproc_dir is None
+
+    def test_class_over_default(self) -> None:
+        """What the class names is taken."""
+        assert options(multiproc_dir="/metrics").multiproc_dir == "/metrics"
+
+    def test_environment_over_class(self) -> None:
+        """What the environment names wins over the class."""
+        found = options({VARIABLE: "/environment"}, multiproc_dir="/class")
+        assert found.multiproc_dir == "/environment"
+
+    def test_an_empty_variable_is_none(self) -> None:
+        """A variable that is set to nothing does not count."""
+        assert options({VARIABLE: ""}, multiproc_dir="/class").multiproc_dir == "/class"
+
+    def test_our_own_export_is_no_wish(self) -> None:
+        """What we exported at an earlier load does not hide a changed class attribute."""
+        found = options({VARIABLE: "/before"}, multiproc_dir="/after", exported=("/before",))
+        assert found.multiproc_dir == "/after"
+        assert options({VARIABLE: "/before"}, exported=("/before",)).multiproc_dir is None
+
+    @pytest.mark.parametrize("value", ["metrics", Path("metrics"), "./x/../metrics"])
+    def test_relative_is_made_absolute(self, value: object) -> None:
+        """A relative directory is taken from where Gunicorn was started."""
+        assert options(multiproc_dir=value).multiproc_dir == os.path.abspath("metrics")
+
+    def test_a_relative_variable_is_made_absolute(self) -> None:
+        """So is one in the environment."""
+        assert options({VARIABLE: "metrics"}).multiproc_dir == os.path.abspath("metrics")
+
+    @pytest.mark.parametrize("value", [1, "", b"/metrics", ["/metrics"], "a\0b", True])
+    def test_anything_else_is_an_error(self, value: object) -> None:
+        """The error says where the value stands, what it is, what was expected and what to do."""
+        with pytest.raises(ConfigurationError) as caught:
+            options(multiproc_dir=value)
+        error = caught.value
+        assert error.where == "Config.multiproc_dir in gunicorn.conf.py"
+        assert error.value == value
+        assert "directory" in error.expected
+        assert "multiproc_dir =" in error.hint
+        for part in (error.where, repr(value), error.expected, error.hint):
+            assert part in str(error)
+
+
+class TestKeep:
+    """``metrics_keep`` and OBSKIT_METRICS_KEEP."""
+
+    def test_default(self) -> None:
+        """Totals of earlier runs are not kept unless asked for."""
+        assert options().metrics_keep is False
+        assert options(metrics_keep=True).metrics_keep is True
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("1", True),
+            ("true", True),
+            ("YES", True),
+            ("On", True),
+            ("0", False),
+            ("False", False),
+            ("no", False),
+            ("off", False),
+        ],
+    )
+    def test_environment_over_class(self, text: str, expected: bool) -> None:
+        """The environment wins, in any of the usual spellings."""
+        environment = {"OBSKIT_METRICS_KEEP": text}
+        assert options(environment, metrics_keep=not expected).metrics_keep is expected
+
+    def test_an_empty_variable_is_none(self) -> None:
+        """A variable that is set to nothing does not count."""
+        assert options({"OBSKIT_METRICS_KEEP": ""}, metrics_keep=True).metrics_keep is True
+
+    def test_a_wrong_variable_is_an_error(self) -> None:
+        """The error names the variable."""
+        with pytest.raises(ConfigurationError, match="OBSKIT_METRICS_KEEP is 'maybe'"):
+            options({"OBSKIT_METRICS_KEEP": "maybe"})
+
+    @pytest.mark.parametrize("value", [1, 0, "true", None])
+    def test_a_wrong_value_is_an_error(self, value: object) -> None:
+        """Only True and False will do."""
+        with pytest.raises(ConfigurationError, match=r"Config\.metrics_keep in gunicorn"):
+            options(metrics_keep=value)
+
+
+class TestEnvironment:
+    """What stands in the environment after a configuration was loaded."""
+
+    def test_is_made_absolute(self) -> None:
+        """Every process finds the same directory, wherever it changes to."""
+        environment = {VARIABLE: "metrics"}
+        normalize_environment(environment, os.getcwd())
+        assert environment == {VARIABLE: os.path.abspath("metrics")}
+
+    def test_the_old_spelling_is_read(self) -> None:
+        """The lower-case name that prometheus_client once had is understood."""
+        environment = {"prometheus_multiproc_dir": "/old"}
+        normalize_environment(environment, os.getcwd())
+        assert environment[VARIABLE] == "/old"
+
+    def test_the_new_spelling_wins(self) -> None:
+        """Where both are set the documented one counts."""
+        environment = {"prometheus_multiproc_dir": "/old", VARIABLE: "/new"}
+        normalize_environment(environment, os.getcwd())
+        assert environment[VARIABLE] == "/new"
+
+    def test_nothing_stays_nothing(self) -> None:
+        """An environment without the variable is left alone."""
+        environment: dict[str, str] = {}
+        normalize_environment(environment, os.getcwd())
+        assert environment == {}
+
+
+def test_each_row_is_an_attribute_of_the_class() -> None:
+    """The rows and the class have the same options, and each default is right."""
+    attributes = {
+        name
+        for name in vars(ObskitGunicornConfig)
+        if name == "multiproc_dir" or name.startswith("metrics_")
+    }
+    assert attributes == {option.name for option in OPTIONS}
+    found = read_options(ObskitGunicornConfig(), {}, source="defaults", base="/")
+    assert vars(found).keys() == attributes
+
+
+def test_an_option_is_a_row_and_an_attribute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new row has its environment variable, and, if it is the exporter's, a flag with help."""
+    row = Option("metrics_flavour", lambda found: found.value, "what it tastes of", "sour", True)
+    monkeypatch.setattr(gunicorn_options, "OPTIONS", (*OPTIONS, row))
+    monkeypatch.setattr(cli, "OPTIONS", (*OPTIONS, row))
+    monkeypatch.setattr(ObskitGunicornConfig, "metrics_flavour", "sweet", raising=False)
+
+    assert options(metrics_flavour="bitter").metrics_flavour == "bitter"
+    found = options({"OBSKIT_METRICS_FLAVOUR": "salty"}, metrics_flavour="bitter")
+    assert found.metrics_flavour == "salty"
+    given = exporter_options(found)
+    assert given is not None
+    assert given.metrics_flavour == "salty"
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--flavour" in shown
+    assert "what it tastes of (default: $OBSKIT_METRICS_FLAVOUR, else sweet)" in shown
+
+
+class TestExporter:
+    """``metrics_bind`` and what goes with it."""
+
+    def test_defaults(self) -> None:
+        """By default it listens on the loopback interface, at the port of this kind of program."""
+        found = exporter_options(options())
+        assert found is not None
+        assert tuple(vars(found).values()) == ("127.0.0.1:9764", "/metrics", None, None, None, ())
+
+    @pytest.mark.parametrize(
+        ("value", "bind"),
+        [
+            ("0.0.0.0:9764", "0.0.0.0:9764"),
+            ("localhost:1", "localhost:1"),
+            (":9764", "0.0.0.0:9764"),
+            ("[::1]:65535", "[::1]:65535"),
+            ("[::]:9764", "[::]:9764"),
+            ("unix:/run/metrics.sock", "unix:/run/metrics.sock"),
+            ("unix:metrics.sock", f"unix:{os.path.abspath('metrics.sock')}"),
+        ],
+    )
+    def test_addresses(self, value: str, bind: str) -> None:
+        """TCP with names, IPv4 and IPv6, and Unix sockets, in the class and in the environment."""
+        assert options(metrics_bind=value).metrics_bind == bind
+        assert options({"OBSKIT_METRICS_BIND": value}).metrics_bind == bind
+
+    def test_none(self) -> None:
+        """None, and an empty variable, mean no exporter."""
+        assert exporter_options(options(metrics_bind=None)) is None
+        assert exporter_options(options({"OBSKIT_METRICS_BIND": ""})) is None
+        assert options({"OBSKIT_METRICS_PATH": ""}).metrics_path == "/metrics"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(
+                ("metrics_bind", value)
+                for value in (
+                    "",
+                    "9764",
+                    "localhost",
+                    "localhost:",
+                    "localhost:http",
+                    "localhost:0",
+                    "localhost:65536",
+                    "::1:9764",
+                    "a b:9764",
+                    "unix:",
+                    9764,
+                    ["127.0.0.1:9764"],
+                    False,
+                )
+            ),
+            *(
+                ("metrics_path", value)
+                for value in ("", "metrics", "/", "/-/ready", "/-/healthy", "/a?b", "/a b", 1, None)
+            ),
+            ("metrics_certfile", "/nowhere/certificate.pem"),
+            ("metrics_certfile", 1),
+            ("metrics_keyfile", __file__),
+            ("metrics_ca_certs", __file__),
+            ("metrics_collectors", "myapp:depth"),
+            ("metrics_collectors", ["myapp.depth"]),
+            ("metrics_collectors", ["myapp:"]),
+            ("metrics_collectors", ["my app:depth"]),
+            ("metrics_collectors", [1]),
+            ("metrics_collectors", None),
+            ("metrics_requests", 1),
+            ("metrics_buckets", ()),
+            ("metrics_buckets", "0.1"),
+            ("metrics_buckets", 1),
+            ("metrics_buckets", (1, 0.1)),
+            ("metrics_buckets", (1, 1)),
+            ("metrics_buckets", (0, 1)),
+            ("metrics_buckets", (1, float("nan"))),
+            ("metrics_buckets", (float("inf"),)),
+            ("metrics_buckets", ("much",)),
+        ],
+    )
+    def test_anything_else_is_an_error(self, name: str, value: object) -> None:
+        """The error says where the value stands, what it is, what was expected and what to do."""
+        with pytest.raises(ConfigurationError) as caught:
+            options(None, **{name: value})
+        error = caught.value
+        assert error.where == f"Config.{name} in gunicorn.conf.py"
+        assert error.expected
+        assert error.hint
+
+    def test_a_wrong_variable_is_named(self) -> None:
+        """An error names the variable that the value comes from."""
+        with pytest.raises(ConfigurationError) as caught:
+            options({"OBSKIT_METRICS_BIND": "9764"})
+        assert caught.value.where == "environment variable OBSKIT_METRICS_BIND"
+
+    def test_files(self, tmp_path: Path) -> None:
+        """Files of TLS are made absolute, and may be given as paths."""
+        file = tmp_path / "certificate.pem"
+        file.touch()
+        relative = os.path.relpath(file)
+        found = options(metrics_certfile=file, metrics_keyfile=relative, metrics_ca_certs=str(file))
+        files = (found.metrics_certfile, found.metrics_keyfile, found.metrics_ca_certs)
+        assert files == (str(file),) * 3
+
+    def test_collectors(self) -> None:
+        """Collectors are import strings, in the environment separated by commas."""
+        names = ["app.metrics:depth", "app:Collectors.queue"]
+        assert options(metrics_collectors=names).metrics_collectors == tuple(names)
+        found = options({"OBSKIT_METRICS_COLLECTORS": " , ".join(names)})
+        assert found.metrics_collectors == tuple(names)
+
+
+class TestRequests:
+    """``metrics_requests`` and ``metrics_buckets``."""
+
+    def test_buckets(self) -> None:
+        """Bounds are numbers; the infinite one need not be said."""
+        assert options(metrics_buckets=[1, 2.5]).metrics_buckets == (1.0, 2.5)
+        assert options(metrics_buckets=(1, float("inf"))).metrics_buckets == (1.0,)
+        assert options({"OBSKIT_METRICS_BUCKETS": "0.5, 1,+Inf"}).metrics_buckets == (0.5, 1.0)
+
+    def test_none(self) -> None:
+        """Requests need not be counted."""
+        assert options(metrics_requests=False).metrics_requests is False
+        assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False
