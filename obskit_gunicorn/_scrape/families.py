@@ -126,7 +126,7 @@ class Family:
             if buckets:
                 self._steps.append((len(by_name), False))
             for value, key in sorted(by_bound.items()):
-                if value not in bounds:
+                if value not in bounds or not value:  # 0.0 and -0.0 are one key
                     bounds[value] = go_float(value)
                 with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
                 self.samples.append((f"{self.name}_bucket", with_bound))
