@@ -178,8 +178,12 @@ def _serve(path: str, given: argparse.Namespace) -> int:
         f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
         flush=True,
     )
-    program.serve(pages.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
-    address.remove_file()
+
+    def wait() -> None:
+        signal.sigwait(ends)
+        address.remove_file(listener)
+
+    program.serve(pages.Pages(path, options), options, listener, wait)
     return 0
 
 

@@ -90,17 +90,15 @@ class ExporterProcess:
         Raises:
             OSError: Somebody else listens there, or this process is not allowed to.
         """
-        listener = self.address.listen()
-        if self.address.path and self._credentials:
-            os.chown(self.address.path, self._credentials["user"], self._credentials["group"])
-        self.listener = listener
+        user = self._credentials
+        self.listener = self.address.listen((user["user"], user["group"]) if user else None)
 
     def close_listener(self) -> None:
         """Close the listening socket, if there is one, and remove its file."""
         if self.listener is not None:
+            self.address.remove_file(self.listener)
             self.listener.close()
             self.listener = None
-            self.address.remove_file()
 
     def start(self) -> None:
         """Start the process.
