@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prometheus_client import Counter, Gauge, Histogram
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._gunicorn.exits import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,9 +36,6 @@ _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 _OTHER = "other"
 """The label of all other methods; clients may send any name."""
-
-REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
-"""Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
 
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -156,6 +154,24 @@ def _code_of(error: BaseException | None, code: int | None) -> int:
 def requests(buckets: tuple[float, ...]) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
     return Requests(buckets)
+
+
+class Connections(NamedTuple):
+    """The functions that show how many connections occupy this worker."""
+
+    add: Callable[[float], None]
+    show: Callable[[float], None]
+
+
+def connections() -> Connections:
+    """Return the :class:`Connections` of this process; the value class must be installed."""
+    gauge = Gauge(
+        "gunicorn_connections",
+        "Connections that occupy workers, whether they send a request or not.",
+        multiprocess_mode="livesum",
+        registry=None,
+    )
+    return Connections(_prometheus.adder(gauge), gauge.set)
 
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
