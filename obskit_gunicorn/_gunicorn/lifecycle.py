@@ -79,6 +79,8 @@ def flush_failures() -> None:
     """Log and count what has happened in signal context; not for signal context itself."""
     for reason in exits.flush():
         _count("gunicorn_worker_exits", reason)
+    for reason in supervisor.starts():
+        _count("gunicorn_exporter_starts", reason)
     while failures:
         name, message, counts = failures.pop(0)
         log.error("%s", message)
@@ -201,7 +203,7 @@ def on_reload(publication: Publication, server: Arbiter) -> None:
     """Count the reload, and adapt the exporter to changed options."""
     _show_zeros(publication)
     _count("gunicorn_reloads")
-    _keep_exporter(publication, server)
+    _keep_exporter(publication, server, is_reload=True)
 
 
 def _show_zeros(publication: Publication) -> None:
@@ -210,9 +212,10 @@ def _show_zeros(publication: Publication) -> None:
         telemetry.show_zeros([name for name in CONTAINED if overrides(publication.config, name)])
 
 
-def _keep_exporter(publication: Publication, server: Arbiter) -> None:
+def _keep_exporter(publication: Publication, server: Arbiter, *, is_reload: bool = False) -> None:
     options = exporter_options(publication.options) if sharing() is not None else None
-    supervisor.keep(options, server, publication.where("metrics_bind"))
+    supervisor.keep(options, server, publication.where("metrics_bind"), is_reload=is_reload)
+    flush_failures()
 
 
 def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
@@ -346,12 +349,12 @@ def pre_exec(publication: Publication, server: Arbiter) -> None:
 
 
 def on_exit(publication: Publication, server: Arbiter) -> None:
-    """Count and log what is left, and remove the exporter's Unix socket."""
+    """Count and log what is left, and end the exporter."""
     # Gunicorn has killed them, and will not see their end.
     for worker in server.WORKERS.values():
         exits.note(worker)
     flush_failures()
-    supervisor.remove_socket_file(server)
+    supervisor.end(server)
 
 
 CORES: dict[str, Callable[..., None]] = {
