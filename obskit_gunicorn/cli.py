@@ -159,14 +159,14 @@ def _serve(path: str, given: argparse.Namespace) -> int:
     # Before prometheus_client is loaded: metrics that --collectors create stay in this process.
     for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
         os.environ.pop(variable, None)
-    from obskit_gunicorn._exporter import pages, program
+    from obskit_gunicorn._exporter import logs, pages, program
 
     # Blocked in every thread; this one waits for them.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     # Many send it for a reload. There is nothing to reload, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    program.log_to(None)
+    logs.log_to({})
     address = Address.parse(options.metrics_bind, os.sep)
     try:
         listener = address.listen()
@@ -178,8 +178,12 @@ def _serve(path: str, given: argparse.Namespace) -> int:
         f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
         flush=True,
     )
-    program.serve(pages.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
-    address.remove_file()
+
+    def wait() -> None:
+        signal.sigwait(ends)
+        address.remove_file(listener)
+
+    program.serve(pages.Pages(path, options), options, listener, wait)
     return 0
 
 

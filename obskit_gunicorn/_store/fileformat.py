@@ -12,6 +12,13 @@ multiprocess directory reads our files too::
                double   value
                double   timestamp, Unix seconds; 0 if there is none
 
+Where timestamps are used (gauge mode ``mostrecent``), a reader must not see a new value with an old
+timestamp. One store writes both at once only if they lie in one cache line, and processors promise
+it only at a multiple of 16. So there the key gets eight more spaces if that is what it takes. They
+count as part of the key: the length of the padding follows from the length of the key, for every
+reader. JSON may end in spaces, so all read the key as they would without them; a writer that looks
+for it leaves them out. Older releases have not done this; their entries go on being used.
+
 Integers and doubles have the byte order of the machine. Entries are only ever appended, and
 ``used`` grows only after an entry is complete. So a reader sees whole entries at any moment, even
 if the writer is killed. A key is the JSON list ``[metric name, sample name, labels, help]``. If a
@@ -71,6 +78,14 @@ class MetricFileName(NamedTuple):
         return self.prefix.startswith("gauge_live")
 
     @property
+    def has_timestamps(self) -> bool:
+        """Whether the file's timestamps mean something, so that they must be right at any moment.
+
+        True of the gauges of which the one counts that was set last.
+        """
+        return self.prefix.endswith("mostrecent")
+
+    @property
     def belongs_to_one_holder(self) -> bool:
         """Whether the file's values mean nothing once its holder has ended.
 
@@ -104,6 +119,17 @@ def pack_entry(key: bytes, value: float, timestamp: float) -> bytes:
     """Return an entry as it is stored in the file."""
     padded = key + b" " * (8 - (len(key) + 4) % 8)
     return pack_int(len(key)) + padded + pack_pair(value, timestamp)
+
+
+def align_key(key: bytes, at: int) -> bytes:
+    """Return the key of an entry, with spaces so that value and timestamp are written at once.
+
+    Args:
+        key: The key.
+        at: The offset at which the entry is to begin.
+    """
+    value_at = at + len(pack_entry(key, 0.0, 0.0)) - 16
+    return key if value_at % 16 == 0 else key + b" " * 8
 
 
 def check_header(header: bytes, size: int) -> tuple[int, Damage | None]:
@@ -162,8 +188,8 @@ def read_entries(
 
 
 def key_text(key: bytes) -> bytes:
-    """Return the JSON of a key that is stored with length and padding."""
-    return key[4 : 4 + _read_int(key, 0)[0]]
+    """Return the JSON of a key that is stored with length, padding and spaces."""
+    return key[4 : 4 + _read_int(key, 0)[0]].rstrip(b" ")
 
 
 def is_key(key: bytes) -> bool:

@@ -20,6 +20,8 @@ import time
 
 _CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _POLL_SECONDS = 0.002
+_MOST_LINKS = 40
+_SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def pause(seconds: float) -> None:
@@ -70,6 +72,71 @@ def open_file(path: str, flags: int) -> int:
         os.close(descriptor)
         raise NotAFileError(errno.EPERM, "root does not write to a file with several names", path)
     return descriptor
+
+
+def open_directory(path: str, *, make: bool = False) -> int:
+    """Open a directory, to reach what is in it by descriptor.
+
+    Root follows only links that no other user can have made: one who owns a directory on the way
+    must not lead root elsewhere.
+
+    Args:
+        path: The directory, absolute.
+        make: Make what is missing of it.
+
+    Returns:
+        A descriptor that names the directory; it need not be open for reading.
+
+    Raises:
+        PermissionError: Another user may have made a link on the way.
+        OSError: It cannot be opened.
+    """
+    if os.geteuid() != 0:
+        if make:
+            os.makedirs(path, exist_ok=True)
+        return os.open(path, _SEARCH)
+    parts, links = path.split(os.sep)[::-1], 0
+    at = os.open(os.sep, _SEARCH)
+    try:
+        while parts:
+            part = parts.pop()
+            if not part:
+                continue
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=at)
+            try:
+                below = os.open(part, _SEARCH | os.O_NOFOLLOW, dir_fd=at)
+            except OSError as error:
+                target = _link_target(part, at, path) if links < _MOST_LINKS else ""
+                if not target:
+                    error.filename = path
+                    raise
+                links += 1
+                parts += target.split(os.sep)[::-1]
+                if not target.startswith(os.sep):
+                    continue
+                below = os.open(os.sep, _SEARCH)
+            os.close(at)
+            at = below
+    except BaseException:
+        os.close(at)
+        raise
+    return at
+
+
+def _link_target(name: str, directory: int, path: str) -> str:
+    """Return where a link leads, if root may follow it; empty if it is none."""
+    try:
+        target = os.readlink(name, dir_fd=directory)
+    except OSError:
+        return ""
+    status = os.fstat(directory)
+    if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            errno.EPERM, "root follows no link that another user may have made", path
+        )
+    return target
 
 
 class LockedFile:

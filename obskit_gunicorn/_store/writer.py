@@ -8,7 +8,7 @@ import mmap
 import os
 
 from obskit_gunicorn._store import fileformat
-from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
 from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -45,7 +45,17 @@ class MetricFile:
         salvaged: What was wrong with an existing file that was damaged, or ``None``.
     """
 
-    __slots__ = ("_file", "_indexes", "_map", "_size", "_used", "cells", "path", "salvaged")
+    __slots__ = (
+        "_file",
+        "_has_timestamps",
+        "_indexes",
+        "_map",
+        "_size",
+        "_used",
+        "cells",
+        "path",
+        "salvaged",
+    )
 
     def __init__(self, path: str) -> None:
         """Open or create the file; replace a damaged file with its readable part.
@@ -61,6 +71,8 @@ class MetricFile:
         self.salvaged: str | None = None
         self._indexes: dict[bytes, int] = {}
         self._used = HEADER_BYTES
+        name = MetricFileName.parse(os.path.basename(path))
+        self._has_timestamps = name is not None and name.has_timestamps
         _forget_second_name(path)
         self._file = self._open()
         try:
@@ -91,7 +103,7 @@ class MetricFile:
         Raises:
             OSError: The volume is full; the file is unchanged.
         """
-        entry = fileformat.pack_entry(key, value, timestamp)
+        entry = self._pack_entry(key, value, timestamp, self._used)
         end = self._used + len(entry)
         while end > self._size:
             self._grow()
@@ -108,9 +120,14 @@ class MetricFile:
         return value, timestamp
 
     def write_pair(self, index: int, value: float, timestamp: float) -> None:
-        """Write value and timestamp in one store of 16 bytes."""
+        """Write value and timestamp, in a file that has timestamps in one store of 16 bytes."""
         at = index * _CELL_BYTES
         self._map[at : at + 16] = fileformat.pack_pair(value, timestamp)
+
+    def _pack_entry(self, key: bytes, value: float, timestamp: float, at: int) -> bytes:
+        if self._has_timestamps:
+            key = fileformat.align_key(key, at)
+        return fileformat.pack_entry(key, value, timestamp)
 
     def is_linked(self) -> bool:
         """Return whether the file still has a name, so that readers can find it."""
@@ -217,12 +234,12 @@ class MetricFile:
         reader = MetricFileReader(self.path)
         reader.read(self._file.descriptor)
         pairs = iter(reader.pairs())
-        content = b"".join(
-            key + fileformat.pack_pair(value, timestamp)
-            for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True)
-            if fileformat.is_key(key)
-        )
-        replacement = self._make(content, keep_damaged=True)
+        content = bytearray()
+        for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True):
+            if fileformat.is_key(key):
+                at = HEADER_BYTES + len(content)
+                content += self._pack_entry(fileformat.key_text(key), value, timestamp, at)
+        replacement = self._make(bytes(content), keep_damaged=True)
         self.release()
         self._indexes.clear()
         self._file = replacement
