@@ -164,6 +164,10 @@ class Store:
         self.cells[key] = cell
         return cell
 
+    def known(self) -> dict[Key, Cell]:
+        """Return all cells of this lease, those that were closed and not used since among them."""
+        return {**self._earlier, **self.cells}
+
     def carry_over(self, *, take_along: bool) -> dict[Key, Cell]:
         """Return cells in memory for all contributions that move to another slot.
 

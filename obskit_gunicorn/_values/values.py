@@ -340,7 +340,7 @@ def _open_store() -> Store | None:
             wait = 0.0 if errno.ETIMEDOUT in _said else LOCK_WAIT_SECONDS
             lease = membership.acquire(wait_seconds=wait)
             is_same = _closed is not None and _closed.lease is lease
-            _store = Store(lease, _closed.cells if _closed and is_same else None)
+            _store = Store(lease, _closed.known() if _closed and is_same else None)
         except NotYetError:
             pass
         except OSError as error:
