@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._doctor.directory import (
+from obskit_gunicorn._doctor.findings import (
     DirectoryReport,
     describe_error,
     describe_holder,

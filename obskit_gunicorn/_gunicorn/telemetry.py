@@ -2,7 +2,7 @@
 
 The process in which something happens counts it, never in signal context. These metrics are shared
 like all others. What can be read from leases and /proc instead is read by the process that serves
-the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.gauges` and
+the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.own_metrics` and
 :mod:`obskit_gunicorn._exporter.procfs`.
 """
 

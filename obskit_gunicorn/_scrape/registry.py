@@ -10,7 +10,7 @@ from prometheus_client.core import CollectorRegistry, Metric
 
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format, Names
-from obskit_gunicorn._scrape.gauges import Scrape
+from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._scrape.source import restricted
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
