@@ -32,6 +32,7 @@ class Pages:
 
     Attributes:
         has_booted: Whether a worker without a lease has reported that it serves.
+        register: Exposes another collector.
     """
 
     def __init__(self, directory: str | None, options: Options) -> None:
@@ -47,6 +48,7 @@ class Pages:
         if directory is not None:
             registry.register(Processes(directory))
         registry.register(UserCollectors(options.metrics_collectors))
+        self.register = registry.register
         self._metrics = make_wsgi_app(registry)
         self._shown_path = options.metrics_path
         self._metrics_path = self._shown_path.encode().decode("latin-1")  # WSGI's encoding
