@@ -84,7 +84,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def _is_empty(made: Bodies) -> bool:
-    rounds = (made._now, made._next)
+    rounds = (made._maker._now, made._maker._next)
     return all(not (r.bodies or r.waiting or r.exposition) for r in rounds)
 
 
@@ -95,7 +95,7 @@ def test_shared(readings: Readings, threads: ThreadPoolExecutor) -> None:
     first = threads.submit(made.get, PLAIN)
     assert readings.began.acquire(timeout=10)
     later = [threads.submit(made.get, form) for form in (PLAIN, NAMED, OTHER) for _ in range(20)]
-    wait_until(lambda: made._next.waiting.total() == 60, "they wait")
+    wait_until(lambda: made._maker._next.waiting.total() == 60, "they wait")
     readings.gate.set()
     assert first.result(10) == b"1"
     assert {future.result(10) for future in later} == {b"2"}
