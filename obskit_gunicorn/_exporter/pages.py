@@ -11,13 +11,12 @@ from obskit_gunicorn._exporter.procfs import Processes
 from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
 from obskit_gunicorn._exporter.user_collectors import UserCollectors
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.apps import make_wsgi_app
+from obskit_gunicorn._scrape.apps import METHODS, complete, make_wsgi_app
 from obskit_gunicorn._scrape.registry import SharedRegistry
 from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._version import __version__
 
-_METHODS = ("GET", "HEAD")
 _READY_SECONDS = 0.1
 """How long a probe waits for the directory lock."""
 
@@ -32,6 +31,7 @@ class Pages:
 
     Attributes:
         has_booted: Whether a worker without a lease has reported that it serves.
+        register: Exposes another collector.
     """
 
     def __init__(self, directory: str | None, options: Options) -> None:
@@ -47,6 +47,7 @@ class Pages:
         if directory is not None:
             registry.register(Processes(directory))
         registry.register(UserCollectors(options.metrics_collectors))
+        self.register = registry.register
         self._metrics = make_wsgi_app(registry)
         self._shown_path = options.metrics_path
         self._metrics_path = self._shown_path.encode().decode("latin-1")  # WSGI's encoding
@@ -56,26 +57,22 @@ class Pages:
         """Answer one request."""
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         try:
-            if path == self._metrics_path or (path in self._pages and method not in _METHODS):
+            if path == self._metrics_path or (path in self._pages and method not in METHODS):
                 # It also answers OPTIONS, and refuses other methods, in the same way for each path.
                 return self._metrics(environ, start_response)
             status, text = self._pages.get(path, self._nothing)()
         except Exception:
             log.exception("a request for %s has failed", path)
             status, text = "500 Internal Server Error", "Internal error; see the exporter's log.\n"
-        body = text.encode()
         kind = "html" if text.startswith("<") else "plain"
-        headers = [
-            ("Content-Type", f"text/{kind}; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-        ]
+        headers = [("Content-Type", f"text/{kind}; charset=utf-8"), ("Cache-Control", "no-store")]
+        status, headers, body = complete(method, status, headers, text.encode())
         start_response(status, headers)
-        return [] if method == "HEAD" else [body]
+        return [body]
 
     def is_scrape(self, environ: dict[str, Any]) -> bool:
         """Return whether a request is for the exposition, which costs more than any other page."""
-        return environ["PATH_INFO"] == self._metrics_path and environ["REQUEST_METHOD"] in _METHODS
+        return environ["PATH_INFO"] == self._metrics_path and environ["REQUEST_METHOD"] in METHODS
 
     def _healthy(self) -> Page:
         return "200 OK", "The exporter is healthy.\n"

@@ -23,11 +23,14 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
+from obskit_gunicorn._exporter.tls import HANDSHAKE
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.apps import busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from prometheus_client.registry import Collector
 
     from obskit_gunicorn._exporter.tls import TlsFiles
 
@@ -56,6 +59,11 @@ _ROOM_POLL_SECONDS = 0.05
 _LINGER_SECONDS = 0.5
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+_NOT_TLS = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"
+    b"This port speaks HTTPS: ask for https:// instead of http://.\n"
+)
+
 Stage = Literal["waiting", "working", "sending"]
 
 
@@ -67,6 +75,9 @@ class Application(Protocol):
 
     def is_scrape(self, environ: dict[str, Any]) -> bool:
         """Return whether a request is one of the costly ones."""
+
+    def register(self, collector: Collector) -> None:
+        """Expose what a collector collects, too."""
 
 
 class _Connection:
@@ -191,7 +202,8 @@ class MetricsServer(WSGIServer):
         Args:
             listener: The listening socket; other processes may use it at the same time.
             application: The WSGI application.
-            tls: The certificate to serve with; ``None`` for plain HTTP.
+            tls: The certificate to serve with, which the application exposes; ``None`` for plain
+                HTTP.
         """
         self.address_family = listener.family
         name = listener.getsockname()
@@ -205,6 +217,8 @@ class MetricsServer(WSGIServer):
         self.setup_environ()
         self.app = application
         self._tls = tls
+        if tls is not None:
+            application.register(tls)
         self._open: set[_Connection] = set()
         self._has_room = threading.Condition()
         self._served = threading.local()
@@ -304,7 +318,7 @@ class MetricsServer(WSGIServer):
         try:
             if self._tls is not None:
                 context = self._tls.context()
-                if context is None:
+                if context is None or not self._is_tls(connection.socket):
                     return
                 client = connection.socket = context.wrap_socket(
                     connection.socket, server_side=True, do_handshake_on_connect=False
@@ -318,6 +332,20 @@ class MetricsServer(WSGIServer):
             self.handle_error(connection.socket, address)
         finally:
             self._end(connection)
+
+    def _is_tls(self, client: socket.socket) -> bool:
+        """Return whether a client speaks TLS; tell him that he should if he speaks anything else.
+
+        Raises:
+            OSError: He says nothing.
+        """
+        client.settimeout(REQUEST_SECONDS)
+        first = client.recv(1, socket.MSG_PEEK)
+        if first and first != HANDSHAKE:
+            # What is unread when it is closed would reset the connection, and so take the answer.
+            client.recv(MOST_REQUEST_BYTES)
+            client.sendall(_NOT_TLS)
+        return first == HANDSHAKE
 
     def _admit(self, connection: _Connection) -> bool:
         """Make room for a connection, and wait for it; return whether there is room."""

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import CollectorRegistry
 
-_Response = tuple[str, list[tuple[str, str]], bytes]
+Response = tuple[str, list[tuple[str, str]], bytes]
 """Status, headers and body."""
+
+METHODS = ("GET", "HEAD")
+"""The methods that are for metrics."""
+
+_ALLOWED = ("Allow", "GET, HEAD, OPTIONS")
+_PLAIN = ("Content-Type", "text/plain; charset=utf-8")
+_BUSY = ("503 Service Unavailable", [_PLAIN], b"# too many scrapes at once; ask again later\n")
 
 
 def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Iterable[bytes]]:
@@ -93,31 +100,26 @@ def make_multiprocess_app(path: str | None = None) -> Callable[..., Iterable[byt
 
 def busy(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Say that too many scrapes are being answered; a WSGI application."""
-    status, headers, body = _BUSY
-    start_response(status, list(headers))
-    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+    status, headers, body = complete(environ["REQUEST_METHOD"], *_BUSY)
+    start_response(status, headers)
+    return [body]
 
 
-def _line(status: str, text: str, *headers: tuple[str, str]) -> _Response:
-    """Return a response of one line."""
-    body = f"# {text}\n".encode()
-    kind = ("Content-Type", "text/plain; charset=utf-8")
-    return status, [*headers, kind, ("Content-Length", str(len(body)))], body
-
-
-_BUSY = _line("503 Service Unavailable", "too many scrapes at once; ask again later")
+def complete(method: str, status: str, headers: Iterable[tuple[str, str]], body: bytes) -> Response:
+    """Return a response with its length, and for HEAD without its body."""
+    length = ("Content-Length", str(len(body)))
+    return status, [*headers, length], b"" if method == "HEAD" else body
 
 
 def _respond(
     bodies: Bodies, method: str, accept: str, accept_encoding: str, query: str
-) -> _Response:
+) -> Response:
     """Return status, headers and body of a response, like prometheus_client's applications."""
-    allowed = ("Allow", "GET, HEAD, OPTIONS")
     if method == "OPTIONS":
-        return "200 OK", [allowed, ("Content-Length", "0")], b""
-    if method not in ("GET", "HEAD"):
-        text = f"{method} is not for metrics; use GET, HEAD or OPTIONS"
-        return _line("405 Method Not Allowed", text, allowed)
+        return complete(method, "200 OK", [_ALLOWED], b"")
+    if method not in METHODS:
+        body = f"# {method} is not for metrics; use GET, HEAD or OPTIONS\n".encode()
+        return complete(method, "405 Method Not Allowed", [_ALLOWED, _PLAIN], body)
     names = parse_qs(query).get("name[]")
     form = Form(
         negotiated(accept), frozenset(names) if names else None, _takes_gzip(accept_encoding)
@@ -125,12 +127,9 @@ def _respond(
     try:
         body = bodies.get(form)
     except BusyError:
-        status, headers, body = _BUSY
-    else:
-        packed = [("Content-Encoding", "gzip")] if form.is_packed else []
-        length = ("Content-Length", str(len(body)))
-        status, headers = "200 OK", [("Content-Type", form.format.name), *packed, length]
-    return status, headers, b"" if method == "HEAD" else body
+        return complete(method, *_BUSY)
+    packed = [("Content-Encoding", "gzip")] if form.is_packed else []
+    return complete(method, "200 OK", [("Content-Type", form.format.name), *packed], body)
 
 
 def _takes_gzip(accept_encoding: str) -> bool:

@@ -61,12 +61,12 @@ class _Round:
 
 
 class Bodies:
-    """Makes the bodies of one application. Thread-safe."""
+    """The bodies of one application. Thread-safe."""
 
     def __init__(self, read: Callable[[], _Exposition]) -> None:
         """Name what reads; nothing is read."""
         self._read = read
-        self._start_over()
+        self._maker = _Maker(read)
 
     def get(self, form: Form) -> bytes:
         """Return a body whose numbers are no older than this call.
@@ -75,8 +75,23 @@ class Bodies:
             BusyError: There are too many others.
             Exception: What reading or rendering raises.
         """
-        if self._pid != os.getpid():  # forked, perhaps while another thread was making a body
-            self._start_over()
+        maker = self._maker
+        if maker.pid != os.getpid():  # forked, perhaps while another thread was making a body
+            maker = self._maker = _Maker(self._read)
+        return maker.get(form)
+
+
+class _Maker:
+    """Makes bodies in one process."""
+
+    def __init__(self, read: Callable[[], _Exposition]) -> None:
+        self.pid = os.getpid()
+        self._read = read
+        self._changed = threading.Condition()
+        self._is_making = False
+        self._now, self._next = _Round(), _Round()
+
+    def get(self, form: Form) -> bytes:
         with self._changed:
             mine = self._next
             mine.waiting[form] += 1
@@ -94,12 +109,6 @@ class Bodies:
                 if not mine.waiting:
                     mine.exposition = None
                 self._changed.notify_all()
-
-    def _start_over(self) -> None:
-        self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self._is_making = False
-        self._now, self._next = _Round(), _Round()
 
     def _wait_for_turn(self, mine: _Round, form: Form) -> None:
         """Wait until the body is there, or this thread may make it."""

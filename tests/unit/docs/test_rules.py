@@ -68,6 +68,7 @@ MUTATIONS = {
         "total[5m])) > 0",
         "collector_fails",
     ),
+    "a certificate may expire": ("14 * 86400", "1 * 86400", "certificate_expires"),
     "another summary": ("no worker is ready", "no worker was ready", "no_ready_workers"),
     "another severity": ("severity: critical", "severity: page", "no_ready_workers"),
 }
