@@ -80,13 +80,11 @@ def test_deploy_by_symlink(newest: Interpreter, place: Path) -> None:
         running.wait_for_log("the arbiter runs obskit-gunicorn 1.")
         wait_until(lambda: starts(running, "reload") == 1, "it is counted")
 
-        # A release that cannot run, and then none at all.
         released(place, "3", broken=True)
         running.send_signal(signal.SIGHUP)
         running.wait_for_log("the exporter cannot run: RuntimeError: broken")
         wait_until(lambda: is_free(running.metrics_port), "clients are refused", seconds=10)
-        (place / "current").unlink()
-        running.send_signal(signal.SIGHUP)
+        running.send_signal(signal.SIGTTIN)
         running.wait_for_log("the exporter cannot be started: it ends before it serves")
         assert running.get("/").status == 200
         released(place, "4")
