@@ -404,7 +404,8 @@ def _flags() -> list[str]:
     """Return options of the interpreter: isolated, and otherwise like this one."""
     # -I ignores PYTHONUTF8, without which names of files may be read in another encoding.
     flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}"]
-    return [*flags, "-B"] if sys.flags.dont_write_bytecode else flags
+    flags += ["-B"] if sys.flags.dont_write_bytecode else []
+    return [*flags, "-X", "dev"] if sys.flags.dev_mode else flags
 
 
 def _program() -> str:
