@@ -10,8 +10,10 @@ next one continues on the same socket; so does the exporter of an arbiter that S
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.protocol import BOOTED, STOP, Order
+from obskit_gunicorn._exporter.protocol import BOOTED, LOST, MOVED, STOP, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +54,7 @@ class ExporterProcess:
         has_booted: Whether a worker without a lease has reported that it serves.
         starts: How often the process was started.
         is_busy: Whether the process is being started or reaped at this moment.
+        is_lost: Whether the process has found that the directory was taken away from the arbiter.
     """
 
     def __init__(
@@ -77,11 +80,12 @@ class ExporterProcess:
         self._child_ended = child_ended
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)  # neither the arbiter nor a worker ever waits for it
+        _wake_by(self._ours)
         self._status = os.fstat(self._ours.fileno())
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._delay_seconds = 0.0
         self._early_ends = 0
-        self.is_busy = False
+        self.is_busy = self.is_lost = False
         self._put_off: Callable[[], object] | None = None
 
     def listen(self) -> None:
@@ -219,6 +223,18 @@ class ExporterProcess:
         if before.address == self.address:
             self.listener = before.listener
 
+    def move(self, directory: str) -> bool:
+        """Have the process go on in another directory; return whether it could be told.
+
+        It goes on reading what was removed of the first one, as another process could not.
+        """
+        try:
+            self._ours.send(MOVED + os.fsencode(directory) + b"\0")
+        except OSError:
+            return False
+        self.order = self.order._replace(directory=directory)
+        return True
+
     def tell_booted(self) -> None:
         """Tell the process that this worker serves, although it has no lease."""
         with contextlib.suppress(OSError):
@@ -255,9 +271,22 @@ class ExporterProcess:
         with contextlib.suppress(OSError):
             said, descriptors, _, _ = socket.recv_fds(self._ours, 64, 4, flags)
             self.has_booted = self.has_booted or BOOTED in said
+            self.is_lost = LOST in said
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
                 self.listener = socket.socket(fileno=descriptor)
+
+
+def _wake_by(end: socket.socket) -> None:
+    """Have the kernel send SIGCHLD to this process, whose handler looks, when a message arrives.
+
+    Gunicorn has no hook that runs by the clock, and a thread would be in the way of forks. Where
+    the system cannot do it, messages wait for the next fork.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGCHLD)
+        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _credentials(settings: Any) -> dict[str, Any]:

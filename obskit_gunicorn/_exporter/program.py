@@ -7,6 +7,7 @@ directory and never writes to it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -19,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.pages import Pages
-from obskit_gunicorn._exporter.protocol import BOOTED, LISTENING, STOP, Options, Order
+from obskit_gunicorn._exporter.protocol import (
+    BOOTED,
+    LISTENING,
+    LOST,
+    MOVED,
+    STOP,
+    Options,
+    Order,
+)
 from obskit_gunicorn._exporter.server import MetricsServer
 from obskit_gunicorn._exporter.tls import TlsFiles
 from obskit_gunicorn._log import log
@@ -78,6 +87,13 @@ def main(order: dict[str, Any]) -> None:
     sys.path[:] = list(dict.fromkeys([*told.sys_path, *sys.path]))
     pages = Pages(told.directory, told.options)
     pages.has_booted = told.has_booted
+
+    def tell_lost() -> None:
+        """Wake the arbiter; each request asks again, until the directory is there."""
+        with contextlib.suppress(OSError):
+            control.send(LOST, socket.MSG_DONTWAIT)
+
+    pages.tell_lost = tell_lost
     listener = _listener(told.listener, told.options, control, pages)
     if listener is not None:
 
@@ -135,6 +151,11 @@ def _continues(control: socket.socket, pages: Pages) -> bool:
         if said == BOOTED and not pages.has_booted:
             pages.has_booted = True
             control.send(BOOTED)  # for the next exporter
+        elif said == MOVED:
+            path = b""
+            while not path.endswith(b"\0"):
+                path += control.recv(1) or b"\0"
+            pages.move(os.fsdecode(path[:-1]))
     except OSError:
         return False
     return said not in (b"", STOP)

@@ -60,7 +60,14 @@ class Supervisor:
             errorlog = server.cfg.errorlog
             errorlog = None if errorlog == "-" else os.path.abspath(errorlog)
             order = Order(options, path, errorlog)
-            if before is not None and before.order == order:
+            is_moved = (
+                before is not None
+                and path is not None
+                and before.order.directory not in (None, path)
+                and before.order._replace(directory=path) == order
+                and before.move(path)
+            )
+            if before is not None and (is_moved or before.order == order):
                 before.revive()
                 self._report(before)
                 return
@@ -145,6 +152,14 @@ class Supervisor:
         handle()
         if exporter is not None and exporter is self.exporter:
             exporter.revive(by_signal=True)
+
+    def has_lost_directory(self) -> bool:
+        """Return whether the exporter has told so since the last question; in the arbiter only."""
+        exporter = self.exporter if os.getpid() == self._arbiter_pid else None
+        if exporter is None or not exporter.is_lost:
+            return False
+        exporter.is_lost = False
+        return True
 
     def _listen(self, exporter: ExporterProcess, source: str) -> None:
         """Use the listening socket that was handed on, or a new one; log if there is none."""

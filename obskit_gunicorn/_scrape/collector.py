@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.directory import SlotDirectory
@@ -135,6 +136,39 @@ class DirectoryCollector(Source):
         self._lock = threading.Lock()
         self._begun = self._number = 0
         self._snapshot: Snapshot | None = None
+        self._removed: RemovedFiles | None = None
+
+    def keep_removed(self) -> None:
+        """Keep files open from now on, and go on reading those that are removed under writers.
+
+        For a process that does nothing but read; it costs a descriptor for each file.
+        """
+        with self._lock:
+            self._removed = self._removed or RemovedFiles()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a living arbiter has lost the directory, as :meth:`records` has last seen."""
+        return self._removed is not None and self._removed.is_lost
+
+    def records(self) -> Records:
+        """Return the records of all leases; see :meth:`SlotDirectory.records`.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        if self._removed is None:
+            return SlotDirectory(self.path).records()
+        with self._lock:
+            return self._removed.records(self.path)
+
+    def move(self, path: str) -> None:
+        """Read another directory from now on, in which the arbiter goes on.
+
+        It stays this process's collector of the first one, for all who ask for it.
+        """
+        with self._lock:
+            self.path = path
 
     def collect(self) -> Snapshot:
         """Read the directory.
@@ -151,9 +185,17 @@ class DirectoryCollector(Source):
                 return self._snapshot
             self._begun += 1
             number = self._begun
-            self._snapshot = self._read(os.listdir(self.path))
+            self._snapshot = self._read(self._list())
             self._number = number
             return self._snapshot
+
+    def _list(self) -> list[str]:
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            if self._removed is None or not (self._readers or self._removed):
+                raise
+            return []
 
     def _read(self, names: Iterable[str]) -> Snapshot:
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
@@ -166,6 +208,9 @@ class DirectoryCollector(Source):
             file = found[name]
             if not (file.is_live_gauge and file.holder in free):
                 members.setdefault(file.prefix, []).append((file.holder, reader))
+        if self._removed is not None:
+            for prefix, holder, reader in self._removed.members():
+                members.setdefault(prefix, []).append((holder, reader))
         changed = set(members) != set(self._groups)
         self._groups = {prefix: self._groups.get(prefix) or _Group() for prefix in members}
         for prefix, files in members.items():
@@ -176,11 +221,18 @@ class DirectoryCollector(Source):
             self._doubt()
         adding = {family.prefix for family in self._families}
         totals = {prefix: self._groups[prefix].totals() for prefix in adding}
+        if self._removed is not None:
+            for prefix, before in totals.items():
+                keys = self._groups[prefix].keys
+                totals[prefix] = self._removed.not_lower(prefix, keys, before)
         return Snapshot(self._families, totals, self._other_metrics())
 
     def _refresh(self, found: dict[str, MetricFileName]) -> None:
         """Read every file; remember only those that are there."""
         readers: dict[str, MetricFileReader] = {}
+        removed = self._removed
+        if removed is not None:
+            removed.look(self.path, found, self._readers)
         layouts = {prefix: group.layouts() for prefix, group in self._groups.items()}
         for name, file in found.items():
             reader = self._readers.get(name)
@@ -188,7 +240,7 @@ class DirectoryCollector(Source):
                 reader = MetricFileReader(os.path.join(self.path, name))
             known = layouts.setdefault(file.prefix, [])
             try:
-                reader.refresh(known)
+                reader.refresh(known, removed.kept(name) if removed is not None else None)
             except FileNotFoundError:
                 continue
             readers[name] = reader
@@ -196,6 +248,8 @@ class DirectoryCollector(Source):
                 known.append(reader.layout)
             if reader.damage is not None:
                 self._skip(name, reader.damage)
+        if removed is not None:
+            removed.refresh()
         self._readers = readers
         self.file_count = len(readers)
         self.byte_count = sum(reader.size for reader in readers.values())

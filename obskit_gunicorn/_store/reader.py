@@ -7,11 +7,19 @@ import struct
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, check_header, read_entries
+from obskit_gunicorn._store.fileformat import (
+    HEADER_BYTES,
+    Damage,
+    check_header,
+    pack_pair,
+    read_entries,
+)
 from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from obskit_gunicorn._store.locks import LockedFile
 
 _LARGEST_STEP_BYTES = 1 << 20
 
@@ -122,8 +130,8 @@ class MetricFileReader:
 
     Nothing in the file can crash, hang or balloon the reader: it reads without mapping, so that a
     file that is cut short is no SIGBUS, and never more than the file's size. It keeps no
-    descriptor. A file that was replaced is noticed by its inode and, where inodes are reused at
-    once, by the number in its header; one without a number by its keys.
+    descriptor, but may be given one. A file that was replaced is noticed by its inode and, where
+    inodes are reused at once, by the number in its header; one without a number by its keys.
 
     What cannot be read leaves keys and values as they were, so that no counter goes backwards.
 
@@ -147,6 +155,15 @@ class MetricFileReader:
         self._data = bytearray()
         self._identity: tuple[int, int, bytes] | None = None
 
+    @classmethod
+    def of(cls, entries: Mapping[bytes, tuple[float, float]]) -> MetricFileReader:
+        """Return a reader of a file that is nowhere, with these keys, values and timestamps."""
+        reader = cls("")
+        reader.layout = Layout(tuple(entries))
+        parts = (key + pack_pair(*pair) for key, pair in entries.items())
+        reader._data = bytearray(HEADER_BYTES) + b"".join(parts)
+        return reader
+
     def values(self) -> Iterator[float]:
         """Return the value of each key; to be used up before the next :meth:`refresh`."""
         return self.layout.values(self._data)
@@ -155,16 +172,20 @@ class MetricFileReader:
         """Return each value with its timestamp behind it, likewise."""
         return self.layout.pairs(self._data)
 
-    def refresh(self, layouts: Iterable[Layout] = ()) -> None:
+    def refresh(self, layouts: Iterable[Layout] = (), kept: LockedFile | None = None) -> None:
         """Read the file; what is wrong with it is in :attr:`damage` then.
 
         Args:
             layouts: Layouts of like files, to be tried before parsing.
+            kept: The file, if it is open already; it may have been removed since.
 
         Raises:
             FileNotFoundError: The file is gone.
         """
         try:
+            if kept is not None:
+                self.damage = self.read(kept.descriptor, layouts)
+                return
             descriptor = open_file(self.path, os.O_RDONLY)
             try:
                 self.damage = self.read(descriptor, layouts)
