@@ -18,11 +18,12 @@ import pytest
 
 from tests.support import apps
 from tests.support.checks import check_counts, slot_of, total_as_others_read_it
-from tests.support.client import Load, Watch, get
+from tests.support.client import Load, Watch
 from tests.support.process import (
     GunicornProcess,
     can_run,
     can_unshare,
+    get,
     interpreters,
     metric_files,
     on_a_volume,
