@@ -144,8 +144,8 @@ def collector_path(collector: MultiProcessCollector) -> str | None:
 
 
 def choose_encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
-    """Return the encoder and the content type for a header ``Accept``."""
-    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it asks for no version
+    """Return the encoder and the content type for a well-formed header ``Accept``."""
+    with contextlib.suppress(AttributeError):
         return exposition.choose_encoder(accept)
     return prometheus_client.generate_latest, _PLAIN_TEXT
 

@@ -17,6 +17,10 @@ from obskit_gunicorn._scrape.registry import SharedRegistry
 from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._version import __version__
 
+_METHODS = ("GET", "HEAD")
+_READY_SECONDS = 0.1
+"""How long a probe waits for the directory lock."""
+
 Page = tuple[str, str]
 """The status and the text of a page; HTML if it begins with a tag."""
 
@@ -49,7 +53,8 @@ class Pages:
             registry.register(Processes(directory))
         registry.register(UserCollectors(options.metrics_collectors))
         self._metrics = make_wsgi_app(registry)
-        self._metrics_path = options.metrics_path
+        self._shown_path = options.metrics_path
+        self._metrics_path = self._shown_path.encode().decode("latin-1")  # WSGI's encoding
         self._pages = {"/": self._links, HEALTHY_PATH: self._healthy, READY_PATH: self._ready}
 
     def move(self, directory: str) -> None:
@@ -66,10 +71,8 @@ class Pages:
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        is_metrics = path == self._metrics_path.encode().decode("latin-1")  # WSGI's encoding
-        is_plain = method in ("GET", "HEAD")
         try:
-            if is_metrics or (path in self._pages and not is_plain):
+            if path == self._metrics_path or (path in self._pages and method not in _METHODS):
                 # It also answers OPTIONS, and refuses other methods, in the same way for each path.
                 return self._metrics(environ, start_response)
             status, text = self._pages.get(path, self._nothing)()
@@ -86,6 +89,10 @@ class Pages:
         start_response(status, headers)
         return [] if method == "HEAD" else [body]
 
+    def is_scrape(self, environ: dict[str, Any]) -> bool:
+        """Return whether a request is for the exposition, which costs more than any other page."""
+        return environ["PATH_INFO"] == self._metrics_path and environ["REQUEST_METHOD"] in _METHODS
+
     def _healthy(self) -> Page:
         return "200 OK", "The exporter is healthy.\n"
 
@@ -98,7 +105,7 @@ class Pages:
         if self._collector is None:
             return True  # unknown; metrics that cannot be shared must not stop the service
         try:
-            records = self._collector.records().values()
+            records = self._collector.records(wait_seconds=_READY_SECONDS).values()
         except OSError:
             return True
         # A holder that found no room to record its role may be a worker.
@@ -110,7 +117,7 @@ class Pages:
     def _links(self) -> Page:
         links = "".join(
             f'<li><a href="{html.escape(quote(path))}">{html.escape(path)}</a>'
-            for path in (self._metrics_path, HEALTHY_PATH, READY_PATH)
+            for path in (self._shown_path, HEALTHY_PATH, READY_PATH)
         )
         return "200 OK", (
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Metrics</title>'
@@ -118,5 +125,5 @@ class Pages:
         )
 
     def _nothing(self) -> Page:
-        paths = ", ".join(("/", self._metrics_path, HEALTHY_PATH, READY_PATH))
+        paths = ", ".join(("/", self._shown_path, HEALTHY_PATH, READY_PATH))
         return "404 Not Found", f"Not found. Available paths: {paths}\n"

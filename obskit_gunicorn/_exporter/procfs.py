@@ -9,6 +9,7 @@ log says so once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -198,15 +199,16 @@ def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
 def _waiting_connections() -> Iterator[tuple[tuple[str, int], int]]:
     """Yield the address of each listening TCP socket, and how many connections wait there.
 
-    For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``.
+    For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``. It
+    shows listening sockets first; a busy server has thousands of others, which are not read.
     """
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in _read(path).splitlines():
-                if _LISTENING in line:  # a busy server has thousands of others
-                    fields = line.decode().split()
-                    host, _, port = fields[1].partition(":")
-                    yield (_address(host), int(port, 16)), int(fields[4].partition(":")[2], 16)
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            next(file, None)  # the names of the columns
+            for line in itertools.takewhile(lambda line: _LISTENING in line, file):
+                fields = line.decode().split()
+                host, _, port = fields[1].partition(":")
+                yield (_address(host), int(port, 16)), int(fields[4].partition(":")[2], 16)
 
 
 def _address(text: str) -> str:

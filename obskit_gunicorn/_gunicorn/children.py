@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
 
 _WAITING = ("sleep", "wait_for_signals")
-"""Where the main loop waits: up to Gunicorn 24, and from then on."""
+"""Where the main loop waits: before Gunicorn 24, and from then on."""
 
 _previous: Any = None
 _begin_anew: Callable[[], object] = bool

@@ -1,18 +1,15 @@
-"""WSGI and ASGI applications that serve the exposition.
-
-``name[]`` filtering is prometheus_client's own encoding of the same families.
-"""
+"""WSGI and ASGI applications that serve the exposition."""
 
 from __future__ import annotations
 
-import gzip
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from obskit_gunicorn._scrape.bodies import Bodies, BusyError, Form
 from obskit_gunicorn._scrape.formats import negotiated
 from obskit_gunicorn._scrape.registry import (
-    SharedRegistry,
+    Exposition,
     current_registry,
     setup_multiprocess_registry,
 )
@@ -22,8 +19,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import CollectorRegistry
 
-_GZIP_LEVEL = 1
-"""A tenth of the default level's time for a few per cent more bytes."""
+_Response = tuple[str, list[tuple[str, str]], bytes]
+"""Status, headers and body."""
 
 
 def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Iterable[bytes]]:
@@ -35,10 +32,11 @@ def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., It
     Args:
         registry: Another registry to serve instead.
     """
+    bodies = Bodies(lambda: Exposition(registry or current_registry()))
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         status, headers, body = _respond(
-            registry or current_registry(),
+            bodies,
             environ["REQUEST_METHOD"],
             environ.get("HTTP_ACCEPT", ""),
             environ.get("HTTP_ACCEPT_ENCODING", ""),
@@ -56,6 +54,7 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
     It collects on the event loop: serving the exposition from a process of its own keeps it off the
     workers.
     """
+    bodies = Bodies(lambda: Exposition(registry or current_registry()))
 
     async def application(
         scope: dict[str, Any],
@@ -68,7 +67,7 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         status, headers, body = _respond(
-            registry or current_registry(),
+            bodies,
             scope["method"],
             asked.get("accept", ""),
             asked.get("accept-encoding", ""),
@@ -93,31 +92,46 @@ def make_multiprocess_app(path: str | None = None) -> Callable[..., Iterable[byt
     return make_wsgi_app(setup_multiprocess_registry(path))
 
 
+def busy(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Say that too many scrapes are being answered; a WSGI application."""
+    status, headers, body = _BUSY
+    start_response(status, list(headers))
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def _line(status: str, text: str, *headers: tuple[str, str]) -> _Response:
+    """Return a response of one line."""
+    body = f"# {text}\n".encode()
+    kind = ("Content-Type", "text/plain; charset=utf-8")
+    return status, [*headers, kind, ("Content-Length", str(len(body)))], body
+
+
+_BUSY = _line("503 Service Unavailable", "too many scrapes at once; ask again later")
+
+
 def _respond(
-    registry: CollectorRegistry, method: str, accept: str, accept_encoding: str, query: str
-) -> tuple[str, list[tuple[str, str]], bytes]:
+    bodies: Bodies, method: str, accept: str, accept_encoding: str, query: str
+) -> _Response:
     """Return status, headers and body of a response, as prometheus_client's applications do."""
     allowed = ("Allow", "GET, HEAD, OPTIONS")
     if method == "OPTIONS":
         return "200 OK", [allowed, ("Content-Length", "0")], b""
     if method not in ("GET", "HEAD"):
-        body = f"# {method} is not for metrics; use GET, HEAD or OPTIONS\n".encode()
-        kind = ("Content-Type", "text/plain; charset=utf-8")
-        return "405 Method Not Allowed", [allowed, kind, ("Content-Length", str(len(body)))], body
-    format_, content_type = negotiated(accept)
+        text = f"{method} is not for metrics; use GET, HEAD or OPTIONS"
+        return _line("405 Method Not Allowed", text, allowed)
     names = parse_qs(query).get("name[]")
-    if names:
-        body = format_.encode(registry.restricted_registry(names))
-    elif isinstance(registry, SharedRegistry):
-        body = registry.exposed(format_)
+    form = Form(
+        negotiated(accept), frozenset(names) if names else None, _takes_gzip(accept_encoding)
+    )
+    try:
+        body = bodies.get(form)
+    except BusyError:
+        status, headers, body = _BUSY
     else:
-        body = format_.encode(registry)
-    headers = [("Content-Type", content_type)]
-    if _takes_gzip(accept_encoding):
-        body = gzip.compress(body, _GZIP_LEVEL)
-        headers.append(("Content-Encoding", "gzip"))
-    headers.append(("Content-Length", str(len(body))))
-    return "200 OK", headers, b"" if method == "HEAD" else body
+        packed = [("Content-Encoding", "gzip")] if form.is_packed else []
+        length = ("Content-Length", str(len(body)))
+        status, headers = "200 OK", [("Content-Type", form.format.name), *packed, length]
+    return status, headers, b"" if method == "HEAD" else body
 
 
 def _takes_gzip(accept_encoding: str) -> bool:

@@ -31,7 +31,8 @@ from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
+from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
@@ -137,6 +138,7 @@ class DirectoryCollector(Source):
         self._begun = self._number = 0
         self._snapshot: Snapshot | None = None
         self._removed: RemovedFiles | None = None
+        self._records_lock = threading.Lock()
 
     def keep_removed(self) -> None:
         """Keep files open from now on, and go on reading those that are removed under writers.
@@ -151,16 +153,18 @@ class DirectoryCollector(Source):
         """Whether a living arbiter has lost the directory, as :meth:`records` has last seen."""
         return self._removed is not None and self._removed.is_lost
 
-    def records(self) -> Records:
+    def records(self, *, wait_seconds: float = ASK_WAIT_SECONDS) -> Records:
         """Return the records of all leases; see :meth:`SlotDirectory.records`.
+
+        Does not wait for a collection.
 
         Raises:
             OSError: The directory cannot be read.
         """
         if self._removed is None:
-            return SlotDirectory(self.path).records()
-        with self._lock:
-            return self._removed.records(self.path)
+            return SlotDirectory(self.path).records(wait_seconds=wait_seconds)
+        with self._records_lock:
+            return self._removed.records(self.path, wait_seconds)
 
     def move(self, path: str) -> None:
         """Read another directory from now on, in which the arbiter goes on.
@@ -291,6 +295,8 @@ class DirectoryCollector(Source):
         self._families, self._other_names, self._others_at = [], set(), {}
         for name, by_prefix in metrics.items():
             (prefix, members), *others = by_prefix.items()
+            if len(members) >= MANY_SERIES:
+                self._warn_of_size(name, members)
             before = families_before.get(name)
             family = None if others else families.make_family(prefix, members, before)
             if family is None:
@@ -298,6 +304,20 @@ class DirectoryCollector(Source):
             else:
                 self._families.append(family)
         self._strange = {key for key, series in self._series.items() if series is None}
+
+    def _warn_of_size(self, name: str, members: list[tuple[int, Series]]) -> None:
+        """Log, once for each metric, which label makes it large."""
+        if (name, "size") not in self._reported:
+            self._reported.add((name, "size"))
+            label, count = widest_label(series.labels for _number, series in members)
+            log.warning(
+                "obskit: %s has %d series, because its label %r has %d values; each series costs "
+                "memory and time at every scrape, so give the label fewer values",
+                name,
+                len(members),
+                label,
+                count,
+            )
 
     def _doubt(self) -> None:
         """Report files with keys that are not a metric's, and have them looked at again."""

@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, go_float, line_prefixes
+from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Lines, go_float, lines_of
 from obskit_gunicorn._store.fileformat import MetricFileName, key_text
 from obskit_gunicorn._store.reader import MetricFileReader
 
@@ -52,18 +52,18 @@ class Family:
         self._steps: list[tuple[int, bool]] = []
         self.members = members
         self._pick = getter(self._lay_out())
-        self._prefixes = {TEXT.name: line_prefixes(self, TEXT)}
+        self._lines = {TEXT.name: lines_of(self, TEXT)}
 
-    def prefixes(self, format_: Format) -> list[str]:
-        """Return what stands before each value, the line break before it included.
+    def lines(self, format_: Format) -> Lines:
+        """Return what the family's lines are in a format, but for the values.
 
         Raises:
             ValueError: prometheus_client does not render the family one line a sample.
         """
-        prefixes = self._prefixes.get(format_.name)
-        if prefixes is None:
-            prefixes = self._prefixes[format_.name] = line_prefixes(self, format_)
-        return prefixes
+        lines = self._lines.get(format_.name)
+        if lines is None:
+            lines = self._lines[format_.name] = lines_of(self, format_, self._lines[TEXT.name])
+        return lines
 
     def values(self, totals: Sequence[float]) -> Sequence[float]:
         """Return the value of every sample, in the order of :attr:`samples`."""
@@ -125,7 +125,7 @@ class Family:
             if buckets:
                 self._steps.append((len(by_name), False))
             for value, key in sorted(by_bound.items()):
-                if value not in bounds:
+                if value not in bounds or not value:  # 0.0 and -0.0 are one key
                     bounds[value] = go_float(value)
                 with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
                 self.samples.append((f"{self.name}_bucket", with_bound))

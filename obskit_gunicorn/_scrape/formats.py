@@ -2,16 +2,17 @@
 
 A family is rendered once per format: what stands before each value. prometheus_client's own encoder
 is the judge of each format; where it writes names as they are, we do it ourselves.
+
+There is a fixed number of formats. What a client writes chooses one of them, and is not kept.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from prometheus_client import generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted."""
+
+Names = frozenset[str]
+"""Names of the samples to show."""
 
 _LARGEST_PLAIN = 1e6
 """From here on Go, and so prometheus_client, writes a number in another way than Python."""
@@ -45,7 +49,7 @@ class Format(NamedTuple):
     """A format of the exposition."""
 
     name: str
-    """What tells it from the others."""
+    """Its content type, which tells it from the others; never a client's own words."""
 
     encode: Callable[[Any], bytes]
     """prometheus_client's encoder for it, of anything with a method ``collect()``."""
@@ -55,14 +59,68 @@ class Format(NamedTuple):
         return self.encode(Families(lambda: metrics)).removesuffix(b"# EOF\n")
 
 
-TEXT = Format("text 0.0.4", generate_latest)
+_VERSIONS = {
+    "text/plain": ("0.0.4", "1.0.0"),
+    "application/openmetrics-text": ("0.0.1", "1.0.0", "2.0.0"),
+}
+"""The versions that clients ask for, by media type; at the index of their major version."""
+
+_VERSION = re.compile(r"([0-9]{1,9})(\.[0-9]+)*")
+_ESCAPINGS = ("underscores", "allow-utf-8", "dots", "values")
 
 
-def negotiated(accept: str) -> tuple[Format, str]:
-    """Return the format that a header ``Accept`` asks for, and its content type."""
+def negotiated(accept: str) -> Format:
+    """Return the format that a header ``Accept`` asks for; of an unknown version, the nearest."""
+    for accepted in accept.split(","):
+        format_ = _format(_known(accepted))
+        if format_.name != TEXT.name:
+            return format_
+    return TEXT
+
+
+def _known(accepted: str) -> str:
+    """Return one of the few ways to ask that is nearest to what a client accepts."""
+    media_type, *rest = accepted.split(";")
+    media_type = media_type.strip()
+    if media_type not in _VERSIONS:
+        return ""
+    pairs = [each.strip().split("=", 1) for each in rest if "=" in each]
+    parameters = dict(reversed(pairs))  # the first one counts
+    asked = parameters.get("version")
+    if not asked:
+        return media_type
+    version = _VERSION.fullmatch(asked)
+    if version is None:
+        return ""
+    versions = _VERSIONS[media_type]
+    nearest = versions[min(int(version[1]), len(versions) - 1)]
+    escaping = parameters.get("escaping")
+    escaping = escaping if escaping in _ESCAPINGS else _ESCAPINGS[0]
+    return f"{media_type};version={nearest};escaping={escaping}"
+
+
+@cache  # asked only what _known() returns
+def _format(accept: str) -> Format:
+    """Return the format that prometheus_client chooses; several ways to ask may lead to one."""
     encoder, content_type = _prometheus.choose_encoder(accept)
-    # The content type names format, version and escaping.
-    return Format(content_type, encoder), content_type
+    return Format(content_type, encoder)
+
+
+TEXT = _format("")
+"""The text format 0.0.4."""
+
+
+class Lines(NamedTuple):
+    """A family as it stands in a format, but for its values."""
+
+    head: str
+    """What stands before the samples: help and type, from the line break before them."""
+
+    prefixes: list[str]
+    """What stands before each value, from the line break before it."""
+
+    are_plain: bool
+    """Whether the names are such that most formats write these prefixes."""
 
 
 class RenderedFamily(Protocol):
@@ -108,33 +166,38 @@ _PLAIN_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _PUT_APART = ("_created", "_gsum", "_gcount")
 
 
-def line_prefixes(family: RenderedFamily, format_: Format) -> list[str]:
-    """Return what stands before each value, the line break before it included.
+def lines_of(family: RenderedFamily, format_: Format, as_text: Lines | None = None) -> Lines:
+    """Return a family's lines in a format.
+
+    Args:
+        family: The family.
+        format_: The format.
+        as_text: Its lines in the text format; they are shared by all formats that write the same.
 
     Raises:
         ValueError: prometheus_client does not render the family one line a sample.
     """
     head = "\n" + format_.render([family.metric()]).decode()[:-1]
     try:
-        prefixes = _plain_line_prefixes(family)
-        if format_ is not TEXT:
+        if as_text is None:
+            return Lines(head, _plain_line_prefixes(family), are_plain=True)
+        if as_text.are_plain:
             # Some formats rewrite plain names, too. What has most labels tells.
             at, (name, labels) = max(
                 enumerate(family.samples), key=lambda numbered: len(numbered[1][1])
             )
             one = family.metric()
             one.samples = [Sample(name, dict(labels), 0.0)]
-            if _their_line_prefixes(one, head, format_) != [prefixes[at]]:
-                raise ValueError(f"{format_.name} writes the names of {family.name} differently")
+            if _their_line_prefixes(one, head, format_) == [as_text.prefixes[at]]:
+                return as_text._replace(head=head)
     except ValueError:
-        zeros = family.metric([0.0] * len(family.samples))
-        prefixes = _their_line_prefixes(zeros, head, format_)
-    prefixes[0] = head + prefixes[0]
-    return prefixes
+        pass
+    zeros = family.metric([0.0] * len(family.samples))
+    return Lines(head, _their_line_prefixes(zeros, head, format_), are_plain=False)
 
 
 def _plain_line_prefixes(family: RenderedFamily) -> list[str]:
-    """Return the same for names that each format and release writes as they are.
+    """Return what stands before each value, for names that every release writes as they are.
 
     Raises:
         ValueError: There are others.

@@ -60,7 +60,7 @@ class Scrape:
         self.arbiters = [record for record in self.held if type(record.get("workers")) is int]
 
     def gauges(self) -> Iterator[Metric]:
-        """Yield a gauge for each gauge that has a reading."""
+        """Yield every gauge that has a reading."""
         for gauge in _gauges:
             reading = gauge.read(self)
             if reading is None:

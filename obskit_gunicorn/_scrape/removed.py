@@ -39,7 +39,9 @@ class _Removed(NamedTuple):
 
 
 class RemovedFiles:
-    """What one collector keeps open, and what it goes on reading. Not thread-safe.
+    """What one collector keeps open, and what it goes on reading.
+
+    Not thread-safe, but :meth:`records` may run beside the other methods.
 
     Attributes:
         is_lost: Whether the directory was taken away from a living arbiter, when last asked.
@@ -131,7 +133,7 @@ class RemovedFiles:
         self._before[prefix] = keys, totals
         return totals
 
-    def records(self, directory: str) -> Records:
+    def records(self, directory: str, wait_seconds: float) -> Records:
         """Return the records of all leases: those in a directory, and removed ones that are held.
 
         Raises:
@@ -139,7 +141,7 @@ class RemovedFiles:
         """
         problem, records, names = None, Records(), list[str]()
         try:
-            records = SlotDirectory(directory).records()
+            records = SlotDirectory(directory).records(wait_seconds=wait_seconds)
             names = [f"{slot}.lease" for slot in records]
         except OSError as error:
             problem = error

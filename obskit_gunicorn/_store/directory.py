@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.fileformat import MetricFileName
-from obskit_gunicorn._store.identity import give_to_owner, pid_namespace
+from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.leases import Lease, Role, read_json
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 
@@ -176,28 +176,6 @@ class SlotDirectory:
                 return self._records(sure=True)
         except OSError:
             return self._records(sure=False)
-
-    def last_record(self, pid: int, start_ticks: int) -> dict[str, Any]:
-        """Return the record of a process of this pid namespace, whether it has ended or not.
-
-        Never raises; empty if it had no lease, or if its slot has had two more holders since.
-
-        Args:
-            pid: The process.
-            start_ticks: When it was started, to tell it from earlier processes with the same pid; 0
-                if unknown.
-        """
-        wanted: dict[str, object] = {"pid": pid, "pid_namespace": pid_namespace()}
-        if start_ticks:
-            wanted["start_ticks"] = start_ticks
-        with contextlib.suppress(OSError):
-            for name in self._lease_names():
-                with contextlib.suppress(OSError), self._open(name) as file:
-                    record = read_json(file.descriptor)
-                    for each in (record, record.get("previous") or {}):
-                        if wanted.items() <= each.items():
-                            return each
-        return {}
 
     def generation(self) -> dict[str, Any]:
         """Return what the lock file says: ``protocol``, ``started`` (Unix seconds), ``private``.
@@ -404,7 +382,7 @@ def explain(error: OSError, path: str) -> str:
         path: The multiprocess directory.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "the volume is full: make it larger (sizeLimit of an emptyDir)"
+        hint = "the volume is full: give it more room (sizeLimit of an emptyDir)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "no file descriptors are left: raise the limit (ulimit -n)"
     elif isinstance(error, NotAFileError):

@@ -1,4 +1,4 @@
-"""Leases: one process's exclusive hold on a slot, and the record beside it.
+"""Leases: one process's exclusive hold on a slot, and the record of its holder.
 
 A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
 releases it or ends, for whatever reason. Pids are never used to tell who is alive, because
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Role = Literal["arbiter", "worker", "process"]
 
-_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
-
 
 class Lease:
     """One process's exclusive hold on a slot.
@@ -39,8 +37,6 @@ class Lease:
         """Wrap a locked lease file."""
         self.slot = slot
         self._file = file
-        before = read_json(file.descriptor)
-        before.pop("previous", None)
         self.record: dict[str, Any] = {
             "pid": os.getpid(),
             "pid_namespace": pid_namespace(),
@@ -49,8 +45,6 @@ class Lease:
             "state": "booting" if role == "worker" else "",
             "reason": "",
             "values_not_shared": 0,
-            # The slot may have its next holder before the arbiter learns that this one has ended.
-            "previous": {name: before.get(name) for name in _REMEMBERED},
         }
         self.note()
 
@@ -92,7 +86,7 @@ class Lease:
 
 
 def is_ready_worker(record: dict[str, Any]) -> bool:
-    """Return whether the record beside a lease is about a worker that has booted."""
+    """Return whether the record of a lease describes a worker that has booted."""
     return record.get("role") == "worker" and record.get("state") == "booted"
 
 

@@ -815,7 +815,7 @@ def test_root_arbiter_with_user_and_group(
         with Load(server.port) as load, Watch(server) as watch:
             load.wait_for(100)
             with load.paused():
-                server.kill_a_worker()
+                wait_until(lambda: kill_a_counted_worker(server), "a worker is killed")
             load.wait_for(30)
             server.send_signal(signal.SIGHUP)
             load.wait_for(30)
@@ -836,9 +836,7 @@ def test_root_arbiter_with_user_and_group(
         assert load.answered <= total <= load.answered + len(load.unknown)
         assert not watch.wrong
         assert not error_lines(server)
-        # A scrape may be the last request of a worker and so make another.
-        booted = len(server.booted_pids())
-        assert booted <= server.metric("app_forks_total") <= booted + 1
+        wait_until(lambda: counted_workers(server), "every fork is counted")
         assert server.metric("obskit_gunicorn_values_not_shared") == 0
         for name in shared.glob("*_slot*.db"):
             assert name.stat().st_uid == dropped
@@ -846,6 +844,24 @@ def test_root_arbiter_with_user_and_group(
             assert shared.stat().st_mode & 0o7777 == 0o700
         server.stop()
         assert shared.exists() == (directory != "private")
+
+
+def counted_workers(server: GunicornProcess) -> set[int]:
+    """Return the workers that were ever booted, if each has counted its fork by now.
+
+    A worker announces itself before it counts, and a scrape may make another one: the last
+    request of a worker.
+    """
+    forks = server.metric("app_forks_total")
+    booted = server.booted_pids()
+    assert forks <= len(booted), "a fork is counted once"
+    return booted if forks == len(booted) else set()
+
+
+def kill_a_counted_worker(server: GunicornProcess) -> bool:
+    """Kill a worker that has counted its fork already; return whether there was one."""
+    counted = counted_workers(server)
+    return any(send_if_alive(signal.SIGKILL, pid) for pid in server.worker_pids() & counted)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from obskit_gunicorn._gunicorn.telemetry import REASONS
+from obskit_gunicorn._gunicorn.exits import REASONS
 from tests.support import apps
 from tests.support.metrics_page import documented
 from tests.support.process import (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import re
 import stat
@@ -506,21 +505,6 @@ class TestNote:
         lease.note(state="booted")
         assert leased(directory) == {"slot0": True}
         lease.release()
-
-    def test_last_record_of_a_pid_that_came_again(self, directory: str) -> None:
-        """What others of the same pid have left is not taken for a process's own."""
-        for number in range(1, 20):
-            old = {"pid": 7, "pid_namespace": identity.pid_namespace(), "start_ticks": number}
-            record = {**old, "pid": 8, "previous": {**old, "is_counted": True}}
-            text = json.dumps(record if number % 2 else old)
-            (Path(directory) / f"slot{number}.lease").write_text(text)
-        slots = SlotDirectory(directory)
-        for number in range(1, 20):
-            assert slots.last_record(7, number)["start_ticks"] == number
-            assert slots.last_record(7, number).get("is_counted", False) == bool(number % 2)
-        assert slots.last_record(7, 99) == {}
-        assert slots.last_record(9, 0) == {}
-        assert slots.last_record(7, 0)["pid"] == 7
 
     def test_what_is_known_before_there_is_a_lease(self, directory: str) -> None:
         """What was noted stands beside each lease that the process takes afterwards."""
@@ -1166,7 +1150,7 @@ class TestExplain:
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
             (errno.ENOTDIR, "not a directory"),
-            (errno.ENOENT, "gone"),
+            (errno.ENOENT, "it was removed"),
             (errno.EIO, "docs/"),
         ],
     )

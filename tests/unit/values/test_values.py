@@ -699,7 +699,7 @@ class TestNoFile:
         for _ in range(5):
             process.call(count)
         (line,) = process.call(log_lines)
-        assert "gone" in line
+        assert "it was removed" in line
         os.mkdir(directory)
         process.call(_until_shared)
         assert read(directory)["c_total"] == 5
