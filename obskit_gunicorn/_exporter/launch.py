@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import fcntl
 import os
 import pwd
 import signal
@@ -25,7 +26,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.protocol import BOOTED, SERVING, STOP, Order
+from obskit_gunicorn._exporter.protocol import BOOTED, LOST, MOVED, SERVING, STOP, Order
 from obskit_gunicorn._exporter.start import ORDER_VARIABLE, VARIABLE
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ExporterProcess:
         has_booted: Whether a worker without a lease has reported that it serves.
         problem: Why it could not be started, if it could not.
         is_busy: Whether the process is being started or reaped at this moment.
+        is_lost: Whether the process has found that the directory was taken away from the arbiter.
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class ExporterProcess:
         # Not the class of socket: eventlet and gevent put one of their own in its place.
         self._ours, self._theirs = _socket.socketpair()
         self._ours.setblocking(False)  # neither the arbiter nor a worker ever waits for it
+        _wake_by(self._ours.fileno())
         self._status = os.fstat(self._ours.fileno())
         self._pid: int | None = None
         self._started = self._delay_seconds = 0.0
         self._failures = 0
-        self.is_busy = False
+        self.is_busy = self.is_lost = False
         self._put_off: Callable[[], object] | None = None
 
     def listen(self) -> None:
@@ -285,6 +288,17 @@ class ExporterProcess:
         if before.address == self.address:
             self.listener = before.listener
 
+    def follow(self, order: Order) -> None:
+        """Have the process go on in another directory, if an order differs in nothing else.
+
+        It goes on reading what was removed of the first one, as another process could not.
+        """
+        here, there = self.order.directory, order.directory
+        if here and there and here != there and self.order._replace(directory=there) == order:
+            with contextlib.suppress(OSError):
+                self._ours.send(MOVED + os.fsencode(there) + b"\0")
+                self.order = order
+
     def tell_booted(self) -> None:
         """Tell the process that this worker serves, although it has no lease."""
         with contextlib.suppress(OSError):
@@ -325,6 +339,7 @@ class ExporterProcess:
                 # It takes whatever has the method, and returns what it is given.
                 said, descriptors, _, _ = socket.recv_fds(self._ours, 64, 4, flags)  # type: ignore[arg-type]
                 self.has_booted = self.has_booted or BOOTED in said
+                self.is_lost = self.is_lost or LOST in said
                 for descriptor in descriptors:
                     os.set_inheritable(descriptor, False)
                     self._refuse()
@@ -334,6 +349,18 @@ class ExporterProcess:
                     self.problem = ""
                 if peek:
                     break
+
+
+def _wake_by(end: int) -> None:
+    """Have the kernel send SIGCHLD to this process when a socket has a message; its handler looks.
+
+    Gunicorn has no hook that runs by the clock, and a thread would be in the way of forks. Where
+    the system cannot do it, messages wait for the next fork.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGCHLD)
+        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _credentials(settings: Any) -> dict[str, Any]:

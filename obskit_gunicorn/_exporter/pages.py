@@ -12,8 +12,8 @@ from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
 from obskit_gunicorn._exporter.user_collectors import UserCollectors
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.apps import METHODS, complete, make_wsgi_app
+from obskit_gunicorn._scrape.collector import directory_collector
 from obskit_gunicorn._scrape.registry import SharedRegistry
-from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._version import __version__
 
@@ -32,6 +32,7 @@ class Pages:
     Attributes:
         has_booted: Whether a worker without a lease has reported that it serves.
         register: Exposes another collector.
+        tell_lost: Called where a request has found that the arbiter has lost its directory.
     """
 
     def __init__(self, directory: str | None, options: Options) -> None:
@@ -42,9 +43,13 @@ class Pages:
             options: What to serve.
         """
         self.has_booted = False
-        self._directory = directory
+        self.tell_lost: Callable[[], object] = lambda: None
+        self._collector = None
         registry = SharedRegistry(directory)
         if directory is not None:
+            # The collector of the whole process, which every part that reads the directory asks.
+            self._collector = directory_collector(directory)
+            self._collector.keep_removed()
             registry.register(Processes(directory))
         registry.register(UserCollectors(options.metrics_collectors))
         self.register = registry.register
@@ -53,8 +58,19 @@ class Pages:
         self._metrics_path = self._shown_path.encode().decode("latin-1")  # WSGI's encoding
         self._pages = {"/": self._links, HEALTHY_PATH: self._healthy, READY_PATH: self._ready}
 
+    def move(self, directory: str) -> None:
+        """Go on in another directory, because the arbiter has lost the first one."""
+        if self._collector is not None:
+            self._collector.move(directory)
+
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
+        answer = self._answer(environ, start_response)
+        if self._collector is not None and self._collector.is_lost:
+            self.tell_lost()
+        return answer
+
+    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         try:
             if path == self._metrics_path or (path in self._pages and method not in METHODS):
@@ -83,11 +99,10 @@ class Pages:
         return "503 Service Unavailable", "No worker has booted.\n"
 
     def _has_booted_worker(self) -> bool:
-        if self._directory is None:
+        if self._collector is None:
             return True  # unknown; metrics that cannot be shared must not stop the service
         try:
-            directory = SlotDirectory(self._directory)
-            records = directory.records(wait_seconds=_READY_SECONDS).values()
+            records = self._collector.records(wait_seconds=_READY_SECONDS).values()
         except OSError:
             return True
         # A holder that found no room to record its role may be a worker.

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._log import log
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._scrape.collector import directory_collector
 from obskit_gunicorn._store.identity import pid_namespace
 
 if TYPE_CHECKING:
@@ -118,14 +118,14 @@ class Processes(Collector):
 
     def __init__(self, directory: str) -> None:
         """Name the directory; nothing is read."""
-        self._directory = SlotDirectory(directory)
+        self._directory = directory
         self._namespace = pid_namespace()
         self._has_reported = False
 
     def collect(self) -> Iterable[Metric]:
         """Return the families; what cannot be read is absent."""
         try:
-            records = self._directory.records()
+            records = directory_collector(self._directory).records()
         except OSError:
             return []
         held = {slot: record for slot, record in records.items() if record}
@@ -156,7 +156,7 @@ class Processes(Collector):
             log.warning(
                 "obskit: the processes of %s are in another pid namespace: there are no %s* here; "
                 "shareProcessNamespace would make them visible",
-                self._directory.path,
+                self._directory,
                 _PREFIX,
             )
         return (family for family in families if family.samples)

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.logs import log_to
 from obskit_gunicorn._exporter.pages import Pages
-from obskit_gunicorn._exporter.protocol import BOOTED, LISTENING, SERVING, STOP, Options, Order
+from obskit_gunicorn._exporter.protocol import (
+    BOOTED,
+    LISTENING,
+    LOST,
+    MOVED,
+    SERVING,
+    STOP,
+    Options,
+    Order,
+)
 from obskit_gunicorn._exporter.server import MetricsServer
 from obskit_gunicorn._exporter.tls import TlsFiles
 from obskit_gunicorn._log import log
@@ -93,6 +102,8 @@ def main(order: dict[str, Any]) -> None:
     sys.path[:] = list(dict.fromkeys([*told.sys_path, *sys.path]))
     pages = Pages(told.directory, told.options)
     pages.has_booted = told.has_booted
+    # It wakes the arbiter; each request asks again, until the directory is there.
+    pages.tell_lost = lambda: _tell(control, LOST)
     listener = _listener(told.listener, told.options, control, pages)
     if listener is not None:
 
@@ -157,6 +168,11 @@ def _continues(control: socket.socket, pages: Pages, seconds: float | None = Non
         return True
     try:
         said = control.recv(1, socket.MSG_DONTWAIT)
+        if said == MOVED:
+            path = b""
+            while not path.endswith(b"\0"):  # it came in one piece
+                path += control.recv(1, socket.MSG_DONTWAIT) or b"\0"
+            pages.move(os.fsdecode(path[:-1]))
     except BlockingIOError:
         return True
     except OSError:

@@ -26,6 +26,12 @@ the arbiter, for the next exporter."""
 LISTENING = b"l"
 """Exporter to arbiter, with a descriptor: the address is free now, and I listen there."""
 
+LOST = b"d"
+"""Exporter to arbiter: your directory was taken away. It wakes the arbiter, like every message."""
+
+MOVED = b"m"
+"""Arbiter to exporter, with a path and a zero byte behind it: I go on in this directory."""
+
 SERVING = b"r"
 """Exporter to arbiter: I serve. One that ends without having said so could not be started."""
 

@@ -183,7 +183,7 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
 def _private_path() -> str | None:
     """Return the private directory to continue with, or ``None`` to make one."""
     if membership.directory is not None and membership.is_private:
-        return membership.directory.path
+        return membership.directory.path if private.may_stay(membership.directory) else None
     # The arbiter whose SIGUSR2 has started this one may have handed one on.
     for handed in handover.exported:
         if private.is_private(SlotDirectory(handed)):
@@ -193,7 +193,7 @@ def _private_path() -> str | None:
 
 def when_ready(publication: Publication, server: Arbiter) -> None:
     """Start the exporter."""
-    children.listen(server)
+    _listen(publication, server)
     _describe(server, server.num_workers)
     _show_zeros(publication)
     _keep_exporter(publication, server)
@@ -201,9 +201,32 @@ def when_ready(publication: Publication, server: Arbiter) -> None:
 
 def on_reload(publication: Publication, server: Arbiter) -> None:
     """Count the reload, and adapt the exporter to changed options."""
+    _listen(publication, server)
     _show_zeros(publication)
     _count("gunicorn_reloads")
     _keep_exporter(publication, server, is_reload=True)
+
+
+def _listen(publication: Publication, server: Arbiter) -> None:
+    """Hear of ended children, and of a directory that is lost."""
+
+    def begin_anew() -> None:
+        """Do what the next fork would do."""
+        try:
+            _keep_directory(publication, server)
+            _keep_exporter(publication, server)
+        except Exception:
+            log.exception("obskit: the metrics directory cannot be made again")
+
+    children.listen(server, begin_anew)
+
+
+def _keep_directory(publication: Publication, server: Arbiter) -> None:
+    """Make sure that the directory still exists: the arbiter notices here if it was removed."""
+    shared = sharing()
+    if shared is not None:
+        _begin(publication, server, shared)
+        _describe(server, server.num_workers)
 
 
 def _show_zeros(publication: Publication) -> None:
@@ -223,12 +246,8 @@ def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     with contextlib.suppress(OSError):
         exits.listen_to(worker)
     flush_failures()
-    shared = sharing()
-    if shared is not None:
-        # The arbiter notices here if its directory was removed or cleaned.
-        _begin(publication, server, shared)
-        _describe(server, server.num_workers)
-        membership.remove_live_gauges()
+    _keep_directory(publication, server)
+    membership.remove_live_gauges()
     _keep_exporter(publication, server)
 
 

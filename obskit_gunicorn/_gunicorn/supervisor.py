@@ -66,6 +66,8 @@ class Supervisor:
         before, after = self.exporter, None
         if options is not None:
             order = self._order(options, server)
+            if before is not None:
+                before.follow(order)
             is_wanted = before is not None and before.order == order
             if not is_wanted or is_reload:
                 is_wanted = not self._has_new_code(order) and is_wanted
@@ -208,6 +210,14 @@ class Supervisor:
         handle()
         if exporter is not None and exporter is self.exporter:
             exporter.revive(by_signal=True)
+
+    def has_lost_directory(self) -> bool:
+        """Return whether the exporter has told so since the last question; in the arbiter only."""
+        exporter = self.exporter if os.getpid() == self._arbiter_pid else None
+        if exporter is None or not exporter.is_lost:
+            return False
+        exporter.is_lost = False
+        return True
 
     def _listen(self, exporter: ExporterProcess, source: str) -> None:
         """Use the listening socket that was handed on, or a new one; log if there is none."""

@@ -30,10 +30,11 @@ from prometheus_client.registry import Collector
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
@@ -141,6 +142,42 @@ class DirectoryCollector(Source):
         self._lock = threading.Lock()
         self._begun = self._number = 0
         self._snapshot: Snapshot | None = None
+        self._removed: RemovedFiles | None = None
+        self._records_lock = threading.Lock()
+
+    def keep_removed(self) -> None:
+        """Keep files open from now on, and go on reading those that are removed under writers.
+
+        For a process that does nothing but read; it costs a descriptor for each file.
+        """
+        with self._lock:
+            self._removed = self._removed or RemovedFiles()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a living arbiter has lost the directory, as :meth:`records` has last seen."""
+        return self._removed is not None and self._removed.is_lost
+
+    def records(self, *, wait_seconds: float = ASK_WAIT_SECONDS) -> Records:
+        """Return the records of all leases; see :meth:`SlotDirectory.records`.
+
+        Does not wait for a collection.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        if self._removed is None:
+            return SlotDirectory(self.path).records(wait_seconds=wait_seconds)
+        with self._records_lock:
+            return self._removed.records(self.path, wait_seconds)
+
+    def move(self, path: str) -> None:
+        """Read another directory from now on, in which the arbiter goes on.
+
+        It stays this process's collector of the first one, for all who ask for it.
+        """
+        with self._lock:
+            self.path = path
 
     def collect(self) -> Snapshot:
         """Read the directory.
@@ -157,9 +194,17 @@ class DirectoryCollector(Source):
                 return self._snapshot
             self._begun += 1
             number = self._begun
-            self._snapshot = self._read(os.listdir(self.path))
+            self._snapshot = self._read(self._list())
             self._number = number
             return self._snapshot
+
+    def _list(self) -> list[str]:
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            if self._removed is None or not (self._readers or self._removed):
+                raise
+            return []
 
     def _read(self, names: Iterable[str]) -> Snapshot:
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
@@ -172,6 +217,9 @@ class DirectoryCollector(Source):
             file = found[name]
             if not (file.is_live_gauge and file.holder in free):
                 members.setdefault(file.prefix, []).append((file.holder, reader))
+        if self._removed is not None:
+            for prefix, holder, reader in self._removed.members():
+                members.setdefault(prefix, []).append((holder, reader))
         changed = set(members) != set(self._groups)
         self._groups = {prefix: self._groups.get(prefix) or _Group() for prefix in members}
         for prefix, files in members.items():
@@ -182,11 +230,18 @@ class DirectoryCollector(Source):
             self._doubt()
         adding = {family.prefix for family in self._families}
         totals = {prefix: self._groups[prefix].totals() for prefix in adding}
+        if self._removed is not None:
+            for prefix, before in totals.items():
+                keys = self._groups[prefix].keys
+                totals[prefix] = self._removed.not_lower(prefix, keys, before)
         return Snapshot(self._families, totals, self._other_metrics())
 
     def _refresh(self, found: dict[str, MetricFileName]) -> None:
         """Read every file, and forget the files that no longer exist."""
         readers: dict[str, MetricFileReader] = {}
+        removed = self._removed
+        if removed is not None:
+            removed.look(self.path, found, self._readers)
         layouts = {prefix: group.layouts() for prefix, group in self._groups.items()}
         for name, file in found.items():
             reader = self._readers.get(name)
@@ -194,7 +249,7 @@ class DirectoryCollector(Source):
                 reader = MetricFileReader(os.path.join(self.path, name))
             known = layouts.setdefault(file.prefix, [])
             try:
-                reader.refresh(known)
+                reader.refresh(known, removed.kept(name) if removed is not None else None)
             except FileNotFoundError:
                 continue
             readers[name] = reader
@@ -202,6 +257,8 @@ class DirectoryCollector(Source):
                 known.append(reader.layout)
             if reader.damage is not None:
                 self._skip(name, reader.damage)
+        if removed is not None:
+            removed.refresh()
         self._readers = readers
         self.file_count = len(readers)
         self.byte_count = sum(reader.size for reader in readers.values())

@@ -19,11 +19,10 @@ from prometheus_client.samples import Sample
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Lines, go_float, lines_of
 from obskit_gunicorn._store.fileformat import MetricFileName, key_text
+from obskit_gunicorn._store.reader import MetricFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from obskit_gunicorn._store.reader import MetricFileReader
 
 _ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values are summed."""
@@ -237,6 +236,22 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
     family = Metric(metric.name, metric.help, metric.kind)
     family.samples = list(samples.values())
     return family
+
+
+def fold(prefix: str, readers: Iterable[MetricFileReader]) -> MetricFileReader:
+    """Return one file with what several files of a prefix give together."""
+    found: dict[bytes, list[tuple[float, float]]] = {}
+    for reader in readers:
+        pairs = reader.pairs()
+        for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True):
+            found.setdefault(key, []).append((value, timestamp))
+    if prefix.endswith("mostrecent"):
+        return MetricFileReader.of(
+            {key: max(pairs, key=itemgetter(1)) for key, pairs in found.items()}
+        )
+    combine = _COMBINE.get(prefix.removeprefix("gauge_"), sum_row)
+    columns = {key: [value for value, _timestamp in pairs] for key, pairs in found.items()}
+    return MetricFileReader.of({key: (combine(column), 0.0) for key, column in columns.items()})
 
 
 def _last(values: list[float]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import sys
 import time
@@ -56,7 +57,8 @@ class Membership:
         self.is_configuring = False
         self._wanted: str | None = None
         self._arbiter_pid = 0
-        self._begun: set[str] = set()
+        self._begun: dict[str, float | None] = {}
+        self._place: mmap.mmap | None = None
         self._facts: dict[str, object] = {}
 
     def begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
@@ -84,16 +86,17 @@ class Membership:
             set_owner(user, group)
             if path is not None:
                 return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
-            self.directory = None
+            lost, self.directory = self.directory if self.is_private else None, None
+            started = None if lost is None else self._begun.get(lost.path)
             private.remove_leftovers(user)
-            self.directory, self.lease = private.make(user, group)
+            self.directory, self.lease = private.make(user, group, started=started)
             self.is_private = True
-            self._begun.add(self.directory.path)
+            self._note_begun(self.directory)
             return True
 
     def _begin_in(self, directory: SlotDirectory, *, keep: bool, user: int, group: int) -> bool:
         again = directory.path in self._begun
-        self._begun.add(directory.path)
+        started = self._begun.setdefault(directory.path, None)
         was_here = self.directory is not None and self.directory.path == directory.path
         is_private = private.is_private(directory) or (was_here and self.is_private)
         if not was_here:
@@ -101,7 +104,9 @@ class Membership:
         os.makedirs(directory.path, mode=0o700 if is_private else 0o755, exist_ok=True)
         directory.give_to(user, group)
         try:
-            self.lease, wiped = directory.start_generation(keep=keep or again, private=is_private)
+            self.lease, wiped = directory.start_generation(
+                keep=keep or again, private=is_private, started=started
+            )
         except OSError as error:
             # If the error may pass, keep the directory: workers, and later this process, may still
             # be able to take a lease.
@@ -109,7 +114,25 @@ class Membership:
                 self.directory, self.is_private = directory, is_private
             raise
         self.directory, self.is_private = directory, is_private
+        self._note_begun(directory)
         return wiped
+
+    def _note_begun(self, directory: SlotDirectory) -> None:
+        """Note when the generation began, and tell the workers where the arbiter is."""
+        self._begun[directory.path] = directory.generation().get("started")
+        if self._place is None:
+            self._place = mmap.mmap(-1, mmap.PAGESIZE)  # shared with every fork
+        path = os.fsencode(directory.path) + b"\0"
+        if len(path) <= len(self._place):
+            self._place[0] = 0  # until the rest is there, it says nothing
+            self._place[1 : len(path)] = path[1:]
+            self._place[0] = path[0]
+
+    def _follow(self) -> None:
+        """Go where the arbiter is, if a private directory was lost with the place it was in."""
+        path = b"" if self._place is None else self._place[:].partition(b"\0")[0]
+        if self.is_private and path:
+            self.directory = SlotDirectory(os.fsdecode(path))
 
     def join(self, path: str) -> None:
         """Use a directory in a process that Gunicorn did not start; takes no lease yet.
@@ -172,6 +195,7 @@ class Membership:
         """
         with forks.guard():
             if self.lease is None:
+                self._follow()
                 if self.directory is None:
                     raise OSError(errno.ENOENT, "there is no multiprocess directory")
                 ids = owner()

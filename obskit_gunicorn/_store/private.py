@@ -33,12 +33,19 @@ def is_private(directory: SlotDirectory) -> bool:
     return is_named_so and directory.generation().get("private") is True
 
 
-def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
+def may_stay(directory: SlotDirectory) -> bool:
+    """Return whether a private directory is there, or can be made again where it was."""
+    parent = os.path.dirname(directory.path)
+    return os.path.isdir(directory.path) or os.access(parent, os.W_OK | os.X_OK)
+
+
+def make(user: int, group: int, *, started: float | None = None) -> tuple[SlotDirectory, Lease]:
     """Create a private directory, and take the arbiter's lease in it.
 
     Args:
         user: The uid of the workers.
         group: Their gid.
+        started: When the generation began that goes on here, because its directory is lost.
 
     Raises:
         OSError: No private directory can be created.
@@ -47,20 +54,24 @@ def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
     for parent in _parents(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:
-                return _make_in(parent, user, group)
+                return _make_in(parent, user, group, started)
             except OSError as reason:
                 error = reason
     raise error
 
 
-def _make_in(parent: str, user: int, group: int) -> tuple[SlotDirectory, Lease]:
+def _make_in(
+    parent: str, user: int, group: int, started: float | None
+) -> tuple[SlotDirectory, Lease]:
     # It has another name until it is leased, so that a server which starts at the same time does
     # not remove it as a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
     try:
         if os.geteuid() == 0:
             os.chown(unfinished, user, group)
-        lease, _ = SlotDirectory(unfinished).start_generation(keep=False, private=True)
+        lease, _ = SlotDirectory(unfinished).start_generation(
+            keep=False, private=True, started=started
+        )
         path = os.path.join(parent, os.path.basename(unfinished)[1:])
         os.rename(unfinished, path)
     except OSError:
@@ -105,10 +116,14 @@ def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
 
 def _parents(user: int) -> Iterator[str]:
     """Yield directories for a private one, in memory first."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
     # Workers that run as another user have no access to this user's directory.
-    if runtime and user == os.geteuid():
-        yield runtime
+    if user == os.geteuid():
+        # That of a systemd unit, which lives just as long as the server does.
+        yield from filter(None, os.environ.get("RUNTIME_DIRECTORY", "").split(":"))
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        # A session's goes at the user's last logout, under a server that goes on.
+        if runtime and not os.path.realpath(runtime).startswith("/run/user/"):
+            yield runtime
     yield "/dev/shm"
     with contextlib.suppress(FileNotFoundError):
         yield tempfile.gettempdir()

@@ -7,11 +7,19 @@ import struct
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, check_header, read_entries
+from obskit_gunicorn._store.fileformat import (
+    HEADER_BYTES,
+    Damage,
+    check_header,
+    pack_pair,
+    read_entries,
+)
 from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from obskit_gunicorn._store.locks import LockedFile
 
 _LARGEST_STEP_BYTES = 1 << 20
 
@@ -122,8 +130,9 @@ class MetricFileReader:
 
     Nothing in the file can crash or hang the reader, or make it use much memory. It does not map
     the file, so a truncated file causes no SIGBUS, and it never reads more than the file's size. It
-    keeps no descriptor open. It recognizes a replaced file by its inode and, because inodes may be
-    reused at once, by the number in its header, or by its keys if there is no number.
+    keeps no descriptor open, but may be given one. It recognizes a replaced file by its inode and,
+    because inodes may be reused at once, by the number in its header, or by its keys if there is no
+    number.
 
     If the file cannot be read, keys and values stay as they were, so that no counter goes
     backwards.
@@ -148,6 +157,15 @@ class MetricFileReader:
         self._data = bytearray()
         self._identity: tuple[int, int, bytes] | None = None
 
+    @classmethod
+    def of(cls, entries: Mapping[bytes, tuple[float, float]]) -> MetricFileReader:
+        """Return a reader of a file that is nowhere, with these keys, values and timestamps."""
+        reader = cls("")
+        reader.layout = Layout(tuple(entries))
+        parts = (key + pack_pair(*pair) for key, pair in entries.items())
+        reader._data = bytearray(HEADER_BYTES) + b"".join(parts)
+        return reader
+
     def values(self) -> Iterator[float]:
         """Return the value of each key; must be consumed before the next :meth:`refresh`."""
         return self.layout.values(self._data)
@@ -156,16 +174,20 @@ class MetricFileReader:
         """Return value, timestamp, value, ...; must be consumed before the next :meth:`refresh`."""
         return self.layout.pairs(self._data)
 
-    def refresh(self, layouts: Iterable[Layout] = ()) -> None:
+    def refresh(self, layouts: Iterable[Layout] = (), kept: LockedFile | None = None) -> None:
         """Read the file, and set :attr:`damage`.
 
         Args:
             layouts: Layouts of similar files, which are tried before parsing.
+            kept: The file, if it is open already; it may have been removed since.
 
         Raises:
             FileNotFoundError: The file does not exist.
         """
         try:
+            if kept is not None:
+                self.damage = self.read(kept.descriptor, layouts)
+                return
             descriptor = open_file(self.path, os.O_RDONLY)
             try:
                 self.damage = self.read(descriptor, layouts)

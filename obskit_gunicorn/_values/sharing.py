@@ -60,14 +60,15 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     _report_missing()
     before = membership.directory
     if before is not None and membership.lease is not None:
-        if before.path != path:
-            log.warning("obskit: metrics directory changed; %s is no longer used", before.path)
-        elif not membership.lease.is_in_place():
+        if not membership.lease.is_in_place():
             log.warning(
-                "obskit: metrics directory %s was removed or cleaned while in use; counts that "
-                "were only there are lost, counting continues",
+                "obskit: metrics directory %s was removed or cleaned while in use; it is made "
+                "again, here or elsewhere, and counting continues. If systemd did it: set "
+                "RuntimeDirectory= in the unit, or RemoveIPC=no (docs/deployment.md)",
                 before.path,
             )
+        elif before.path != path:
+            log.warning("obskit: metrics directory changed; %s is no longer used", before.path)
     # Not in on_exit: metrics may be written until the very end, and Gunicorn does not always call
     # on_exit. Workers inherit this.
     atexit.unregister(_leave)

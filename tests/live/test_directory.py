@@ -23,6 +23,7 @@ from tests.support.process import (
     GunicornProcess,
     can_run,
     can_unshare,
+    get,
     interpreters,
     metric_files,
     on_a_volume,
@@ -542,6 +543,74 @@ def test_running_worker_carries_over_what_it_has_counted(newest: Interpreter) ->
 
         wait_until(carried, "the worker has carried its counts over")
         assert server.worker_pids() == worker
+
+
+@pytest.mark.parametrize("what", ["directory", "content", "place"])
+def test_cleared_directory_is_made_again_at_the_next_scrape(
+    newest: Interpreter, place: Path, what: str
+) -> None:
+    """No count is lost or shown twice, no counter goes backwards, and the server stays ready."""
+    session = place / "run" / "session"
+    session.mkdir(parents=True, mode=0o700)
+    environment = {"RUNTIME_DIRECTORY": f"{session}:{session.parent}"}
+    with GunicornProcess(
+        newest, CONFIG, exporter=True, environment=environment, root=place
+    ) as server:
+        (first,) = session.glob("obskit-gunicorn-*")
+        workers = server.wait_for_workers(2)
+        exporters = server.exporter_pids()
+        with Load(server.port) as load, Watch(server, port=server.metrics_port) as watch:
+            load.wait_for(30)
+            watch.wait_for_scrapes(3)
+            for path in first.iterdir():
+                path.unlink()
+            if what != "content":
+                first.rmdir()
+            if what == "place":
+                session.rmdir()
+
+            def anew() -> list[Path]:
+                return [
+                    lock.parent
+                    for lock in session.parent.rglob("slots.lock")
+                    if (lock.parent / "slot0.lease").exists()
+                ]
+
+            wait_until(anew, "the directory is there again")
+            watch.wait_for_scrapes(5)
+            load.wait_for(30)
+            assert get(server.metrics_port, "/-/ready").status == 200
+            assert watch.last["gunicorn_workers_ready", frozenset()] == 2
+            assert server.worker_pids() == workers
+            assert server.exporter_pids() == exporters
+            # One worker makes a series, moves, and is killed; the other one is killed where it is.
+            for number in range(6):
+                server.get(f"/label?x={number}")
+            watch.wait_for_scrapes(3)
+            for worker in workers:
+                server.send_signal(signal.SIGKILL, worker)
+            server.wait_for_workers(2, without=workers)
+            load.wait_for(30)
+        # A gauge, which may be short for a moment while a worker moves.
+        assert not [wrong for wrong in watch.wrong if "app_sum{}" not in wrong]
+        metrics = server.scrape()
+        total = metrics["app_requests_total", frozenset()]
+        assert total == server.tally()
+        assert load.answered <= total <= load.answered + len(load.unknown)
+        assert metrics["app_duration_seconds_count", frozenset()] == total
+        assert metrics["app_size_bytes_sum", frozenset()] == 3 * total
+        assert metrics["app_sum", frozenset()] == total
+        assert metrics["app_max", frozenset()] == 7
+        assert metrics["gunicorn_workers_ready", frozenset()] == 2
+        assert metrics["obskit_gunicorn_directory_usable", frozenset()] == 1
+        labelled = [value for (name, _), value in metrics.items() if name == "app_labelled_total"]
+        assert labelled == [1.0] * 6
+        assert server.exporter_pids() == exporters
+        assert server.log().count("was removed or cleaned while in use") == 1
+        (again,) = anew()
+        assert (again == first) == (what != "place")
+        server.stop()
+        assert not again.exists()
 
 
 # ------------------------------------------------------------------------------------------------
