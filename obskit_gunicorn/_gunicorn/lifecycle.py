@@ -217,11 +217,11 @@ def _keep_exporter(publication: Publication, server: Arbiter) -> None:
 
 def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     """Make sure that the directory and the exporter still exist; clean up after ended workers."""
-    with contextlib.suppress(OSError):
-        exits.listen_to(worker)
     flush_failures()
     shared = sharing()
     if shared is not None:
+        with contextlib.suppress(OSError):
+            exits.listen_to(worker)
         # The arbiter notices here if its directory was removed or cleaned.
         _begin(publication, server, shared)
         _describe(server, server.num_workers)
