@@ -95,8 +95,8 @@ class Pages:
 
     def _ready(self) -> Page:
         if self.has_booted or self._has_booted_worker():
-            return "200 OK", "A worker has booted.\n"
-        return "503 Service Unavailable", "No worker has booted.\n"
+            return "200 OK", "A worker is ready.\n"
+        return "503 Service Unavailable", "No worker is ready.\n"
 
     def _has_booted_worker(self) -> bool:
         if self._collector is None:

@@ -50,13 +50,9 @@ _ATTRIBUTE = "obskit_said"
 class _Said:
     """What a worker says about itself to the arbiter that has forked it."""
 
-    def __init__(self) -> None:
-        """Share two bytes with the process that is about to be forked; runs in the arbiter.
-
-        Raises:
-            OSError: There is no memory.
-        """
-        self._bytes = mmap.mmap(-1, 2)
+    def __init__(self, both: mmap.mmap | bytearray) -> None:
+        """Wrap the two bytes that it is said in."""
+        self._bytes = both
 
     @property
     def has_booted(self) -> bool:
@@ -83,16 +79,13 @@ def listen_to(worker: Worker) -> None:
     Raises:
         OSError: There is no memory.
     """
-    setattr(worker, _ATTRIBUTE, _Said())
+    setattr(worker, _ATTRIBUTE, _Said(mmap.mmap(-1, 2)))
 
 
 def said(worker: Worker) -> _Said:
     """Return what a worker says, or what nobody hears if ``pre_fork`` has prepared nothing."""
     found: _Said | None = getattr(worker, _ATTRIBUTE, None)
-    if found is None:
-        setattr(worker, _ATTRIBUTE, found := _Said())
-        found.has_booted = True  # unknown
-    return found
+    return found or _Said(bytearray((True, 0)))  # whether it has booted is unknown
 
 
 def say(worker: Worker, reason: str) -> None:
@@ -191,7 +184,7 @@ def note(worker: Worker) -> None:
     """Note in the arbiter that a worker has ended; safe in signal context."""
     look()  # Gunicorn may reap the next worker before its SIGCHLD arrives
     if said(worker).reason != COUNTED:
-        pid: Any = worker.pid
+        pid: Any = getattr(worker, "pid", None)
         _ends.append(_reason(worker, _statuses.pop(pid, None)))
 
 
@@ -204,7 +197,9 @@ def flush() -> Iterator[str]:
 def _reason(worker: Worker, status: _Status | None) -> str:
     """Return why a worker has ended."""
     reason = said(worker).reason
-    if worker.aborted:  # by Gunicorn, perhaps while it waited for its last requests
+    if getattr(
+        worker, "aborted", False
+    ):  # by Gunicorn, perhaps while it waited for its last requests
         return reason if reason == "max_requests" else "timeout"
     if status is None:
         return reason or "killed"

@@ -243,9 +243,11 @@ def _keep_exporter(publication: Publication, server: Arbiter, *, is_reload: bool
 
 def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     """Make sure that the directory and the exporter still exist; clean up after ended workers."""
-    with contextlib.suppress(OSError):
-        exits.listen_to(worker)
     flush_failures()
+    if sharing() is not None:
+        with contextlib.suppress(OSError):
+            exits.listen_to(worker)
+    # The arbiter notices here if its directory was removed or cleaned.
     _keep_directory(publication, server)
     membership.remove_live_gauges()
     _keep_exporter(publication, server)

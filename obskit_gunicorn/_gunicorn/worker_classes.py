@@ -57,7 +57,10 @@ def watch_connections(worker: Worker, connections: Callable[[], Connections]) ->
         show = connections().show
         _before_server("on_tick", lambda server: show(len(server.server_state.connections)))
     elif hasattr(worker, "asgi"):
-        _watch(worker, "nr_conns", connections().show)
+        import gunicorn
+
+        if gunicorn.version_info >= (26,):  # before, it does not notice the end of each connection
+            _watch(worker, "nr_conns", connections().show)
     elif hasattr(worker, "handle") and not getattr(worker, "server_class", None):
         _count_calls(worker, connections().add)
 

@@ -34,6 +34,8 @@ MUTATIONS = {
     "latency never fires": ("p95_rate5m > 1\n", "p95_rate5m > 3\n", "latency_high"),
     "another quantile": ("quantile(0.99, job", "quantile(0.9, job", "recorded_requests"),
     "saturation never fires": ("ratio[5m]) > 0.9", "ratio[5m]) > 1", "saturated"),
+    "silence is idleness": ("(gunicorn_connections or ", "(", "silent_connections"),
+    "requests do not count": (" or gunicorn_requests_in_progress", "", "silent_connections"),
     "a short queue fires": ("min_over_time(gunicorn_l", "max_over_time(gunicorn_l", "healthy"),
     "the queue never fills": ("log:ratio > 0.5", "log:ratio > 0.9", "listen_backlog_filling"),
     "first events of new servers are missed": ("> time() - 600", "> time()", "recorded_exits"),
