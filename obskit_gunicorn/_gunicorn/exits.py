@@ -1,21 +1,22 @@
-"""Why workers end, and counting it.
+"""Why workers end, and that each end is counted once.
 
-A worker that leaves by itself counts its own end, in ``worker_exit``. The arbiter counts the rest.
-Gunicorn tells it only that a worker is gone and whether it had timed out. So the arbiter asks the
+The arbiter counts the ends of its workers. Gunicorn tells it only that a worker is gone and whether
+it had timed out. So a worker says why it leaves, in memory that both share: that needs neither a
+slot nor a file, outlives a SIGKILL, and may be written in signal context. And the arbiter asks the
 kernel at SIGCHLD, before Gunicorn reaps the process, how it has ended.
+
+A worker counts its end itself only if nobody else will; see :data:`COUNTED`.
 
 What runs in signal context only takes notes. The next core that runs elsewhere counts them.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from obskit_gunicorn._store.identity import start_ticks
-from obskit_gunicorn._store.membership import membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
+REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
+"""Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
+
 _SIGNALS: dict[int, str] = {
-    signal.SIGKILL: "killed",
     signal.SIGTERM: "graceful",  # this is how Uvicorn's worker ends
     signal.SIGINT: "interrupted",
     signal.SIGQUIT: "interrupted",
@@ -33,37 +36,102 @@ _SIGNALS: dict[int, str] = {
 _BOOT_ERRORS = (3, 4)
 """The exit statuses of a Gunicorn worker that cannot boot: WORKER_BOOT_ERROR, APP_LOAD_ERROR."""
 
+COUNTED = "counted"
+"""What a worker says that has counted its end itself.
 
-class Leaving:
-    """Why this worker leaves; set in signal context."""
+It does if its arbiter is gone, or if it cannot boot: then Gunicorn stops the whole server, and
+calls no hook for that worker in the arbiter.
+"""
 
-    is_interrupted = False
-    """Whether SIGINT or SIGQUIT has stopped it."""
-
-    is_aborted = False
-    """Whether SIGABRT has stopped it."""
-
-    def reason(self, worker: Worker) -> str | None:
-        """Return why a worker ends, called in ``worker_exit``; ``None`` if the arbiter must say.
-
-        Gunicorn calls that hook while the SystemExit that ends the worker is in flight.
-        """
-        if self.is_aborted:
-            return None  # the arbiter knows whether it was a time-out
-        if not worker.booted:
-            return "boot_error"
-        error = sys.exc_info()[1]
-        if isinstance(error, SystemExit) and error.code not in (0, None):
-            return "error"
-        if self.is_interrupted:
-            return "interrupted"
-        if worker.nr >= worker.max_requests or _is_uvicorn_recycling(worker):
-            return "max_requests"
-        return "graceful"
+_WORDS = ("", COUNTED, *REASONS)
+_ATTRIBUTE = "obskit_said"
 
 
-leaving = Leaving()
-"""Why this process leaves, if it is a worker."""
+class _Said:
+    """What a worker says about itself to the arbiter that has forked it."""
+
+    def __init__(self, both: mmap.mmap | bytearray) -> None:
+        """Wrap the two bytes that it is said in."""
+        self._bytes = both
+
+    @property
+    def has_booted(self) -> bool:
+        """Whether the worker was ready once."""
+        return bool(self._bytes[0])
+
+    @has_booted.setter
+    def has_booted(self, value: bool) -> None:
+        self._bytes[0] = value
+
+    @property
+    def reason(self) -> str:
+        """Why it leaves, one of :data:`REASONS`; empty if it has not said."""
+        return _WORDS[self._bytes[1]]
+
+    @reason.setter
+    def reason(self, value: str) -> None:
+        self._bytes[1] = _WORDS.index(value)
+
+
+def listen_to(worker: Worker) -> None:
+    """Prepare in ``pre_fork`` that a worker can speak to this arbiter.
+
+    Raises:
+        OSError: There is no memory.
+    """
+    setattr(worker, _ATTRIBUTE, _Said(mmap.mmap(-1, 2)))
+
+
+def said(worker: Worker) -> _Said:
+    """Return what a worker says, or what nobody hears if ``pre_fork`` has prepared nothing."""
+    found: _Said | None = getattr(worker, _ATTRIBUTE, None)
+    return found or _Said(bytearray((True, 0)))  # whether it has booted is unknown
+
+
+def say(worker: Worker, reason: str) -> None:
+    """Say in a worker why it leaves; safe in signal context, and nothing in other processes.
+
+    Args:
+        worker: The worker.
+        reason: One of :data:`REASONS`, or :data:`COUNTED`.
+    """
+    if is_of(worker):  # its children have its handlers of signals
+        said(worker).reason = reason
+
+
+def is_of(worker: Worker) -> bool:
+    """Return whether this process is the worker, and not its arbiter or a child of its own."""
+    return os.getpid() == worker.pid  # type: ignore[comparison-overlap]
+
+
+def own_reason(worker: Worker) -> str:
+    """Return why this worker ends, called in ``worker_exit``; empty if the arbiter must say.
+
+    Gunicorn calls that hook while the SystemExit that ends the worker is in flight.
+    """
+    if aborted.pid == os.getpid():
+        return ""  # the arbiter knows whether it was a time-out
+    if not worker.booted:
+        return "boot_error"
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit) and error.code not in (0, None):
+        return "error"
+    return said(worker).reason or ("max_requests" if is_used_up(worker) else "graceful")
+
+
+def is_used_up(worker: Worker) -> bool:
+    """Return whether a worker of Gunicorn's own classes has served its number of requests."""
+    return worker.nr >= worker.max_requests
+
+
+class _Aborted:
+    """The worker that SIGABRT has stopped."""
+
+    pid = 0
+
+
+aborted = _Aborted()
+"""Which process SIGABRT has stopped; set in signal context."""
 
 
 class _Status(NamedTuple):
@@ -71,11 +139,10 @@ class _Status(NamedTuple):
 
     code: int
     number: int
-    start_ticks: int
 
 
-_ends: list[tuple[int, bool]] = []
-"""The workers whose end is not counted yet: the pid, and whether it had timed out."""
+_ends: list[str] = []
+"""The reasons of the ends that are not counted yet."""
 
 _statuses: dict[int, _Status] = {}
 _MOST_STATUSES = 1000
@@ -108,52 +175,39 @@ def look() -> None:
         except OSError:
             continue
         if found is not None:
-            _statuses[found.si_pid] = _Status(
-                found.si_code, found.si_status, start_ticks(found.si_pid)
-            )
+            _statuses[found.si_pid] = _Status(found.si_code, found.si_status)
             while len(_statuses) > _MOST_STATUSES:  # some are of children that are not workers
                 _statuses.pop(next(iter(_statuses)), None)
 
 
 def note(worker: Worker) -> None:
-    """Note in ``child_exit`` that a worker has ended; safe in signal context."""
+    """Note in the arbiter that a worker has ended; safe in signal context."""
     look()  # Gunicorn may reap the next worker before its SIGCHLD arrives
-    pid = getattr(worker, "pid", None)
-    if isinstance(pid, int):
-        _ends.append((pid, bool(getattr(worker, "aborted", False))))
+    if said(worker).reason != COUNTED:
+        pid: Any = getattr(worker, "pid", None)
+        _ends.append(_reason(worker, _statuses.pop(pid, None)))
 
 
 def flush() -> Iterator[str]:
     """Yield the reasons to count of what was noted; runs in the arbiter, not in signal context."""
     while _ends:
-        pid, is_timeout = _ends.pop(0)
-        status = _statuses.pop(pid, None)
-        directory = membership.directory
-        started = 0 if status is None else status.start_ticks
-        record = directory.last_record(pid, started) if directory is not None else {}
-        # A worker that ended in good order has counted itself, even if its record is gone.
-        is_in_order = not record and status is not None and status[:2] == (os.CLD_EXITED, 0)
-        if not record.get("is_counted") and not is_in_order:
-            yield "timeout" if is_timeout else _reason(status, record)
+        yield _ends.pop(0)
 
 
-def _reason(status: _Status | None, record: dict[str, Any]) -> str:
+def _reason(worker: Worker, status: _Status | None) -> str:
+    """Return why a worker has ended."""
+    reason = said(worker).reason
+    if getattr(
+        worker, "aborted", False
+    ):  # by Gunicorn, perhaps while it waited for its last requests
+        return reason if reason == "max_requests" else "timeout"
     if status is None:
-        return "killed"
+        return reason or "killed"
     has_exited, number = status.code == os.CLD_EXITED, status.number
+    if not has_exited and number == signal.SIGKILL:
+        return "killed"
     if not has_exited and number in _SIGNALS:
-        return _SIGNALS[number]
-    # If there are leases at all, a worker that has booted has had one.
-    had_booted = record.get("state") != "booting" if record else membership.lease is None
-    if not had_booted or (has_exited and number in _BOOT_ERRORS):
+        return reason or _SIGNALS[number]
+    if not said(worker).has_booted or (has_exited and number in _BOOT_ERRORS):
         return "boot_error"
-    return "graceful" if has_exited and number == 0 else "error"
-
-
-def _is_uvicorn_recycling(worker: Worker) -> bool:
-    """Return whether it is Uvicorn's worker, which calls this hook only after ``max_requests``.
-
-    If a signal stops it, it sends itself that signal again, and ends without ``worker_exit``.
-    """
-    config = getattr(worker, "config", None)
-    return getattr(config, "limit_max_requests", None) not in (None, 0, sys.maxsize)
+    return (reason or "graceful") if has_exited and number == 0 else "error"

@@ -7,13 +7,14 @@ user's method. No core depends on a hook that may not run. The caller of a core 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import platform
 import time
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn import children, exits
+from obskit_gunicorn._gunicorn import children, exits, worker_classes
 from obskit_gunicorn._gunicorn.contract import CONTAINED, PARAMETERS, overrides
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._gunicorn.options import absolute, exporter_options
@@ -78,6 +79,8 @@ def flush_failures() -> None:
     """Log and count what has happened in signal context; not for signal context itself."""
     for reason in exits.flush():
         _count("gunicorn_worker_exits", reason)
+    for reason in supervisor.starts():
+        _count("gunicorn_exporter_starts", reason)
     while failures:
         name, message, counts = failures.pop(0)
         log.error("%s", message)
@@ -180,7 +183,7 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
 def _private_path() -> str | None:
     """Return the private directory to continue with, or ``None`` to make one."""
     if membership.directory is not None and membership.is_private:
-        return membership.directory.path
+        return membership.directory.path if private.may_stay(membership.directory) else None
     # The arbiter whose SIGUSR2 has started this one may have handed one on.
     for handed in handover.exported:
         if private.is_private(SlotDirectory(handed)):
@@ -190,7 +193,7 @@ def _private_path() -> str | None:
 
 def when_ready(publication: Publication, server: Arbiter) -> None:
     """Start the exporter."""
-    children.listen(server)
+    _listen(publication, server)
     _describe(server, server.num_workers)
     _show_zeros(publication)
     _keep_exporter(publication, server)
@@ -198,9 +201,32 @@ def when_ready(publication: Publication, server: Arbiter) -> None:
 
 def on_reload(publication: Publication, server: Arbiter) -> None:
     """Count the reload, and adapt the exporter to changed options."""
+    _listen(publication, server)
     _show_zeros(publication)
     _count("gunicorn_reloads")
-    _keep_exporter(publication, server)
+    _keep_exporter(publication, server, is_reload=True)
+
+
+def _listen(publication: Publication, server: Arbiter) -> None:
+    """Hear of ended children, and of a directory that is lost."""
+
+    def begin_anew() -> None:
+        """Do what the next fork would do."""
+        try:
+            _keep_directory(publication, server)
+            _keep_exporter(publication, server)
+        except Exception:
+            log.exception("obskit: the metrics directory cannot be made again")
+
+    children.listen(server, begin_anew)
+
+
+def _keep_directory(publication: Publication, server: Arbiter) -> None:
+    """Make sure that the directory still exists: the arbiter notices here if it was removed."""
+    shared = sharing()
+    if shared is not None:
+        _begin(publication, server, shared)
+        _describe(server, server.num_workers)
 
 
 def _show_zeros(publication: Publication) -> None:
@@ -209,20 +235,21 @@ def _show_zeros(publication: Publication) -> None:
         telemetry.show_zeros([name for name in CONTAINED if overrides(publication.config, name)])
 
 
-def _keep_exporter(publication: Publication, server: Arbiter) -> None:
+def _keep_exporter(publication: Publication, server: Arbiter, *, is_reload: bool = False) -> None:
     options = exporter_options(publication.options) if sharing() is not None else None
-    supervisor.keep(options, server, publication.where("metrics_bind"))
+    supervisor.keep(options, server, publication.where("metrics_bind"), is_reload=is_reload)
+    flush_failures()
 
 
 def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     """Make sure that the directory and the exporter still exist; clean up after ended workers."""
     flush_failures()
-    shared = sharing()
-    if shared is not None:
-        # The arbiter notices here if its directory was removed or cleaned.
-        _begin(publication, server, shared)
-        _describe(server, server.num_workers)
-        membership.remove_live_gauges()
+    if sharing() is not None:
+        with contextlib.suppress(OSError):
+            exits.listen_to(worker)
+    # The arbiter notices here if its directory was removed or cleaned.
+    _keep_directory(publication, server)
+    membership.remove_live_gauges()
     _keep_exporter(publication, server)
 
 
@@ -244,9 +271,22 @@ def post_worker_init(publication: Publication, worker: Worker) -> None:
     if supervisor.exporter is not None and membership.lease is None:
         supervisor.exporter.tell_booted()
     forked_at = counting.forked_at
+    exits.said(worker).has_booted = True
     telemetry.count_boot(None if forked_at is None else time.monotonic() - forked_at)
+    worker_classes.when_leaving(worker, functools.partial(_leave, worker))
     if publication.options.metrics_requests:
+        worker_classes.watch_connections(worker, telemetry.connections)
         _count_requests(publication, worker)
+
+
+def _leave(worker: Worker, is_used_up: bool) -> None:
+    """Say that a worker accepts no more; safe in signal context."""
+    if exits.is_of(worker):
+        reason = "max_requests" if is_used_up else ""
+        membership.note(state="leaving", reason=reason)
+        # A sync worker is still busy with its last request. If that hangs, it is a time-out.
+        if reason and not worker_classes.is_sync(worker):
+            exits.say(worker, reason)
 
 
 def _count_requests(publication: Publication, worker: Worker) -> None:
@@ -255,7 +295,7 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
 
     buckets = publication.options.metrics_buckets
     name = "asgi" if hasattr(worker, "asgi") else "wsgi"
-    if name == "wsgi" and not hasattr(worker, "CONFIG_KWARGS"):
+    if name == "wsgi" and not worker_classes.is_uvicorns(worker):
         counting.requests = telemetry.requests(buckets)
         return
     application = getattr(worker, name)
@@ -288,12 +328,12 @@ counting = Counting()
 
 def worker_int(publication: Publication, worker: Worker) -> None:
     """Note why the worker leaves."""
-    exits.leaving.is_interrupted = True
+    exits.say(worker, "interrupted")
 
 
 def worker_abort(publication: Publication, worker: Worker) -> None:
     """Note why the worker leaves."""
-    exits.leaving.is_aborted = True
+    exits.aborted.pid = os.getpid()
 
 
 def child_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
@@ -304,14 +344,20 @@ def child_exit(publication: Publication, server: Arbiter, worker: Worker) -> Non
 
 
 def worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> None:
-    """Count the end of this worker, and record it in the lease."""
-    # Gunicorn may call this in the arbiter, for a worker that it cannot find any more.
-    if os.getpid() != worker.pid:  # type: ignore[comparison-overlap]
+    """Say why this worker ends, to the arbiter and in the lease."""
+    if not exits.is_of(worker):
+        # Gunicorn calls this in the arbiter too, for a worker that it cannot find any more.
+        if os.getpid() == worker.ppid:
+            exits.note(worker)
+            flush_failures()
         return
-    reason = exits.leaving.reason(worker)
-    if reason is not None:
+    reason = exits.own_reason(worker)
+    if reason == "boot_error" or (reason and os.getppid() != worker.ppid):
+        exits.say(worker, exits.COUNTED)
         _count("gunicorn_worker_exits", reason)
-    membership.note(state="leaving", reason=reason, is_counted=reason is not None)
+    elif reason:
+        exits.say(worker, reason)
+    membership.note(state="leaving", reason=reason)
 
 
 def pre_exec(publication: Publication, server: Arbiter) -> None:
@@ -324,9 +370,12 @@ def pre_exec(publication: Publication, server: Arbiter) -> None:
 
 
 def on_exit(publication: Publication, server: Arbiter) -> None:
-    """Log what is left to log, and remove the exporter's Unix socket."""
+    """Count and log what is left, and end the exporter."""
+    # Gunicorn has killed them, and will not see their end.
+    for worker in server.WORKERS.values():
+        exits.note(worker)
     flush_failures()
-    supervisor.remove_socket_file(server)
+    supervisor.end(server)
 
 
 CORES: dict[str, Callable[..., None]] = {

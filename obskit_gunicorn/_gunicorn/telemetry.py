@@ -2,7 +2,7 @@
 
 The process in which something happens counts it, never in signal context. These metrics are shared
 like all others. What can be read from leases and /proc instead is read by the process that serves
-the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.gauges` and
+the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.own_metrics` and
 :mod:`obskit_gunicorn._exporter.procfs`.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prometheus_client import Counter, Gauge, Histogram
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._gunicorn.exits import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,8 +37,8 @@ _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _OTHER = "other"
 """The label of all other methods; clients may send any name."""
 
-REASONS = ("boot_error", "error", "graceful", "interrupted", "killed", "max_requests", "timeout")
-"""Why a worker ends; ``docs/metrics.md`` says what each can and cannot mean."""
+START_REASONS = ("ended", "killed", "reload", "start")
+"""Why the exporter is started."""
 
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -158,10 +159,29 @@ def requests(buckets: tuple[float, ...]) -> Requests:
     return Requests(buckets)
 
 
+class Connections(NamedTuple):
+    """The functions that show how many connections occupy this worker."""
+
+    add: Callable[[float], None]
+    show: Callable[[float], None]
+
+
+def connections() -> Connections:
+    """Return the :class:`Connections` of this process; the value class must be installed."""
+    gauge = Gauge(
+        "gunicorn_connections",
+        "Connections that occupy workers, whether they send a request or not.",
+        multiprocess_mode="livesum",
+        registry=None,
+    )
+    return Connections(_prometheus.adder(gauge), gauge.set)
+
+
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gunicorn_worker_boots": ("Workers that have booted and begun to serve.", ()),
     "gunicorn_worker_exits": ("Workers that have ended, by reason.", ("reason",)),
     "gunicorn_reloads": ("Reloads of the configuration by SIGHUP.", ()),
+    "gunicorn_exporter_starts": ("Starts of the exporter, by reason.", ("reason",)),
     "gunicorn_hook_failures": (
         "Exceptions in overridden server hooks that were contained.",
         ("hook",),
@@ -221,5 +241,7 @@ def show_zeros(hooks: Iterable[str]) -> None:
     _counter("gunicorn_reloads")
     for reason in REASONS:
         _counter("gunicorn_worker_exits", reason)
+    for reason in START_REASONS:
+        _counter("gunicorn_exporter_starts", reason)
     for hook in hooks:
         _counter("gunicorn_hook_failures", hook)

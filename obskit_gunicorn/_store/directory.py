@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.fileformat import MetricFileName
-from obskit_gunicorn._store.identity import acting_user, pid_namespace
+from obskit_gunicorn._store.identity import acting_user
 from obskit_gunicorn._store.leases import Lease, Role, read_json
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_directory, open_file
 
@@ -119,7 +119,9 @@ class SlotDirectory:
                         yield file
                         return
 
-    def start_generation(self, *, keep: bool, private: bool = False) -> tuple[Lease, bool]:
+    def start_generation(
+        self, *, keep: bool, private: bool = False, started: float | None = None
+    ) -> tuple[Lease, bool]:
         """Start a generation if nobody uses the directory, and take the arbiter's lease.
 
         Only an arbiter calls this, once, before its workers exist. It wipes and takes the lease
@@ -128,6 +130,8 @@ class SlotDirectory:
         Args:
             keep: Never wipe; continue from the totals of earlier runs.
             private: Record that the last holder removes the directory.
+            started: When the generation began that this one continues, because its directory was
+                removed.
 
         Returns:
             The lease, and whether the directory was wiped.
@@ -145,7 +149,8 @@ class SlotDirectory:
             if in_use:
                 self._check_protocol(generation)
             if wiped or "started" not in generation:
-                generation = {**generation, "started": time.time(), "private": private}
+                began = {"started": started or time.time(), "private": private}
+                generation = {**generation, **began}
             if not in_use or "protocol" not in generation:
                 generation["protocol"] = _best_protocol(lock_file)
                 with contextlib.suppress(OSError):
@@ -170,15 +175,15 @@ class SlotDirectory:
         Raises:
             OSError: The lease cannot be taken.
         """
-        for alone in (False, True):
+        lease, alone = None, False
+        while lease is None:
             with self.locked(shared=not alone, wait_seconds=wait_seconds) as lock_file:
                 generation = read_json(lock_file.descriptor)
                 self._check_protocol(generation)
                 by_flock = _is_by_flock(generation)
                 lease = self._acquire(role, by_flock=by_flock, alone=alone)
-                if lease is not None:
-                    return lease
-        raise AssertionError
+            alone = True
+        return lease
 
     def records(
         self, *, wait_seconds: float = ASK_WAIT_SECONDS
@@ -199,28 +204,6 @@ class SlotDirectory:
                 return self._records(by_flock=True)
         except OSError:
             return self._records(by_flock=None)
-
-    def last_record(self, pid: int, start_ticks: int) -> dict[str, Any]:
-        """Return the record of a process of this pid namespace, whether it has ended or not.
-
-        Never raises; empty if it had no lease, or if its slot has had two more holders since.
-
-        Args:
-            pid: The process.
-            start_ticks: When it was started, to tell it from earlier processes with the same pid; 0
-                if unknown.
-        """
-        wanted: dict[str, object] = {"pid": pid, "pid_namespace": pid_namespace()}
-        if start_ticks:
-            wanted["start_ticks"] = start_ticks
-        with contextlib.suppress(OSError):
-            for name in self._lease_names():
-                with contextlib.suppress(OSError), self._open(name) as file:
-                    record = read_json(file.descriptor)
-                    for each in (record, record.get("previous") or {}):
-                        if wanted.items() <= each.items():
-                            return each
-        return {}
 
     def generation(self) -> dict[str, Any]:
         """Return what is recorded: ``protocol``, ``started`` (Unix seconds), ``private``.
@@ -250,7 +233,7 @@ class SlotDirectory:
             by_flock = _is_by_flock(read_json(lock_file.descriptor))
             leased = {slot for slot, record in self._records(by_flock=by_flock).items() if record}
             for name, parsed in self._metric_files():
-                is_over = _is_slot(parsed.holder) and parsed.holder not in leased
+                is_over = is_slot(parsed.holder) and parsed.holder not in leased
                 if parsed.is_live_gauge and is_over and self._is_free(name, by_flock=by_flock):
                     self._unlink(name)
 
@@ -517,7 +500,7 @@ def explain(error: OSError, path: str) -> str:
         path: The multiprocess directory.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "the volume is full: make it larger (sizeLimit of an emptyDir)"
+        hint = "the volume is full: give it more room (sizeLimit of an emptyDir)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "no file descriptors are left: raise the limit (ulimit -n)"
     elif isinstance(error, NotAFileError):
@@ -529,13 +512,13 @@ def explain(error: OSError, path: str) -> str:
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
         hint = "it is not a directory: remove it, or set PROMETHEUS_MULTIPROC_DIR to another path"
     elif error.errno == errno.ENOENT:
-        hint = "it was removed: a SIGHUP or the next fork creates it again"
+        hint = "it was removed: the next scrape, a SIGHUP or the next fork creates it again"
     else:
         hint = "see docs/how-it-works.md"
     return f"{path}: {error}; {hint}"
 
 
-def _is_slot(name: str) -> bool:
+def is_slot(name: str) -> bool:
     return name.startswith("slot") and name[4:].isdigit()
 
 
@@ -546,4 +529,4 @@ def _is_ours(name: str) -> bool:
     ):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
-    return _is_slot(holder) and name.endswith((".lease", ".new"))
+    return is_slot(holder) and name.endswith((".lease", ".new"))

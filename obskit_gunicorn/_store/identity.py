@@ -1,7 +1,7 @@
-"""Who a process is, and whose its files shall be.
+"""What identifies a process, and which user owns its files.
 
-A pid alone means little: processes of several pid namespaces may share a directory, and the kernel
-uses a pid again. With its namespace and its start time it names one process.
+A pid does not identify a process: processes of several pid namespaces may share a directory, and
+the kernel reuses pids. Together with its namespace and its start time it does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NO_CHANGE = 0xFFFFFFFF
 
 
 class _Owner:
-    """With whose rights root touches files, and whether it does so now."""
+    """The user with whose rights root opens files, and whether it does so now."""
 
     ids: tuple[int, int] | None = None
     libc: ctypes.CDLL | None = None
@@ -26,7 +26,7 @@ class _Owner:
 
 
 def set_owner(user: int, group: int) -> None:
-    """Say with whose rights root touches the directory from now on, in this process and its forks.
+    """Set with whose rights root opens files from now on, in this process and its forks.
 
     Args:
         user: The uid of the workers.
@@ -52,7 +52,7 @@ def set_owner(user: int, group: int) -> None:
 
 
 def owner() -> tuple[int, int] | None:
-    """Return the uid and gid of :func:`set_owner`, or ``None`` when it was not called."""
+    """Return the uid and gid given to :func:`set_owner`, or ``None`` if it was not called."""
     return _Owner.ids
 
 
@@ -84,7 +84,7 @@ def act_as_oneself() -> None:
 
 
 def pid_namespace() -> str:
-    """Return the name of this process's pid namespace; empty if it cannot be known."""
+    """Return the name of this process's pid namespace; empty if unknown."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -95,7 +95,7 @@ def start_ticks(pid: int | None = None) -> int:
     """Return when a process started, in clock ticks since boot (proc(5)); 0 if unknown.
 
     Args:
-        pid: The process, ended or not as long as nobody has reaped it; this one by default.
+        pid: The process, which may have ended but must not have been reaped; by default this one.
     """
     try:
         with open(f"/proc/{pid or 'self'}/stat", "rb") as file:

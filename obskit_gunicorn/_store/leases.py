@@ -1,4 +1,4 @@
-"""Leases: one process's exclusive hold on a slot, and the record beside it.
+"""Leases: one process's exclusive hold on a slot, and the record of its holder.
 
 A lease is a claim to ``slotN.lease``, see :mod:`obskit_gunicorn._store.locks`. It does not expire
 by time; it ends when the process releases it or ends, for whatever reason. Pids are never used to
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from obskit_gunicorn._store.locks import LockedFile
 
 Role = Literal["arbiter", "worker", "process"]
-
-_REMEMBERED = ("pid", "pid_namespace", "start_ticks", "state", "is_counted")
 
 
 class Lease:
@@ -41,8 +39,6 @@ class Lease:
         self.slot = slot
         self.by_flock = by_flock
         self._file = file
-        before = read_json(file.descriptor)
-        before.pop("previous", None)
         self.record: dict[str, Any] = {
             "pid": os.getpid(),
             "pid_namespace": pid_namespace(),
@@ -51,8 +47,6 @@ class Lease:
             "state": "booting" if role == "worker" else "",
             "reason": "",
             "values_not_shared": 0,
-            # The slot may have its next holder before the arbiter learns that this one has ended.
-            "previous": {name: before.get(name) for name in _REMEMBERED},
         }
         self.note()
 
@@ -94,7 +88,7 @@ class Lease:
 
 
 def is_ready_worker(record: dict[str, Any]) -> bool:
-    """Return whether the record beside a lease is about a worker that has booted."""
+    """Return whether the record of a lease describes a worker that has booted."""
     return record.get("role") == "worker" and record.get("state") == "booted"
 
 

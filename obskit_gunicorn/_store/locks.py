@@ -1,16 +1,19 @@
-"""Open files that this process holds a lock on, and the rules for letting go of them.
+"""Files that this process locks, and safe ways to open and close them.
 
 Everything that may have only one holder (a slot's lease, a metric file, the directory lock) is a
 :class:`LockedFile`: an open descriptor with a lock. The kernel ends the lock when the last copy of
-the descriptor is gone, however the process ends, and every process that can open the file sees it,
-whatever its pid namespace.
+the descriptor is closed, for whatever reason the process ends. Every process that can open the file
+can check the lock, in any pid namespace.
 
-There are two kinds. An ``flock`` needs only the right to read, so it is for files that nobody else
-may open. A *claim* is a write lock of the open file (``F_OFD_SETLK``): who may only read cannot
-take one. He can take a read lock, which is in the way of a claim; but one can ask which kind it is,
-without taking anything. A claim takes the flock as well, for processes that know nothing else.
+There are two kinds of lock:
 
-Works on threads and beside forks; nothing here is for signal context unless it says so.
+- An ``flock`` needs only read permission, so it is used for a file that nobody else may open.
+- A *claim* is a write lock of the open file (``F_OFD_SETLK``). It needs write permission. A process
+  that may only read can take a read lock, which prevents a claim; but the kernel tells which kind
+  of lock is held, and asking takes nothing. A claim also takes the flock, for older releases, which
+  check only that.
+
+Safe with threads and forks. Must not run in signal context, unless a function says otherwise.
 """
 
 from __future__ import annotations
@@ -37,13 +40,10 @@ _CAN_CLAIM = hasattr(fcntl, "F_OFD_SETLK")
 
 
 def pause(seconds: float) -> None:
-    """Sleep without letting another greenlet run.
+    """Sleep without running another greenlet.
 
-    A greenlet that slept cooperatively while it holds a native lock would hang its thread, so
-    under gevent the unpatched ``time.sleep`` is used.
-
-    Args:
-        seconds: How long to sleep.
+    If a greenlet yields while it holds a native lock, its thread may hang. So under gevent this
+    uses the unpatched ``time.sleep``.
     """
     monkey = sys.modules.get("gevent.monkey")
     sleep = monkey.get_original("time", "sleep") if monkey is not None else time.sleep
@@ -51,26 +51,26 @@ def pause(seconds: float) -> None:
 
 
 class NotAFileError(OSError):
-    """What has this name is not a regular file, but a directory, a pipe or a link."""
+    """The name belongs to something other than a regular file: a directory, a pipe or a link."""
 
 
 def open_file(path: str, flags: int, directory: int | None = None) -> int:
     """Open a regular file, and nothing else.
 
-    A pipe would block, a link would lead elsewhere, and a hard link in a directory that another
-    user may write would have root change a file of its own.
+    A pipe would block, and a link may lead anywhere. With a hard link, another user who may write
+    to the directory could make root change a file of root's.
 
     Args:
         path: The file.
         flags: Flags for :func:`os.open`; ``O_CLOEXEC``, ``O_NOFOLLOW`` and ``O_NONBLOCK`` are
-            added. A file that is made here is for its owner alone, until it is claimed.
+            added. A new file has the mode 0600 until it is claimed.
         directory: A descriptor of the directory that a relative path starts from.
 
     Returns:
         The descriptor.
 
     Raises:
-        NotAFileError: Something else has this name.
+        NotAFileError: It is not a regular file, or root would write to a file with several names.
         OSError: The file cannot be opened.
     """
     try:
@@ -154,14 +154,15 @@ def _link_target(name: str, directory: int, path: str) -> str:
 
 
 class LockedFile:
-    """An open file that may be locked, and that knows whether its descriptor is still its own.
+    """An open file that can be locked, and that knows whether its descriptor is still its own.
 
-    ``close`` first compares the descriptor with the file it was opened for: an application that
-    closes descriptors wholesale (``os.closerange``) may have reused the number for a file of its
-    own, which must not be closed in its place.
+    An application may close all descriptors (``os.closerange``) and reuse the number for a file of
+    its own. So a write, a release or a close first checks that the descriptor is still this file's.
+
+    As a context manager it is released at the end of the block.
 
     Attributes:
-        path: Where the file was opened.
+        path: The path of the file.
         descriptor: The open descriptor, or -1 once closed.
     """
 
@@ -191,7 +192,7 @@ class LockedFile:
         self.release()
 
     def __del__(self) -> None:
-        # Forgotten by an exception that came from elsewhere, a time-out in a signal handler say.
+        # In case an exception from elsewhere, such as a timeout in a signal handler, lost the file.
         self.close()
 
     def lock(self, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
@@ -199,10 +200,10 @@ class LockedFile:
 
         Args:
             shared: Take a shared lock instead of an exclusive one.
-            wait_seconds: How long to wait for other holders; 0 asks once.
+            wait_seconds: How long to wait for other holders; 0 tries once.
 
         Returns:
-            Whether the lock was taken; ``False`` means that somebody else holds it.
+            Whether the lock was taken; ``False`` means that another process holds it.
 
         Raises:
             OSError: The file system has no flock (ENOLCK, EOPNOTSUPP, ...).
@@ -301,7 +302,7 @@ class LockedFile:
             self._record_lock(fcntl.F_UNLCK)
 
     def release(self) -> None:
-        """End the lock for every copy of the descriptor, inherited ones included, and close it.
+        """End the lock for all copies of the descriptor, including inherited ones, and close it.
 
         May be called twice; never raises.
         """
@@ -310,31 +311,34 @@ class LockedFile:
         self.close()
 
     def write(self, content: bytes) -> None:
-        """Replace the file's content, if the descriptor still is its own.
+        """Replace the file's content, if the descriptor still belongs to this file.
 
         Raises:
-            OSError: There is no room, or no right.
+            OSError: The volume is full, or the file is not writable.
         """
         if self.is_open():
             os.pwrite(self.descriptor, content, 0)
             os.ftruncate(self.descriptor, len(content))
 
     def is_in_place(self) -> bool:
-        """Return whether the path still leads to this file, neither removed nor replaced."""
+        """Return whether the path still leads to this file: it was neither removed nor replaced."""
         return self._is_at(self.path)
 
     def is_linked(self) -> bool:
-        """Return whether the file still has a name somewhere."""
+        """Return whether the file still has a name."""
         return self.is_open() and os.fstat(self.descriptor).st_nlink > 0
 
     def close(self) -> None:
-        """Close the descriptor if it still is this file's; may be called twice, never raises."""
+        """Close the descriptor if it still belongs to this file.
+
+        May be called twice; never raises.
+        """
         if self.is_open():
             os.close(self.descriptor)
         self.descriptor = -1
 
     def is_open(self) -> bool:
-        """Return whether the descriptor is open and still this file's."""
+        """Return whether the descriptor is open and still belongs to this file."""
         return self.descriptor >= 0 and self._is_at(self.descriptor)
 
     def _is_at(self, where: str | int) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from obskit_gunicorn._store import forks as store_forks
-from obskit_gunicorn._store import identity, locks
+from obskit_gunicorn._store import identity, locks, private
 from obskit_gunicorn._store.directory import PROTOCOL, SlotDirectory, explain
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.locks import LockedFile
@@ -513,21 +513,6 @@ class TestNote:
         lease.note(state="booted")
         assert leased(directory) == {"slot0": True}
         lease.release()
-
-    def test_last_record_of_a_pid_that_came_again(self, directory: str) -> None:
-        """What others of the same pid have left is not taken for a process's own."""
-        for number in range(1, 20):
-            old = {"pid": 7, "pid_namespace": identity.pid_namespace(), "start_ticks": number}
-            record = {**old, "pid": 8, "previous": {**old, "is_counted": True}}
-            text = json.dumps(record if number % 2 else old)
-            (Path(directory) / f"slot{number}.lease").write_text(text)
-        slots = SlotDirectory(directory)
-        for number in range(1, 20):
-            assert slots.last_record(7, number)["start_ticks"] == number
-            assert slots.last_record(7, number).get("is_counted", False) == bool(number % 2)
-        assert slots.last_record(7, 99) == {}
-        assert slots.last_record(9, 0) == {}
-        assert slots.last_record(7, 0)["pid"] == 7
 
     def test_what_is_known_before_there_is_a_lease(self, directory: str) -> None:
         """What was noted stands beside each lease that the process takes afterwards."""
@@ -1312,6 +1297,18 @@ class TestPrivateDirectory:
         assert leased(path) == {"slot0": True}
         assert os.listdir(runtime) == [os.path.basename(path)]
 
+    def test_places(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """The unit's directory is first; a session's, which goes at a logout, is not used."""
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        me, other = os.geteuid(), os.geteuid() + 1
+        monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/shop:/run/more")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+        assert list(private._parents(me)) == ["/run/shop", "/run/more", "/dev/shm", str(tmp_path)]
+        assert list(private._parents(other)) == ["/dev/shm", str(tmp_path)]
+        monkeypatch.setenv("RUNTIME_DIRECTORY", "")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/other")
+        assert list(private._parents(me)) == ["/run/other", "/dev/shm", str(tmp_path)]
+
     def test_two_servers_have_two(self, nursery: Nursery, runtime: Path) -> None:
         """Two arbiters of one user do not share, and the second leaves the first's alone."""
         first, _ = nursery.start().call(_begin_private, str(runtime))
@@ -1437,7 +1434,7 @@ class TestExplain:
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
             (errno.ENOTDIR, "not a directory"),
-            (errno.ENOENT, "removed"),
+            (errno.ENOENT, "it was removed"),
             (errno.EIO, "docs/"),
         ],
     )
