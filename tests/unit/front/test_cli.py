@@ -230,7 +230,7 @@ class TestCheck:
         process = nursery.start()
         process.call(forks.mount_small, directory, 16)
         process.call(forks.fill_volume, directory)
-        assert "make it larger" in process.call(_printed, ["check", directory])
+        assert "more room" in process.call(_printed, ["check", directory])
 
     def test_without_flock(self, nursery: Nursery, directory: str) -> None:
         """Where two can hold one lock it says so."""

@@ -1428,7 +1428,7 @@ class TestExplain:
     @pytest.mark.parametrize(
         ("number", "mend"),
         [
-            (errno.ENOSPC, "larger"),
+            (errno.ENOSPC, "room"),
             (errno.EMFILE, "ulimit"),
             (errno.EACCES, "writable"),
             (errno.EROFS, "writable"),
