@@ -70,6 +70,6 @@ def is_over(file: LockedFile) -> bool:
     would have to find the file.
     """
     try:
-        return file.lock(shared=True)
+        return not file.is_claimed(by_flock=True)
     except OSError:
         return False

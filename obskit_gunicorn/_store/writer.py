@@ -157,22 +157,15 @@ class MetricFile:
                 if not file.claim(by_flock=by_flock, wait_seconds=_ASKING_SECONDS):
                     if file.is_claimed(by_flock=by_flock):
                         raise MetricFileInUseError(self.path)
-                    # Only the read lock of a process that may not write prevents the claim.
-                    return self._copy(file)
+                    # Only the read lock of a process that may not write prevents the claim. The
+                    # lease still keeps others out.
+                    file.lock()
                 if file.is_in_place():
                     return file
             except BaseException:
                 file.close()
                 raise
             file.close()
-
-    def _copy(self, file: LockedFile) -> LockedFile:
-        """Put a copy in the place of a file that nobody writes."""
-        with file:
-            size = os.fstat(file.descriptor).st_size
-            content = os.pread(file.descriptor, size, 0)
-        used, _damage = fileformat.check_header(content[:HEADER_BYTES], size)
-        return self._make(content[HEADER_BYTES:used])
 
     def _make(self, entries: bytes, *, keep_damaged: bool = False) -> LockedFile:
         """Create a complete and locked file, and give it the name of this one.

@@ -180,7 +180,7 @@ class TestCheck:
             owner = nursery.start()
             owner.call(_begin, str(path))
             stranger = nursery.start()
-            stranger.call(forks.become_nobody)
+            stranger.call(forks.become_group_member)
             text = stranger.call(_printed, ["check", str(path)])
             assert "problem" not in text
             assert "may read here and not write, as a sidecar may" in text

@@ -818,7 +818,7 @@ class TestStrangers:
             arbiter = nursery.start()
             arbiter.call(begin_here, place)
             stranger = nursery.start()
-            stranger.call(_become_member if is_member else forks.become_nobody)
+            stranger.call(forks.become_group_member if is_member else forks.become_nobody)
             stranger.tell(_take_every_lock, place, str(words))
             expected = 0
             times = []
@@ -894,7 +894,7 @@ class TestStrangers:
             worker.call(act, "counter", "c", "inc", 3)
             worker.call(act, "gauge_livesum", "g", "inc", 4)
             reader = nursery.start()
-            reader.call(_become_member)
+            reader.call(forks.become_group_member)
             assert reader.call(leased, str(path)) == {"slot0": True, "slot1": True}
             assert reader.call(forks.read_ours, str(path)) == {"c_total": 3.0, "g": 4.0}
             assert reader.call(_generation, str(path))["protocol"] == PROTOCOL
@@ -949,12 +949,6 @@ class TestOlderReleases:
         assert worker.call(_generation, directory)["protocol"] == 1
         arbiter.kill()
         assert worker.call(leased, directory) == {"slot0": False, "slot1": True}
-
-
-def _become_member() -> None:
-    """Become nobody, but in the group of this directory's files."""
-    os.setgroups([])
-    os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
 def _generation(directory: str) -> dict[str, Any]:
