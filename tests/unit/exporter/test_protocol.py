@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 from gunicorn.config import Config
 
 from obskit_gunicorn._exporter import program
@@ -54,3 +56,13 @@ def test_settings_of_the_log() -> None:
     found, lost = settings_of(settings)
     assert lost == ["logconfig_dict"]
     assert found.keys() == {"errorlog"}
+
+
+def test_logger_class_of_the_configuration_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that the configuration file defines is not asked for where there is no such file."""
+    module = ModuleType("__config__")
+    exec("from gunicorn.glogging import Logger\nclass Mine(Logger): pass", vars(module))
+    monkeypatch.setitem(sys.modules, "__config__", module)
+    settings = Config()
+    settings.set("logger_class", module.Mine)
+    assert settings_of(settings) == ({}, ["logger_class"])
