@@ -445,7 +445,7 @@ SCRUBBED = {
 
 @pytest.mark.releases_differ
 def test_inheritance(interpreter: Interpreter) -> None:
-    """It has five descriptors besides what it reads, the application's variables, its own session."""
+    """Beside what it reads it has five descriptors, the application's variables, its session."""
     with server(
         interpreter,
         'raw_env = ["FROM_RAW_ENV=1"]',
