@@ -37,8 +37,9 @@ run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
 
-test-quick: $(VENV)/.ready  ## Run the tests that need no Gunicorn, in less than a minute
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not live and not load" $(ARGS)
+test-quick: $(VENV)/.ready  ## Run unit and conformance tests, which start no Gunicorn: less than a minute
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not live and not load" \
+		--ignore=tests/load $(ARGS)
 
 check: $(VENV)/.ready  ## Check style, format and types; changes nothing
 	$(VENV)/bin/ruff check .

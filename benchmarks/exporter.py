@@ -107,7 +107,7 @@ def exporter_pid(arbiter: int) -> int:
                 parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-            if parent == arbiter and b"obskit_gunicorn._exporter" in command:
+            if parent == arbiter and b"gunicorn: metrics exporter" in command:
                 return int(name)
     raise RuntimeError("there is no exporter")
 

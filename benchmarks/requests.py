@@ -52,6 +52,7 @@ def worker(kind: Any, options: dict[str, Any]) -> SyncWorker:
 
 def ours() -> tuple[SyncWorker, SyncWorker]:
     """Return a worker that counts requests and one that does not."""
+    importlib.import_module("obskit_gunicorn.multiprocess")  # joins the directory
     importlib.import_module("obskit_gunicorn._values.sharing").take_lease()
     package = importlib.import_module("obskit_gunicorn")
     # What a worker does when it has booted.

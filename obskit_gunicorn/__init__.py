@@ -8,8 +8,8 @@ In ``gunicorn.conf.py``::
         bind = "0.0.0.0:8000"
         workers = 4
 
-Importing this package loads neither prometheus_client nor Gunicorn; the names of
-:mod:`obskit_gunicorn.multiprocess` are loaded when they are first asked for.
+Importing this package loads neither prometheus_client nor Gunicorn. The names of
+:mod:`obskit_gunicorn.multiprocess` are loaded at their first use.
 """
 
 from __future__ import annotations

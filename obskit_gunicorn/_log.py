@@ -1,7 +1,7 @@
-"""The one log of this package.
+"""The log of this package.
 
-Lines go to the logger ``obskit_gunicorn``; in a process of Gunicorn's they go to its error log, in
-the format and to the place that its settings say. Not for signal context.
+Lines go to the logger ``obskit_gunicorn``; in Gunicorn's processes they go to its error log, as its
+settings say. Must not be used in signal context.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Log:
-    """A logger whose target may change while others hold on to it.
+    """A logger whose target may change while modules keep a reference to it.
 
     Attributes:
         target: Where lines go: anything with the methods of a :class:`logging.Logger`.

@@ -1,7 +1,7 @@
-"""Every name of prometheus_client that it does not promise to keep.
+"""Every name of prometheus_client that is not part of its public interface.
 
-They stand here and nowhere else, with what happens where a release has one of them no longer. They
-are looked for once, when sharing begins, by :func:`install`; checked against 0.20 to 0.26.
+They are used here and nowhere else, and each has a fallback for releases that no longer have it.
+:func:`install` checks them once, when sharing begins. Tested with 0.20 to 0.26.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_UNADOPTED = "metrics made before sharing begins are not shared"
+_UNADOPTED = "metrics created before sharing begins are not shared"
 _SLOWER = "counting a request costs more"
 _UNCLOSED = "close_all_multiprocess_files() leaves our files open"
 _WITHOUT = {
@@ -33,29 +33,29 @@ _WITHOUT = {
     "values.close_all_multiprocess_files": _UNCLOSED,
     "MultiProcessCollector._path": "replace_collector() reads PROMETHEUS_MULTIPROC_DIR only",
 }
-"""What is lost where a name is missing."""
+"""What is lost if a name is missing."""
 
 
 class _Probe:
-    """A value that keeps nothing, for metrics that are made to be looked at."""
+    """A value that stores nothing, for metrics that are created only to be inspected."""
 
     _multiprocess = False
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Take whatever prometheus_client gives."""
+        """Accept all arguments."""
 
 
 def install(value_class: type, close: Callable[[], None]) -> list[str]:
-    """Have every metric that is made from now on store its numbers in a value class.
+    """Make all metrics that are created from now on store their numbers in a value class.
 
-    The class is set at ``prometheus_client.values.ValueClass``, which prometheus_client documents.
+    Sets ``prometheus_client.values.ValueClass``, which prometheus_client documents.
 
     Args:
         value_class: The value class.
-        close: What closes its files, for ``close_all_multiprocess_files()``.
+        close: Closes its files, for ``close_all_multiprocess_files()``.
 
     Returns:
-        The names that this release of prometheus_client does not have, each with what it costs.
+        The names that this release of prometheus_client does not have, each with what is lost.
     """
     values.ValueClass = _Probe
     try:
@@ -81,23 +81,23 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
 
 
 def is_installed(value_class: type) -> bool:
-    """Return whether metrics that are made now store their numbers in a value class."""
+    """Return whether metrics that are created now store their numbers in this value class."""
     return values.ValueClass is value_class
 
 
 def is_their_value(found: object) -> bool:
-    """Return whether an object is a value of prometheus_client's own, of whatever class."""
+    """Return whether an object is an instance of any of prometheus_client's own value classes."""
     kind = type(found)
     return kind.__module__ == values.__name__ and hasattr(kind, "get_exemplar")
 
 
 def is_their_metric(found: object) -> bool:
-    """Return whether an object is a metric, a labelled one or a child of one."""
+    """Return whether an object is a metric, or a child of a metric with labels."""
     return isinstance(found, (Counter, Gauge, Histogram, Summary, Info, Enum))
 
 
 def make_values_anew(metric: Any) -> bool:
-    """Have a metric make its values again, at 0; return whether it could be asked to."""
+    """Make a metric create its values again, at 0; return whether this is possible."""
     make = getattr(metric, "_metric_init", None)
     if make is not None:
         make()
@@ -110,7 +110,7 @@ def close_their_files() -> None:
 
 
 def adder(metric: Any) -> Callable[[float], None]:
-    """Return what adds to a counter or a gauge, without the checks of its public method."""
+    """Return a function that adds to a counter or gauge, without the checks of ``inc``."""
     try:
         add: Callable[[float], None] = metric._value.inc
     except AttributeError:
@@ -119,11 +119,11 @@ def adder(metric: Any) -> Callable[[float], None]:
 
 
 def observer(metric: Any, bounds: Sequence[float]) -> Callable[[float], None]:
-    """Return what observes a number for a histogram, without the checks of its public method.
+    """Return a function that adds an observation to a histogram, without the checks of ``observe``.
 
     Args:
         metric: The histogram.
-        bounds: The upper bounds of its buckets but for the infinite one.
+        bounds: The upper bounds of its buckets, except infinity.
     """
     try:
         add, buckets = metric._sum.inc, [bucket.inc for bucket in metric._buckets]
@@ -139,13 +139,13 @@ def observer(metric: Any, bounds: Sequence[float]) -> Callable[[float], None]:
 
 
 def collector_path(collector: MultiProcessCollector) -> str | None:
-    """Return the directory of a collector of prometheus_client's, if it says so."""
+    """Return the directory of one of prometheus_client's collectors, if known."""
     return getattr(collector, "_path", None)
 
 
 def choose_encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
-    """Return the encoder and the content type for a header ``Accept``."""
-    with contextlib.suppress(AttributeError, TypeError, ValueError):  # it asks for no version
+    """Return the encoder and the content type for a well-formed ``Accept`` header."""
+    with contextlib.suppress(AttributeError):
         return exposition.choose_encoder(accept)
     return prometheus_client.generate_latest, _PLAIN_TEXT
 

@@ -7,42 +7,34 @@ a problem was found; 2: wrong use.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import signal
 import sys
-import tempfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._doctor.findings import (
+    DirectoryReport,
+    describe_error,
+    describe_holder,
+    describe_metric,
+    examine,
+)
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
-from obskit_gunicorn._store.directory import SlotDirectory, explain
-from obskit_gunicorn._store.fileformat import MetricFileName, is_key
-from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store import private
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
-from obskit_gunicorn._store.reader import MetricFileReader
-from obskit_gunicorn._store.writer import MetricFile
 from obskit_gunicorn._version import __version__
 from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from obskit_gunicorn._exporter.protocol import Options
 
 __all__ = ["main"]
-
-
-class _FileFacts(NamedTuple):
-    """What ``inspect`` shows of a metric file."""
-
-    name: str
-    entries: int
-    bytes: int
-    damage: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     command: argparse.ArgumentParser = given.parser
     try:
-        return int(given.run(_directory(given), given))
+        status = int(given.run(_directory(given), given))
+        sys.stdout.flush()
+        return status
     except ConfigurationError as error:
         command.error(str(error))
+    except BrokenPipeError:  # whoever reads has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"obskit-gunicorn: {describe_error(error)}", file=sys.stderr)
+        return 1
 
 
 def _add_command(
@@ -159,14 +159,14 @@ def _serve(path: str, given: argparse.Namespace) -> int:
     # Before prometheus_client is loaded: metrics that --collectors create stay in this process.
     for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
         os.environ.pop(variable, None)
-    from obskit_gunicorn._exporter import pages, program
+    from obskit_gunicorn._exporter import logs, pages, program
 
     # Blocked in every thread; this one waits for them.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     # Many send it for a reload. There is nothing to reload, and no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    program.log_to(None)
+    logs.log_to({})
     address = Address.parse(options.metrics_bind, os.sep)
     try:
         listener = address.listen()
@@ -178,115 +178,73 @@ def _serve(path: str, given: argparse.Namespace) -> int:
         f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
         flush=True,
     )
-    program.serve(pages.Pages(path, options), options, listener, lambda: signal.sigwait(ends))
-    address.remove_file()
+
+    def wait() -> None:
+        signal.sigwait(ends)
+        address.remove_file(listener)
+
+    program.serve(pages.Pages(path, options), options, listener, wait)
     return 0
 
 
 def _directory(given: argparse.Namespace) -> str:
-    """Return the multiprocess directory, absolute.
+    """Return the multiprocess directory, absolute; by default the private one of this machine.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is none, or there are several.
     """
-    path: str | None = given.directory
+    found = [] if given.directory else private.find()
+    path: str | None = given.directory or (found[0] if len(found) == 1 else None)
     if not path or not os.path.isdir(path):
         is_flag = given.run is _serve
+        several = f" There are several private ones: {', '.join(found)}." if found else ""
         raise ConfigurationError(
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
             hint=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
             'running server logs it ("obskit: metrics are shared in ..."), and '
-            "obskit_gunicorn_info{directory} shows it.",
+            f"obskit_gunicorn_info{{directory}} shows it.{several}",
         )
     return os.path.abspath(path)
 
 
 def _inspect(path: str, given: argparse.Namespace) -> int:
-    directory = SlotDirectory(path)
-    records, generation = directory.records(), directory.generation()
-    files = list(_files(path))
+    report = DirectoryReport(path)
     if given.format == "json":
-        shown = [file._asdict() for file in files]
-        _print_json(directory=path, generation=generation, slots=records, files=shown)
+        _print_json(
+            directory=path,
+            generation=report.generation,
+            slots=report.records,
+            files=[file._asdict() for file in report.files],
+            metrics=[metric._asdict() for metric in report.metrics],
+        )
         return 0
     print(f"directory  {path}")
-    print(f"protocol   {generation.get('protocol', 'none: no arbiter has been here')}")
-    print(f"slots      {len(records)}, {sum(map(bool, records.values()))} leased")
-    for slot, record in sorted(records.items(), key=lambda item: (len(item[0]), item[0])):
-        print(f"  {slot:<10} {_holder(record)}")
-    print(f"files      {len(files)}, {sum(file.bytes for file in files)} bytes")
-    for file in files:
+    print(f"protocol   {report.generation.get('protocol', 'none: no arbiter has been here')}")
+    print(f"slots      {len(report.records)}, {len(report.held())} leased")
+    for slot, record in sorted(report.records.items(), key=lambda item: (len(item[0]), item[0])):
+        print(f"  {slot:<10} {describe_holder(record)}")
+    print(f"files      {len(report.files)}, {sum(file.bytes for file in report.files)} bytes")
+    for file in report.files:
         damage = f"  damaged: {file.damage}" if file.damage else ""
         print(f"  {file.name:<32} {file.entries:>8} entries {file.bytes:>10} bytes{damage}")
+    print("metrics    the largest, over all files")
+    for metric in report.metrics:
+        print(f"  {describe_metric(metric)}")
     return 0
 
 
-def _holder(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return "free"
-    facts = [str(record.get("role", "?")), f"pid {record.get('pid', '?')}"]
-    facts += [str(record[name]) for name in ("state", "reason") if record.get(name)]
-    if record.get("values_not_shared"):
-        facts.append(f"{record['values_not_shared']} values not shared")
-    return "leased: " + ", ".join(facts)
-
-
-def _files(path: str) -> Iterator[_FileFacts]:
-    for name in sorted(os.listdir(path)):
-        if MetricFileName.parse(name) is None:
-            continue
-        reader = MetricFileReader(os.path.join(path, name))
-        with contextlib.suppress(FileNotFoundError):
-            reader.refresh()
-            damage = None if reader.damage is None else reader.damage.text
-            strange = sum(not is_key(key) for key in reader.layout.keys)
-            if strange:
-                damage = damage or f"{strange} of its keys are not a metric's"
-            yield _FileFacts(name, len(reader.layout.keys), reader.size, damage)
-
-
 def _check(path: str, given: argparse.Namespace) -> int:
-    problems = [*_usability_problems(path), *_content_problems(path)]
+    findings = list(examine(path))
+    problems = [finding.text for finding in findings if finding.is_problem]
+    seen = [finding.text for finding in findings if not finding.is_problem]
     if given.format == "json":
-        _print_json(directory=path, problems=problems)
+        _print_json(directory=path, problems=problems, fine=seen)
     else:
-        print("\n".join(problems) or f"{path}: fine")
+        for finding in findings:
+            print(f"{'problem' if finding.is_problem else 'fine':<8} {finding.text}")
     return 1 if problems else 0
-
-
-def _usability_problems(path: str) -> list[str]:
-    """Do what a worker does: create, lock, reserve and map a metric file."""
-    try:
-        with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".check-", dir=path))
-            file = MetricFile(os.path.join(folder, "counter_check.db"))
-            stack.callback(file.release)
-            second = stack.enter_context(contextlib.closing(LockedFile(file.path, os.O_RDWR)))
-            if second.lock():
-                return [f"{path}: two processes can hold one lock here; use a local volume"]
-    except OSError as error:
-        return [explain(error, path)]
-    return []
-
-
-def _content_problems(path: str) -> Iterator[str]:
-    for file in _files(path):
-        full = os.path.join(path, file.name)
-        if file.damage:
-            yield f"{full}: {file.damage}; its next holder keeps what can be read of it"
-        elif not file.name.rpartition("_")[2].startswith("slot"):
-            yield (
-                f"{full}: written by a process that does not use slots; import "
-                "obskit_gunicorn.multiprocess in it"
-            )
-    for name in sorted(os.listdir(path)):
-        if name.endswith(".db.damaged"):
-            yield f"{os.path.join(path, name)}: was found damaged; look at it, then remove it"
-    for slot, record in sorted(SlotDirectory(path).records().items()):
-        if record and record.get("values_not_shared"):
-            yield f"{slot} ({_holder(record)}): see the server's error log"
 
 
 def _print_json(**content: object) -> None:

@@ -3,7 +3,7 @@
 The facts in the docstrings of the hooks were measured on Gunicorn 20.1 to 27.0.
 
 ``docs/hooks.md`` is generated from this file. The lines that begin with a dash answer the same
-questions for every hook; the first sentence of each goes into the table of that page.
+questions for every hook; the table of that page shows the first sentence of each.
 """
 
 from __future__ import annotations
@@ -45,44 +45,44 @@ class ObskitGunicornConfig(Configuration):
                 super().post_worker_init(worker)
                 worker.log.info("ready to serve")
 
-    For each hook Gunicorn is given a function that runs the core of this package and then the
-    method. An override that forgets ``super()`` loses the extras of the base method, never counts.
-    The base methods call no ``super()``, so mixins go before this class.
+    For each hook, Gunicorn calls a function that runs the core of this package and then the method.
+    An override that forgets ``super()`` loses what the base method does; it never loses counts. The
+    base methods do not call ``super()``, so put mixins before this class.
 
-    A contained exception is logged with its traceback and counted, and the server goes on; this
-    holds for what derives from ``Exception``. Every other exception keeps Gunicorn's meaning.
+    A contained exception is logged with its traceback and counted, and the server continues. Only
+    subclasses of ``Exception`` are contained. Any other exception means what it means to Gunicorn.
 
-    Making an instance has no side effects: Gunicorn does it for ``--check-config`` too, and anew at
-    each SIGHUP. What must outlive a SIGHUP cannot be kept on ``self``, and what a worker keeps
-    there the arbiter does not see.
+    Creating an instance has no side effects: it happens for ``--check-config`` too, and again at
+    each SIGHUP. So ``self`` does not survive a SIGHUP, and the arbiter does not see what a worker
+    stores there.
     """
 
     multiproc_dir: str | None = None
     """The directory in which the processes of this server share their metrics.
 
-    ``None`` means a private one (mode 0700), in memory where there is a place for that, handed on
-    at a SIGUSR2 and removed when the last process has ended. Your own is created when it is
-    missing; a relative path is made absolute before Gunicorn changes directory. The environment
+    ``None`` means a private one (mode 0700), in memory if possible. It is handed on at a SIGUSR2,
+    and removed when the last process has ended. A directory of your own is created if it is
+    missing. A relative path is made absolute before Gunicorn changes directory. The environment
     variable ``PROMETHEUS_MULTIPROC_DIR`` wins over the class.
     """
 
     metrics_keep: bool = False
-    """Whether a start goes on from the totals of the runs before it.
+    """Whether a start continues from the totals of earlier runs.
 
     Otherwise a start begins at zero: what earlier runs left in the directory is removed once, and
-    only if no process holds a lease there any more. A SIGHUP or SIGUSR2 is no start in this sense,
-    and keeps the totals either way. The environment variable ``OBSKIT_METRICS_KEEP`` wins over the
-    class.
+    only if no process holds a lease there any more. A SIGHUP or SIGUSR2 is not a start in this
+    sense, and always keeps the totals. The environment variable ``OBSKIT_METRICS_KEEP`` wins over
+    the class.
     """
 
     metrics_bind: str | None = "127.0.0.1:9764"
     """Where the exporter listens: ``host:port``, ``[IPv6]:port``, ``unix:path``.
 
-    The exporter is a process of its own that serves ``/metrics``, ``/-/healthy`` and ``/-/ready``;
-    no worker answers a scrape. ``None`` (in the environment: an empty value) means no exporter. An
-    address that is taken is one error line; the exporter goes on trying. The environment variable
-    ``OBSKIT_METRICS_BIND`` wins over the class, and so with every option that begins with
-    ``metrics_``.
+    The exporter is a separate process that serves ``/metrics``, ``/-/healthy`` and ``/-/ready``; no
+    worker answers a scrape. ``None`` (in the environment: an empty value) means no exporter. If the
+    address is taken, one error line says so, and the exporter keeps trying. The environment
+    variable ``OBSKIT_METRICS_BIND`` wins over the class; each option that begins with ``metrics_``
+    has such a variable.
     """
 
     metrics_path: str = "/metrics"
@@ -91,45 +91,46 @@ class ObskitGunicornConfig(Configuration):
     metrics_certfile: str | None = None
     """A PEM file with the exporter's certificate chain, for TLS; ``None`` for plain HTTP.
 
-    It must exist when Gunicorn starts, and be readable for the workers' user. A renewed
-    certificate is picked up at the next connection. A relative path is taken from where Gunicorn
-    was started; likewise for the two files below.
+    It must exist when Gunicorn starts, and be readable for the workers' user. The next connection
+    uses a renewed certificate. A relative path starts from the directory in which Gunicorn was
+    started. All this is true for the two files below too.
     """
 
     metrics_keyfile: str | None = None
-    """A PEM file with the private key, where ``metrics_certfile`` does not contain it."""
+    """A PEM file with the private key, if ``metrics_certfile`` does not contain it."""
 
     metrics_ca_certs: str | None = None
     """A PEM file with the authorities whose client certificates are accepted: mutual TLS.
 
-    With it, a client that shows no certificate of theirs is refused.
+    All other clients are refused.
     """
 
     metrics_collectors: Sequence[str] = ()
     """Collectors that run once, in the exporter: import strings such as ``myapp.metrics:depth``.
 
-    Each names an object with a method ``collect()``, or a class of such. They give what processes
-    that share metrics cannot: an Info, an Enum, a callback, the depth of a queue. They are
-    imported in the exporter, with the arbiter's ``sys.path``, directory and environment. One that
-    raises, or takes longer than two seconds, is left out of that scrape and counted in
-    ``obskit_gunicorn_collector_failures_total``. In the environment, commas separate them.
+    Each names an object with a method ``collect()``, or a class of such objects. Use them for what
+    shared metrics cannot express: an Info, an Enum, a callback, the depth of a queue. They are
+    imported in the exporter, with the arbiter's ``sys.path``, working directory and environment. A
+    collector that raises an exception, or takes longer than two seconds, is left out of that scrape
+    and counted in ``obskit_gunicorn_collector_failures_total``. In the environment, separate them
+    by commas.
     """
 
     metrics_requests: bool = True
     """Whether requests are counted: ``gunicorn_requests_total{method,code}`` and so on.
 
-    Under ASGI workers by a wrapper around the application, elsewhere by the request hooks.
-    ``False`` leaves no trace of it, and so no cost.
+    Under ASGI workers a wrapper around the application counts them, elsewhere the request hooks do.
+    With ``False`` there is neither, and no cost.
     """
 
     metrics_buckets: Sequence[float] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
     """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
 
-    In the environment, commas separate them.
+    In the environment, separate them by commas.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have the new class published when Gunicorn asks for the names of its module."""
+        """Arrange that the class is published when Gunicorn asks for the names of its module."""
         super().__init_subclass__(**kwargs)
         from obskit_gunicorn._gunicorn.publish import watch
 
@@ -152,23 +153,24 @@ class ObskitGunicornConfig(Configuration):
         - Since: every supported Gunicorn.
 
         Args:
-            server: The arbiter. At the start only half built: it has ``cfg``, ``app`` and ``log``,
-                but no ``pid`` and no listeners, and ``raw_env`` is not in ``os.environ`` yet.
-            new_value: The number from now on.
-            old_value: The number before; ``None`` at the start.
+            server: The arbiter. At the start it is not complete: it has ``cfg``, ``app`` and
+                ``log``, but no ``pid`` and no listeners, and ``raw_env`` is not in ``os.environ``.
+            new_value: The new number.
+            old_value: The old number; ``None`` at the start.
         """
 
     def on_starting(self, server: Arbiter) -> bool | None:
         """Run before the arbiter opens its listeners.
 
-        Prefer ``when_ready`` for what needs them, and this hook for what must stop a start early.
+        If you need the listeners, use ``when_ready``. To stop a start early, use this hook.
 
         - Process: arbiter. Once, after daemonizing and after a preloaded application was imported;
           again in the new arbiter of a SIGUSR2, never at a SIGHUP.
         - Never under: none. Skipped if the preloaded application cannot be imported.
         - Signal context: no. Gunicorn's handlers are not installed yet: a SIGTERM ends the process.
         - Base: calls ``setup_multiprocess``.
-        - super(): first. Forgetting it loses the log line of that method, never counts.
+        - super(): first. Without it, the log line of that method is missing; counts are never
+          lost.
         - Exception: not contained. It stops the start with exit code 1; ``on_exit`` is not called.
         - Since: every supported Gunicorn.
 
@@ -176,7 +178,7 @@ class ObskitGunicornConfig(Configuration):
             server: The arbiter; ``pid`` is set, ``LISTENERS`` is empty.
 
         Returns:
-            ``False`` to stop the start with one line in the log; anything else to go on.
+            ``False`` to stop the start with one line in the log; anything else to continue.
         """
         self.setup_multiprocess(server)
         return None
@@ -184,8 +186,8 @@ class ObskitGunicornConfig(Configuration):
     def when_ready(self, server: Arbiter) -> bool | None:
         """Run when the arbiter listens, before it forks the first worker.
 
-        A readiness gate belongs here or into ``on_starting``. Clients can connect already; they
-        wait while it runs.
+        Put a readiness gate here or into ``on_starting``. Clients can connect already; they wait
+        while the hook runs.
 
         - Process: arbiter. Once; again in the new arbiter of a SIGUSR2, never at a SIGHUP.
         - Never under: none. Skipped if an address is in use.
@@ -196,10 +198,11 @@ class ObskitGunicornConfig(Configuration):
         - Since: every supported Gunicorn.
 
         Args:
-            server: The arbiter, listening. With dirty workers, their arbiter was forked before.
+            server: The arbiter, which listens. If there are dirty workers, their arbiter was forked
+                before.
 
         Returns:
-            ``False`` to stop the start with one line in the log; anything else to go on.
+            ``False`` to stop the start with one line in the log; anything else to continue.
         """
         return None
 
@@ -208,28 +211,28 @@ class ObskitGunicornConfig(Configuration):
     def pre_fork(self, server: Arbiter, worker: Worker) -> None:
         """Run before a worker is forked.
 
-        Prefer ``post_fork`` for anything the worker should own: what is opened here, every later
-        worker inherits.
+        If a worker should own something, open it in ``post_fork``: every later worker inherits what
+        is opened here.
 
         - Process: arbiter. Once per worker: at the start, after a SIGHUP or SIGTTIN, and for each
-          one that replaces another.
+          worker that replaces another one.
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
-        - Base: nothing. The core before it looks after directory and exporter.
+        - Base: nothing. The core before it makes sure that directory and exporter still exist.
         - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. It stops the server with exit code 255, without ``on_exit``.
         - Since: every supported Gunicorn.
 
         Args:
             server: The arbiter.
-            worker: The worker to be; its ``pid`` is still ``"[booting]"``.
+            worker: The future worker; its ``pid`` is still ``"[booting]"``.
         """
 
     def post_fork(self, server: Arbiter, worker: Worker) -> None:
         """Run in a new worker, before it drops privileges and imports the application.
 
-        Prefer ``post_worker_init`` for what needs the application, the worker's user, or gevent's
-        patches, which come after this hook.
+        If you need the application, the worker's user, or gevent's patches, use
+        ``post_worker_init``: they come after this hook.
 
         - Process: worker. Once per worker.
         - Never under: none.
@@ -252,7 +255,7 @@ class ObskitGunicornConfig(Configuration):
           lifespan startup comes after it.
         - Never under: none. Skipped if the application cannot be imported.
         - Signal context: no.
-        - Base: nothing. The core before it takes the worker's lease, if no metric has done so.
+        - Base: nothing. The core before it takes the worker's lease, unless a metric has done so.
         - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: not contained. The worker fails to boot, which stops the whole server with exit
           code 3 (from Gunicorn 25 with several workers 1, without ``on_exit``).
@@ -267,16 +270,17 @@ class ObskitGunicornConfig(Configuration):
     def worker_int(self, worker: Worker) -> None:
         """Run in a worker that SIGINT or SIGQUIT stops.
 
-        Prefer ``worker_exit``: a SIGTERM, the usual way to stop a server, never calls this hook.
+        Use ``worker_exit`` instead if you can: a SIGTERM, which is how servers are usually stopped,
+        never calls this hook.
 
-        - Process: worker. Once per worker as a rule, twice if Ctrl-C reaches the whole group.
+        - Process: worker. Usually once per worker; twice if Ctrl-C reaches the whole group.
         - Never under: UvicornWorker.
         - Signal context: yes. Under ``gevent`` it runs in a greenlet, under ``asgi`` in the event
           loop, elsewhere in the handler, on any line of the application: no metric updates, no
           locks, no logging; set a flag.
         - Base: nothing.
         - super(): last. Without it, mixins are skipped; counts are never lost.
-        - Exception: not contained. It is logged and the worker stops all the same.
+        - Exception: not contained. It is logged, and the worker stops anyway.
         - Since: every supported Gunicorn.
 
         Args:
@@ -284,18 +288,18 @@ class ObskitGunicornConfig(Configuration):
         """
 
     def worker_abort(self, worker: Worker) -> None:
-        """Run in a worker that received SIGABRT, as a rule because it timed out.
+        """Run in a worker that received SIGABRT, usually because it timed out.
 
-        - Process: worker. Once per worker. If it cannot run within a second, the arbiter sends
-          SIGKILL and no hook of the worker runs: so with a blocked ``asgi`` event loop.
+        - Process: worker. Once per worker. If it cannot run within a second, as with a blocked
+          ``asgi`` event loop, the arbiter sends SIGKILL and no hook of the worker runs.
         - Never under: UvicornWorker.
-        - Signal context: yes. It interrupts any line of the main thread, holding what that line has
-          locked (under ``asgi`` it runs in the event loop): no metric updates, no locks, no
-          logging. ``faulthandler.dump_traceback`` is fine.
+        - Signal context: yes. It interrupts any line of the main thread, which may hold locks
+          (under ``asgi`` it runs in the event loop): no metric updates, no locks, no logging.
+          ``faulthandler.dump_traceback`` is fine.
         - Base: nothing.
         - super(): last. Without it, mixins are skipped; counts are never lost.
-        - Exception: not contained. It is logged or becomes the application's own (``sync``: status
-          500); the worker exits all the same.
+        - Exception: not contained. It is logged, or the application sees it as its own (``sync``:
+          status 500); the worker exits anyway.
         - Since: every supported Gunicorn.
 
         Args:
@@ -314,29 +318,29 @@ class ObskitGunicornConfig(Configuration):
         - Never under: UvicornWorker.
         - Signal context: no.
         - Base: returns ``default_ssl_context_factory()``, as Gunicorn does without the hook.
-        - super(): first, and change what it returns. Without it make a context of your own; counts
+        - super(): first, and change what it returns. Without it, create your own context; counts
           do not depend on it.
-        - Exception: not contained. ``sync``, ``gthread``: the connection fails, up to 23 a
-          ``gthread`` worker with it. ``gevent``: workers crash and are replaced without end.
-          ``asgi``: it is logged, and the port serves plain HTTP.
+        - Exception: not contained. ``sync``, ``gthread``: the connection fails; up to Gunicorn 23 a
+          ``gthread`` worker ends with it. ``gevent``: workers crash and are replaced again and
+          again. ``asgi``: it is logged, and the port serves plain HTTP.
         - Since: Gunicorn 21.
 
         Args:
             config: Gunicorn's configuration, not this class.
-            default_ssl_context_factory: Makes the context that Gunicorn's settings describe.
+            default_ssl_context_factory: Creates the context that Gunicorn's settings describe.
         """
         return default_ssl_context_factory()
 
     def pre_request(self, worker: Worker, req: Request) -> None:
-        """Run before each request; overriding it costs every request a call.
+        """Run before each request; if it is overridden, each request costs one call more.
 
-        - Process: worker. Once per request (HTTP/2: per stream), on the thread or greenlet or event
+        - Process: worker. Once per request (HTTP/2: per stream), on the thread, greenlet or event
           loop that serves it, so several may run at once.
         - Never under: UvicornWorker, tornado, gevent_pywsgi. Skipped for websockets and for
           requests that cannot be parsed.
         - Signal context: no.
         - Base: logs method and path at debug level, as Gunicorn does without the hook.
-        - super(): first. Forgetting it loses that line, never counts.
+        - super(): first. Without it, that line is missing; counts are never lost.
         - Exception: not contained. The client gets status 500, and ``post_request`` is called with
           an empty ``environ`` and ``resp`` ``None``.
         - Since: every supported Gunicorn.
@@ -371,7 +375,7 @@ class ObskitGunicornConfig(Configuration):
             worker: The worker.
             req: The request.
             environ: Its WSGI environment; ``None`` under ``asgi`` without an access log.
-            resp: The response; ``None`` where ``environ`` is, or if ``pre_request`` raised.
+            resp: The response; ``None`` if ``environ`` is ``None`` or ``pre_request`` raised.
                 ``resp.status`` is ``None`` if the application raised before it answered.
         """
 
@@ -380,17 +384,17 @@ class ObskitGunicornConfig(Configuration):
     def worker_exit(self, server: Arbiter, worker: Worker) -> None:
         """Run in a worker that ends by itself or is stopped in an orderly way.
 
-        Best effort: prefer ``child_exit`` for what must happen for every worker.
+        Best effort. If something must happen for every worker, use ``child_exit``.
 
-        - Process: worker. Once per worker; longer than ``graceful_timeout`` and it is killed in the
-          middle. Now and then the arbiter (up to 25.3 after a failed boot) or a child of it runs it
-          too: act only if ``os.getpid() == worker.pid``.
+        - Process: worker. Once per worker; if it takes longer than ``graceful_timeout``, the worker
+          is killed in the middle. Sometimes the arbiter (up to 25.3 after a failed boot) or a child
+          of the arbiter runs it too: act only if ``os.getpid() == worker.pid``.
         - Never under: none. Skipped under ``UvicornWorker`` at a SIGTERM, after SIGKILL, after
           ``os._exit``, and in 25.3 under ``asgi`` at a SIGTERM once it has served a request.
         - Signal context: no.
         - Base: nothing. The core before it notes that the worker leaves.
         - super(): last. Without it, mixins are skipped; counts are never lost.
-        - Exception: contained. Gunicorn itself would log it and go on too.
+        - Exception: contained. Gunicorn itself would log it and continue too.
         - Since: every supported Gunicorn.
 
         Args:
@@ -402,15 +406,15 @@ class ObskitGunicornConfig(Configuration):
         """Run in the arbiter when it has reaped a worker.
 
         - Process: arbiter. Once per worker, however it ended.
-        - Never under: none. Skipped for a worker whose failure to boot stops the server, for those
-          that a SIGTERM of the server had to kill after ``graceful_timeout``, and if the arbiter
-          dies.
+        - Never under: none. Skipped for a worker whose failure to boot stops the server, for
+          workers that are killed after ``graceful_timeout`` when the server stops, and if the
+          arbiter dies.
         - Signal context: before Gunicorn 24. There it interrupts the arbiter, other hooks and
           itself: no metric updates, no locks, no logging, no subprocesses. From 24 on it runs in
-          the main loop, where a slow one delays replacements, signals and time-outs.
+          the main loop, where a slow hook delays replacements, signals and time-outs.
         - Base: calls ``cleanup_worker``.
-        - super(): last. Forgetting it leaves ended workers' live gauges to other readers of the
-          directory for a little longer; it never loses counts.
+        - super(): last. Without it, other readers of the directory see the live gauges of ended
+          workers for a little longer; counts are never lost.
         - Exception: contained. Otherwise it would stop the server with exit code 255.
         - Since: Gunicorn 19.7.
 
@@ -424,9 +428,9 @@ class ObskitGunicornConfig(Configuration):
     def on_exit(self, server: Arbiter) -> None:
         """Run before the arbiter exits in an orderly way.
 
-        Best effort: never rely on it for what the next start needs.
+        Best effort. Never rely on it for anything that the next start needs.
 
-        - Process: arbiter. Once, when the workers are gone.
+        - Process: arbiter. Once, when the workers have ended.
         - Never under: none. Skipped after SIGKILL, when the start fails, when a hook or a reload
           stops the server, and from Gunicorn 25 when several workers fail to boot.
         - Signal context: no.
@@ -444,38 +448,38 @@ class ObskitGunicornConfig(Configuration):
     def on_reload(self, server: Arbiter) -> None:
         """Run at a SIGHUP, after the configuration was read again and before new workers start.
 
-        ``when_ready`` does not run again: what a reload must renew is renewed here.
+        ``when_ready`` does not run again. Use this hook for what a reload must renew.
 
         - Process: arbiter. Once per SIGHUP, just after ``nworkers_changed``, on a new instance of
           the class; the class is new as well, except with ``-c python:module``.
         - Never under: none.
         - Signal context: no. Before Gunicorn 24, ``child_exit`` can interrupt it.
-        - Base: nothing. The core before it moves the exporter to where changed options say.
+        - Base: nothing. The core before it applies changed options to the exporter.
         - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: contained. Otherwise it would stop the server with exit code 255.
         - Since: every supported Gunicorn.
 
         Args:
-            server: The arbiter; ``cfg`` is the new configuration, the old workers still serve.
+            server: The arbiter; ``cfg`` is the new configuration. The old workers still serve.
         """
 
     def pre_exec(self, server: Arbiter) -> None:
         """Run at a SIGUSR2, in the process that is about to become the new arbiter.
 
-        The new arbiter gets ``server.cfg.env_orig`` as its environment: add to that, for
+        The environment of the new arbiter will be ``server.cfg.env_orig``. Add variables there;
         ``os.environ`` is not passed on.
 
-        - Process: forked child of the arbiter. Once per SIGUSR2; the old arbiter serves meanwhile.
-        - Never under: none. Skipped if the SIGUSR2 is ignored, as while an upgrade is going on.
+        - Process: forked child of the arbiter. Once per SIGUSR2; the old arbiter still serves.
+        - Never under: none. Skipped if the SIGUSR2 is ignored, for example during an upgrade.
         - Signal context: no.
         - Base: nothing. The core before it hands the multiprocess directory on.
         - super(): last. Without it, mixins are skipped; counts are never lost.
-        - Exception: contained. The upgrade goes on; otherwise the child would stop the workers of
+        - Exception: contained. The upgrade continues; otherwise the child would stop the workers of
           the old arbiter and remove its pid file.
         - Since: every supported Gunicorn.
 
         Args:
-            server: A copy of the old arbiter, whose pid ``server.pid`` still is.
+            server: A copy of the old arbiter; ``server.pid`` is still the old pid.
         """
 
     # ---- Dirty workers
@@ -483,14 +487,14 @@ class ObskitGunicornConfig(Configuration):
     def on_dirty_starting(self, arbiter: DirtyArbiter) -> None:
         """Run in the dirty arbiter before it forks its workers.
 
-        - Process: dirty arbiter. Once; again when it had died and was forked anew. The hook of the
-          server's arbiter for the same moment is ``on_starting``, which runs earlier.
+        - Process: dirty arbiter. Once; again if it has died and was forked again. The corresponding
+          hook of the server's arbiter is ``on_starting``, which runs earlier.
         - Never under: none. Called only with ``dirty_apps`` and ``dirty_workers``.
         - Signal context: no.
         - Base: nothing.
         - super(): first. Without it, mixins are skipped; counts are never lost.
-        - Exception: not contained. The dirty arbiter dies and is forked anew without end, tens of
-          times a second; the web workers serve on.
+        - Exception: not contained. The dirty arbiter dies and is forked again and again, tens of
+          times a second; the web workers continue to serve.
         - Since: Gunicorn 25.
 
         Args:
@@ -500,21 +504,21 @@ class ObskitGunicornConfig(Configuration):
     def dirty_post_fork(self, arbiter: DirtyArbiter, worker: DirtyWorker) -> None:
         """Run after a dirty worker was forked, in its parent.
 
-        Prefer ``dirty_worker_init`` for what should happen in the worker: this hook, unlike
-        ``post_fork``, does not run there.
+        If something should happen in the worker, use ``dirty_worker_init``: unlike ``post_fork``,
+        this hook does not run there.
 
-        - Process: dirty arbiter. Once per dirty worker, while that initializes its applications.
+        - Process: dirty arbiter. Once per dirty worker, while it initializes its applications.
         - Never under: none. Called only with ``dirty_apps`` and ``dirty_workers``.
         - Signal context: no. It runs in the event loop, so it must not block.
         - Base: nothing.
         - super(): first. Without it, mixins are skipped; counts are never lost.
-        - Exception: not contained. The dirty arbiter dies and is forked anew without end, tens of
-          times a second; the web workers serve on.
+        - Exception: not contained. The dirty arbiter dies and is forked again and again, tens of
+          times a second; the web workers continue to serve.
         - Since: Gunicorn 25.
 
         Args:
             arbiter: The dirty arbiter.
-            worker: The dirty worker; ``pid`` is its own already.
+            worker: The dirty worker; ``pid`` is set already.
         """
 
     def dirty_worker_init(self, worker: DirtyWorker) -> None:
@@ -526,8 +530,8 @@ class ObskitGunicornConfig(Configuration):
         - Signal context: no.
         - Base: nothing.
         - super(): first. Without it, mixins are skipped; counts are never lost.
-        - Exception: not contained. The dirty worker dies and is forked anew without end, hundreds
-          of times a second; the web workers serve on.
+        - Exception: not contained. The dirty worker dies and is forked again and again, hundreds of
+          times a second; the web workers continue to serve.
         - Since: Gunicorn 25.
 
         Args:
@@ -557,25 +561,25 @@ class ObskitGunicornConfig(Configuration):
     # ---- What the hooks call
 
     def setup_multiprocess(self, server: Arbiter) -> None:
-        """Say in the log where metrics are kept; called by ``on_starting``.
+        """Log where metrics are kept; called by ``on_starting``.
 
-        Override it to say more or nothing. The directory itself was chosen and prepared earlier, by
-        the core of ``nworkers_changed``, which no override can lose.
+        Override it to log more or nothing. The directory itself was chosen and prepared earlier, by
+        the core of ``nworkers_changed``, which always runs.
 
         Args:
             server: The arbiter.
         """
         from obskit_gunicorn._store.membership import membership
 
-        if server.log is not None:  # always, in a hook; only the type stubs do not know
+        if server.log is not None:  # always true in a hook, but the type stubs do not say so
             server.log.info("obskit: %s", membership.describe())
 
     def cleanup_worker(self, server: Arbiter, worker: Worker) -> None:
         """Remove the live-gauge files of ended workers; called by ``child_exit``.
 
-        For readers of the directory that do not know leases; our own collector leaves ended
-        workers' live gauges out with or without it. Does nothing without prometheus-client. Safe
-        in signal context: plain file work that waits for nobody.
+        For readers of the directory that do not know leases; our own collector ignores the live
+        gauges of ended workers in any case. Does nothing without prometheus-client. Safe in signal
+        context: it only works on files, and waits for nobody.
 
         Args:
             server: The arbiter.
@@ -588,12 +592,12 @@ class ObskitGunicornConfig(Configuration):
             store.membership.remove_live_gauges()
 
     def hook_event(self, event: HookEvent) -> None:
-        """Be told of every run of a hook, after it; does nothing unless overridden.
+        """Receive an event after every run of a hook; does nothing unless overridden.
 
-        Runs in the process and in the context of the hook, so for ``worker_int``,
-        ``worker_abort`` and, before Gunicorn 24, ``child_exit`` in signal context. Once it is
-        overridden it hears of every hook, overridden or not, except ``pre_request`` and
-        ``post_request``. An exception in it is logged, and the outcome of the hook stands.
+        Runs in the process and in the context of the hook. That is signal context for
+        ``worker_int``, ``worker_abort`` and, before Gunicorn 24, ``child_exit``. If it is
+        overridden, it is called for every hook, overridden or not, except ``pre_request`` and
+        ``post_request``. An exception in it is logged, and does not change the outcome of the hook.
 
         Args:
             event: Which hook ran, when, where, how long, and what it raised.

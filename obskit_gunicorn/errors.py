@@ -15,9 +15,9 @@ class ObskitGunicornError(Exception):
 
 
 class ConfigurationError(ObskitGunicornError, ValueError):
-    """Something in a configuration is wrong; raised when it is loaded, which stops the start.
+    """Something in a configuration is wrong; raised when it is loaded, and stops the start.
 
-    Its text says what is wrong, with which value, what was expected and how to fix it.
+    Its text says what is wrong, the value found, what was expected, and how to fix it.
 
     Args:
         where: What is wrong, such as ``"Config.workers in gunicorn.conf.py"`` or
@@ -47,7 +47,7 @@ class ConfigurationError(ObskitGunicornError, ValueError):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the fields: an exception would otherwise be made anew from its text."""
+        """Pickle the fields; by default an exception is created again from its text."""
         fields = {name: getattr(self, name) for name in ("where", "value", "expected", "hint")}
         return functools.partial(type(self), **fields), ()
 

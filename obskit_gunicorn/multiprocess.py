@@ -1,9 +1,8 @@
-"""Sharing a process's metrics; and the names of a drop-in.
+"""A drop-in for ``prometheus_client.multiprocess``, with the same names.
 
-The names that code written for ``prometheus_client.multiprocess`` looks for are here under the
-same names. Importing this module installs the value class in any process whose environment names a
-multiprocess directory: a child started by ``spawn``, a job, a management command. Under Gunicorn
-the configuration class has done it before the application is imported.
+Importing this module starts sharing metrics in any process whose environment names a multiprocess
+directory: a child started by ``spawn``, a job, a management command. Under Gunicorn the
+configuration class has done so before the application is imported.
 """
 
 from __future__ import annotations
@@ -52,12 +51,11 @@ __all__ = [
 def mark_process_dead(pid: int | str, path: str | None = None) -> None:
     """Remove the live-gauge files of a process that has ended.
 
-    Needed only for readers that do not know of leases. A slot that is leased is left alone,
-    whatever the caller believes.
+    Only readers that do not know leases need this. It never removes files of a leased slot.
 
     Args:
-        pid: The process; in a directory with slots the pid is not needed to tell who is alive.
-        path: The multiprocess directory; the environment's by default.
+        pid: The process. It matters only for files named after pids; for slots, the lease decides.
+        path: The multiprocess directory; by default the one in the environment.
     """
     if not str(pid).startswith("slot"):
         _their_mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
@@ -70,36 +68,36 @@ def mark_process_dead(pid: int | str, path: str | None = None) -> None:
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """Remove the live-gauge files of workers that have ended; a ``child_exit`` hook.
 
-    Safe in signal context: plain file work that gives up when somebody holds the directory lock.
+    Safe in signal context: it gives up if another process holds the directory lock.
     """
     membership.remove_live_gauges()
 
 
 def replace_collector() -> None:
-    """Make prometheus_client's own collector class collect as ours does.
+    """Make prometheus_client's own collector class collect like ours.
 
-    For code that makes a ``prometheus_client.multiprocess.MultiProcessCollector`` itself and whose
-    import line stays as it is, such as instrumentation packages. Call it once, anywhere: in
-    ``gunicorn.conf.py`` or a preloaded application the arbiter runs it and workers inherit it by
-    the fork, in an application each worker runs it for itself. When does not matter: the methods
-    ``collect`` and ``merge`` of the class are set, so collectors that exist, names that were
-    imported earlier, and subclasses that do not override them have them too. Calling it again
-    changes nothing; there is no way back.
+    For code that creates a ``prometheus_client.multiprocess.MultiProcessCollector`` itself and that
+    you cannot change, such as instrumentation packages. Call it once, anywhere. In
+    ``gunicorn.conf.py`` or a preloaded application the arbiter runs it and workers inherit it; in
+    an application that is not preloaded each worker runs it. It may be called at any time: it sets
+    the methods ``collect`` and ``merge`` of the class, so it also affects existing collectors,
+    earlier imports, and subclasses that do not override these methods. Calling it again changes
+    nothing, and it cannot be undone.
 
-    This is the only place where this project changes a class of prometheus_client, and only who
-    calls it has it changed. The constructor stays: it takes the directory from
-    ``PROMETHEUS_MULTIPROC_DIR`` and raises ``ValueError`` if that is none.
+    No other function of this project changes a class of prometheus_client. The constructor is not
+    changed: it takes the directory from ``PROMETHEUS_MULTIPROC_DIR`` and raises ``ValueError`` if
+    this is not a directory.
 
-    What is collected is the same, except that live gauges count only while their slot is leased,
-    and that a damaged file costs what is unreadable in it, with one line in the log, and never
-    fails the scrape. A directory that was removed later is an empty scrape, as without the call.
+    The result is the same, with two exceptions. Live gauges count only while their slot is leased.
+    A damaged file never fails the scrape: its readable part counts, and one line in the log says
+    so. If the directory is removed later, the scrape is empty, as it is without the call.
     """
     _TheirCollector.collect = _collect  # type: ignore[method-assign]
     _TheirCollector.merge = staticmethod(MultiProcessCollector.merge)  # type: ignore[method-assign]
 
 
 def _collect(collector: _TheirCollector) -> Iterable[Metric]:
-    """Collect in the place of prometheus_client's method; what that one allows is allowed."""
+    """Collect instead of prometheus_client's method, for everything that it supports."""
     path = _prometheus.collector_path(collector) or os.environ[DIRECTORY_VARIABLE]
     if type(collector).merge is not _TheirCollector.merge:
         # A subclass that overrides merge() expects to be handed the files.
@@ -109,7 +107,7 @@ def _collect(collector: _TheirCollector) -> Iterable[Metric]:
     try:
         return list(directory_collector(path).collect().metrics())
     except (FileNotFoundError, NotADirectoryError):
-        return []  # removed after the collector was made: nothing is there to collect
+        return []  # the directory was removed after the collector was created
 
 
 sharing.join()

@@ -3,25 +3,31 @@
 The exporter is a fresh interpreter in its own session. :mod:`obskit_gunicorn._exporter.protocol`
 defines the messages between it and its arbiter.
 
-The arbiter binds the address, so the socket outlives any exporter. If an exporter is killed, the
-next one continues on the same socket; so does the exporter of an arbiter that SIGUSR2 starts.
+The arbiter binds the address and keeps the socket, so it outlives any exporter. If an exporter is
+killed, the next one continues on the same socket; so does the exporter of an arbiter that SIGUSR2
+starts. If an exporter cannot be started, the arbiter closes the socket: clients are refused at
+once, and do not wait for somebody who will never come.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
+import fcntl
 import os
 import pwd
+import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.protocol import BOOTED, STOP, Order
+from obskit_gunicorn._exporter.protocol import BOOTED, LOST, MOVED, SERVING, STOP, Order
+from obskit_gunicorn._exporter.start import ORDER_VARIABLE, VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,9 +40,14 @@ _NOT_HANDED_ON = (
     "WATCHDOG_",
     "WEB_CONCURRENCY",
 )
+_INTERPRETER = "/proc/self/exe"
+"""The running interpreter; it is there even if its file was removed."""
+
+_COMMAND = f"import os; exec(os.environ.pop({VARIABLE!r}))"
+
 _LONGEST_DELAY_SECONDS = 3.0
 _SHORT_LIFE_SECONDS = 10.0
-_MOST_EARLY_ENDS = 3
+_MOST_FAILURES = 3
 
 
 class ExporterProcess:
@@ -50,8 +61,9 @@ class ExporterProcess:
         address: Where it listens.
         listener: The listening socket, once there is one.
         has_booted: Whether a worker without a lease has reported that it serves.
-        starts: How often the process was started.
+        problem: Why it could not be started, if it could not.
         is_busy: Whether the process is being started or reaped at this moment.
+        is_lost: Whether the process has found that the directory was taken away from the arbiter.
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class ExporterProcess:
         order: Order,
         settings: Any,
         child_ended: Callable[[Callable[[], object]], object],
+        started: Callable[[str], object],
     ) -> None:
         """Make the arbiter's handle; nothing is started.
 
@@ -67,21 +80,30 @@ class ExporterProcess:
             settings: Gunicorn's settings, which name the user to run as.
             child_ended: Called with what was deferred, if a child has ended while the process was
                 being started or reaped.
+            started: Called with the reason whenever the process was started; perhaps in signal
+                context.
         """
         self.order = order
         self.address = Address.parse(order.options.metrics_bind, os.sep)
         self.listener: socket.socket | None = None
         self.has_booted = False
-        self.starts = 0
+        self.problem = ""
+        self._name = f"gunicorn: metrics exporter [{settings.proc_name}]"
+        self._starts = 0
+        self._report_start = started
+        self._ended = ("", "")
+        self._serves = False
         self._credentials = _credentials(settings)
         self._child_ended = child_ended
-        self._ours, self._theirs = socket.socketpair()
+        # Not the class of socket: eventlet and gevent put one of their own in its place.
+        self._ours, self._theirs = _socket.socketpair()
         self._ours.setblocking(False)  # neither the arbiter nor a worker ever waits for it
+        _wake_by(self._ours.fileno())
         self._status = os.fstat(self._ours.fileno())
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
         self._started = self._delay_seconds = 0.0
-        self._early_ends = 0
-        self.is_busy = False
+        self._failures = 0
+        self.is_busy = self.is_lost = False
         self._put_off: Callable[[], object] | None = None
 
     def listen(self) -> None:
@@ -90,65 +112,90 @@ class ExporterProcess:
         Raises:
             OSError: Somebody else listens there, or this process is not allowed to.
         """
-        listener = self.address.listen()
-        if self.address.path and self._credentials:
-            os.chown(self.address.path, self._credentials["user"], self._credentials["group"])
-        self.listener = listener
+        user = self._credentials
+        self.listener = self.address.listen((user["user"], user["group"]) if user else None)
 
     def close_listener(self) -> None:
         """Close the listening socket, if there is one, and remove its file."""
         if self.listener is not None:
+            self.address.remove_file(self.listener)
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Close the listening socket: nobody accepts. Its file may be another arbiter's."""
+        if self.listener is not None:
             self.listener.close()
             self.listener = None
-            self.address.remove_file()
 
-    def start(self) -> None:
+    def start(self, reason: str) -> None:
         """Start the process.
+
+        Args:
+            reason: Why; what the start is counted under.
 
         Raises:
             OSError: It cannot be started.
         """
         with self._undisturbed():
-            self._start()
+            self._start(reason)
 
-    def _start(self) -> None:
+    def _start(self, reason: str) -> None:
         lived = time.monotonic() - self._started
-        if not self.starts or lived > _SHORT_LIFE_SECONDS:
+        if not self._starts or lived > _SHORT_LIFE_SECONDS:
             self._delay_seconds = 0.0
         else:
             self._delay_seconds = min(2 * self._delay_seconds + 0.2, _LONGEST_DELAY_SECONDS)
         self._hear()
+        self._serves = False
         listener = None if self.listener is None else self.listener.fileno()
         order = self.order._replace(
-            sys_path=[os.path.abspath(path) for path in sys.path],
+            sys_path=[_absolute(path) for path in sys.path],
             listener=listener,
             has_booted=self.has_booted,
+            ended=self._ending(),
         )
-        argument = order.to_json(
-            packages=_packages(), delay_seconds=self._delay_seconds, is_first=not self.starts
+        started = order.to_json(
+            packages=_packages(),
+            delay_seconds=self._delay_seconds,
+            is_silent=self._failures > 0,
         )
         self._started = time.monotonic()
-        self.starts += 1
+        self._starts += 1
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _program(), argument],
+            process = subprocess.Popen(
+                [sys.executable, *_flags(), "-c", _COMMAND, self._name],
+                executable=sys.executable if os.path.exists(sys.executable) else _INTERPRETER,
                 stdin=self._theirs.fileno(),
                 pass_fds=() if listener is None else (listener,),
-                env=_environment(),
+                env=_environment() | {VARIABLE: _program(), ORDER_VARIABLE: started},
                 start_new_session=True,
                 **self._credentials,
             )
-        except BaseException:
-            self._early_ends += 1  # the child could not exec, and has ended
+        except BaseException as error:
+            self._failures += 1  # the child could not exec, and has ended
+            self.problem = str(error)
+            self._refuse()
             raise
+        self._pid = process.pid
+        process.returncode = 0  # we reap it ourselves, and a worker cannot
+        self._report_start(reason)
+
+    def _ending(self) -> str:
+        """Return what to say of the end of the exporter before; in a crash loop less and less."""
+        _, how = self._ended
+        is_rare = not self._delay_seconds or not self._starts & (self._starts - 1)
+        if not how or not is_rare:
+            return ""
+        return (
+            f"the exporter has ended ({how}) and was started again; restarts so far: {self._starts}"
+        )
 
     def revive(self, *, by_signal: bool = False) -> None:
         """Start the process again if it has ended; safe in signal context, never raises.
 
         Args:
-            by_signal: Called from SIGCHLD. A process that ends before its delay is over cannot run
-                at all. After a few of those only forks try again, so that one end does not cause
-                the next start, and so on.
+            by_signal: Called from SIGCHLD. After a few processes that could not run only forks and
+                reloads try again, so that one end does not cause the next start, and so on.
         """
         if self.is_busy:
             return
@@ -156,8 +203,8 @@ class ExporterProcess:
         with self._undisturbed(), contextlib.suppress(Exception):
             self._hear()
             self._reap()
-            if self._process is None and (self._early_ends < _MOST_EARLY_ENDS or not by_signal):
-                self._start()
+            if self._pid is None and (self._failures < _MOST_FAILURES or not by_signal):
+                self._start(self._ended[0] or "ended")
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -190,27 +237,49 @@ class ExporterProcess:
             self._reap()
 
     def _reap(self) -> None:
-        process = self._process
-        if process is None:
+        if self._pid is None:
             return
         try:
-            has_ended = os.waitpid(process.pid, os.WNOHANG)[0] != 0
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
         except ChildProcessError:
-            has_ended = True  # Gunicorn has reaped it already
-        if has_ended:
-            is_early = time.monotonic() - self._started < self._delay_seconds
-            self._early_ends = self._early_ends + 1 if is_early else 0
-            process.returncode = 0
-            self._process = None  # from now on its pid may be another child's
+            pid, status = self._pid, None  # Gunicorn has reaped it already
+        if not pid:
+            return
+        self._pid = None  # from now on its pid may be another child's
+        self._hear()
+        self._ended = _ending(status)
+        is_early = time.monotonic() - self._started < self._delay_seconds
+        has_failed = self._ended[0] == "ended" and status is not None and not self._serves
+        if self._serves:
+            self._failures = 0
+        elif has_failed or is_early:
+            self._failures += 1
+        if has_failed:
+            self.problem = f"it ends before it serves ({self._ended[1]})"
+            self._refuse()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process, as far as is known."""
+        return self._pid is not None
 
     def stop(self) -> None:
         """Let the process finish its answers, then end; the listening socket stays open."""
         with contextlib.suppress(OSError):
             self._ours.send(STOP)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let the process end when the workers have ended; the listening socket stays open."""
         self._ours.close()
         self._theirs.close()
-        if self._process is not None:
-            self._process.returncode = 0  # Gunicorn reaps it
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the process has ended; SIGCHLD must not revive it meanwhile."""
+        deadline = time.monotonic() + seconds
+        while self._pid is not None and time.monotonic() < deadline:
+            self.reap()
+            time.sleep(0.01)
 
     def take_over(self, before: ExporterProcess) -> None:
         """Continue with what the exporter before this one knew."""
@@ -218,6 +287,17 @@ class ExporterProcess:
         self.has_booted = before.has_booted
         if before.address == self.address:
             self.listener = before.listener
+
+    def follow(self, order: Order) -> None:
+        """Have the process go on in another directory, if an order differs in nothing else.
+
+        It goes on reading what was removed of the first one, as another process could not.
+        """
+        here, there = self.order.directory, order.directory
+        if here and there and here != there and self.order._replace(directory=there) == order:
+            with contextlib.suppress(OSError):
+                self._ours.send(MOVED + os.fsencode(there) + b"\0")
+                self.order = order
 
     def tell_booted(self) -> None:
         """Tell the process that this worker serves, although it has no lease."""
@@ -229,7 +309,7 @@ class ExporterProcess:
 
         Runs in the process that is about to become that arbiter.
         """
-        self._hear(socket.MSG_PEEK)  # leave the messages for the arbiter of this exporter
+        self._hear(peek=True)  # leave the messages for the arbiter of this exporter
         if self.listener is None:
             return None
         self.listener.set_inheritable(True)
@@ -250,14 +330,37 @@ class ExporterProcess:
                 self._ours.close()
         self._ours.detach()  # if the application has closed all descriptors and reused the number
 
-    def _hear(self, flags: int = 0) -> None:
-        """Read what the process has sent: that a worker has booted, or the socket it listens at."""
+    def _hear(self, *, peek: bool = False) -> None:
+        """Read what the process has sent: that it serves, that a worker has booted, its socket."""
+        said = b"?"
         with contextlib.suppress(OSError):
-            said, descriptors, _, _ = socket.recv_fds(self._ours, 64, 4, flags)
-            self.has_booted = self.has_booted or BOOTED in said
-            for descriptor in descriptors:
-                os.set_inheritable(descriptor, False)
-                self.listener = socket.socket(fileno=descriptor)
+            while said:
+                flags = socket.MSG_PEEK if peek else 0
+                # It takes whatever has the method, and returns what it is given.
+                said, descriptors, _, _ = socket.recv_fds(self._ours, 64, 4, flags)  # type: ignore[arg-type]
+                self.has_booted = self.has_booted or BOOTED in said
+                self.is_lost = self.is_lost or LOST in said
+                for descriptor in descriptors:
+                    os.set_inheritable(descriptor, False)
+                    self._refuse()
+                    self.listener = socket.socket(fileno=descriptor)
+                if SERVING in said:
+                    self._serves = True
+                    self.problem = ""
+                if peek:
+                    break
+
+
+def _wake_by(end: int) -> None:
+    """Have the kernel send SIGCHLD to this process when a socket has a message; its handler looks.
+
+    Gunicorn has no hook that runs by the clock, and a thread would be in the way of forks. Where
+    the system cannot do it, messages wait for the next fork.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGCHLD)
+        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _credentials(settings: Any) -> dict[str, Any]:
@@ -289,12 +392,76 @@ def _packages() -> dict[str, str]:
     """Return the files of the packages that the process needs: the very ones of its arbiter."""
     names = ("prometheus_client", "obskit_gunicorn")
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
-    return {name: os.path.abspath(file) for name, file in files.items() if file}
+    return {name: _absolute(file) for name, file in files.items() if file}
 
 
-@lru_cache(maxsize=1)
+def code() -> object:
+    """Return what tells the code that an exporter would run now from any other; to compare.
+
+    ``None`` if there is none, because the release that the arbiter runs was removed.
+    """
+    packages = _packages().values()
+    found: list[object] = []
+    for path in (sys.executable, *map(os.path.dirname, packages)):
+        real = os.path.realpath(path)
+        files = [real]
+        for folder, _, names in os.walk(real):
+            files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+        while files[0] not in ("", os.sep) and os.path.isfile(os.path.dirname(files[0])):
+            files[0] = os.path.dirname(files[0])  # in an archive
+        for file in sorted(files):
+            try:
+                status = os.stat(file)
+            except OSError:
+                return None
+            # A folder changes when Python caches what it has compiled.
+            time_ns = 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
+            found.append((file, status.st_ino, time_ns))
+    return found
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the working directory was removed
+        return path
+
+
+def _flags() -> list[str]:
+    """Return options of the interpreter: isolated, and otherwise like this one."""
+    # -I ignores PYTHONUTF8, without which names of files may be read in another encoding.
+    flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}"]
+    flags += ["-B"] if sys.flags.dont_write_bytecode else []
+    return [*flags, "-X", "dev"] if sys.flags.dev_mode else flags
+
+
 def _program() -> str:
-    """Return the source of what the process runs first; it may be in an archive."""
-    spec = find_spec("obskit_gunicorn._exporter.start")
-    source: str = spec.loader.get_source(spec.name)  # type: ignore[union-attr]
-    return source
+    """Return the source of what the process runs first, as it is now; it may be in an archive.
+
+    If it was removed, the exporter can still say so itself, with the source that was there before.
+    """
+    with contextlib.suppress(Exception):
+        spec = find_spec("obskit_gunicorn._exporter.start")
+        _sources.append(spec.loader.get_source(spec.name))  # type: ignore[union-attr]
+    del _sources[:-1]
+    return _sources[0]
+
+
+_sources: list[str] = []
+
+
+def _ending(status: int | None) -> tuple[str, str]:
+    """Return how a process has ended: the reason to count, and words.
+
+    Args:
+        status: What waitpid(2) says; ``None`` if somebody else was told.
+    """
+    if status is None:
+        return "ended", "nobody knows how"
+    if not os.WIFSIGNALED(status):
+        return "ended", f"exit status {os.WEXITSTATUS(status)}"
+    try:
+        name = signal.Signals(os.WTERMSIG(status)).name
+    except ValueError:
+        name = f"signal {os.WTERMSIG(status)}"
+    return "killed", name + (", perhaps out of memory" if name == "SIGKILL" else "")

@@ -9,6 +9,7 @@ log says so once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -19,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._log import log
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._scrape.collector import directory_collector
 from obskit_gunicorn._store.identity import pid_namespace
 
 if TYPE_CHECKING:
@@ -117,14 +118,14 @@ class Processes(Collector):
 
     def __init__(self, directory: str) -> None:
         """Name the directory; nothing is read."""
-        self._directory = SlotDirectory(directory)
+        self._directory = directory
         self._namespace = pid_namespace()
         self._has_reported = False
 
     def collect(self) -> Iterable[Metric]:
         """Return the families; what cannot be read is absent."""
         try:
-            records = self._directory.records()
+            records = directory_collector(self._directory).records()
         except OSError:
             return []
         held = {slot: record for slot, record in records.items() if record}
@@ -155,7 +156,7 @@ class Processes(Collector):
             log.warning(
                 "obskit: the processes of %s are in another pid namespace: there are no %s* here; "
                 "shareProcessNamespace would make them visible",
-                self._directory.path,
+                self._directory,
                 _PREFIX,
             )
         return (family for family in families if family.samples)
@@ -198,15 +199,16 @@ def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
 def _waiting_connections() -> Iterator[tuple[tuple[str, int], int]]:
     """Yield the address of each listening TCP socket, and how many connections wait there.
 
-    For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``.
+    For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``. It
+    shows listening sockets first; a busy server has thousands of others, which are not read.
     """
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in _read(path).splitlines():
-                if _LISTENING in line:  # a busy server has thousands of others
-                    fields = line.decode().split()
-                    host, _, port = fields[1].partition(":")
-                    yield (_address(host), int(port, 16)), int(fields[4].partition(":")[2], 16)
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            next(file, None)  # the names of the columns
+            for line in itertools.takewhile(lambda line: _LISTENING in line, file):
+                fields = line.decode().split()
+                host, _, port = fields[1].partition(":")
+                yield (_address(host), int(port, 16)), int(fields[4].partition(":")[2], 16)
 
 
 def _address(text: str) -> str:

@@ -7,8 +7,8 @@ directory and never writes to it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import logging
 import os
 import select
 import signal
@@ -18,12 +18,23 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
+from obskit_gunicorn._exporter.logs import log_to
 from obskit_gunicorn._exporter.pages import Pages
-from obskit_gunicorn._exporter.protocol import BOOTED, LISTENING, STOP, Options, Order
+from obskit_gunicorn._exporter.protocol import (
+    BOOTED,
+    LISTENING,
+    LOST,
+    MOVED,
+    SERVING,
+    STOP,
+    Options,
+    Order,
+)
 from obskit_gunicorn._exporter.server import MetricsServer
 from obskit_gunicorn._exporter.tls import TlsFiles
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,13 +82,28 @@ def main(order: dict[str, Any]) -> None:
     """
     for name in _IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Inherited from whoever has started the arbiter; collectors may wait for their children.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     told = Order.from_dict(order)
-    log_to(told.errorlog)
+    log_to(told.logging)
+    threading.excepthook = _log_exception
     control = _take_control()
+    if told.version != __version__:
+        log.warning(
+            "the arbiter runs obskit-gunicorn %s, but %s is installed now: start Gunicorn anew "
+            "(SIGUSR2 does), so that both are one release",
+            told.version,
+            __version__,
+        )
+    if told.ended:
+        log.warning("%s", told.ended)
     # Only now: the application's modules must not hide those that this module needs.
     sys.path[:] = list(dict.fromkeys([*told.sys_path, *sys.path]))
     pages = Pages(told.directory, told.options)
     pages.has_booted = told.has_booted
+    # It wakes the arbiter; each request asks again, until the directory is there.
+    pages.tell_lost = lambda: _tell(control, LOST)
     listener = _listener(told.listener, told.options, control, pages)
     if listener is not None:
 
@@ -90,6 +116,7 @@ def main(order: dict[str, Any]) -> None:
 
         def wait() -> None:
             """Read messages until one of them says that it is time to end."""
+            _tell(control, SERVING)
             while _continues(control, pages):
                 pass
 
@@ -116,60 +143,54 @@ def _listener(
         try:
             listener = Address.parse(options.metrics_bind, os.sep).listen()
         except OSError:
-            ready, _, _ = select.select([control], [], [], _RETRY_SECONDS)
-            if ready and not _continues(control, pages):
+            if not _continues(control, pages, _RETRY_SECONDS):
                 return None
             continue
-        log.warning(
-            "the address is free now: metrics at %s%s", options.metrics_bind, options.metrics_path
-        )
+        log.warning("listening now: metrics at %s%s", options.metrics_bind, options.metrics_path)
         # For the arbiter, which hands it on to the next exporter and to the next arbiter.
-        socket.send_fds(control, [LISTENING], [listener.fileno()])
+        _tell(control, LISTENING, listener.fileno())
         return listener
 
 
-def _continues(control: socket.socket, pages: Pages) -> bool:
-    """Wait for a message from arbiter or workers; return whether the exporter continues."""
+def _continues(control: socket.socket, pages: Pages, seconds: float | None = None) -> bool:
+    """Wait for a message from arbiter or workers; return whether the exporter continues.
+
+    Whether the socket blocks is for those to say who have made it: eventlet's and gevent's do not.
+
+    Args:
+        control: The way to arbiter and workers.
+        pages: Is told that a worker has booted.
+        seconds: How long to wait; as long as it takes by default.
+    """
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    if not poll.poll(None if seconds is None else 1000 * seconds):
+        return True
     try:
-        said = control.recv(1)
-        if said == BOOTED and not pages.has_booted:
-            pages.has_booted = True
-            control.send(BOOTED)  # for the next exporter
+        said = control.recv(1, socket.MSG_DONTWAIT)
+        if said == MOVED:
+            path = b""
+            while not path.endswith(b"\0"):  # it came in one piece
+                path += control.recv(1, socket.MSG_DONTWAIT) or b"\0"
+            pages.move(os.fsdecode(path[:-1]))
+    except BlockingIOError:
+        return True
     except OSError:
         return False
+    if said == BOOTED and not pages.has_booted:
+        pages.has_booted = True
+        _tell(control, BOOTED)  # for the next exporter
     return said not in (b"", STOP)
 
 
-def log_to(path: str | None) -> None:
-    """Log to Gunicorn's error log, in its format; to the standard error if that is impossible.
+def _tell(control: socket.socket, message: bytes, *descriptors: int) -> None:
+    """Tell the arbiter; it need not be there any more, or may not have listened for long."""
+    with contextlib.suppress(OSError):
+        socket.send_fds(control, [message], list(descriptors), socket.MSG_DONTWAIT)
 
-    Args:
-        path: The file; ``None`` for the standard error.
-    """
-    handler: logging.Handler = logging.StreamHandler()
-    if path is not None:
-        from logging.handlers import WatchedFileHandler  # half a megabyte, and seldom needed
 
-        class LogFile(WatchedFileHandler):
-            """Checks the file before each line, so that it follows a rotation."""
-
-            def emit(self, record: logging.LogRecord) -> None:
-                try:
-                    super().emit(record)
-                except OSError:  # the new file is not writable for this user
-                    self.handleError(record)
-
-        try:
-            handler = LogFile(path)
-        except OSError as error:
-            print(f"obskit exporter: cannot log to {path}: {error}", file=sys.stderr)
-    handler.setFormatter(
-        logging.Formatter(
-            "[%(asctime)s] [%(process)d] [%(levelname)s] obskit exporter: %(message)s",
-            "%Y-%m-%d %H:%M:%S %z",
-        )
-    )
-    logger = logging.getLogger("obskit_gunicorn")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+def _log_exception(told: threading.ExceptHookArgs) -> None:
+    """Log what has ended a thread."""
+    error = told.exc_value
+    if not isinstance(error, SystemExit):
+        log.error("a thread has ended", exc_info=error)

@@ -8,11 +8,13 @@ bytes; the end of file means that the last of these processes has ended.
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from obskit_gunicorn._version import __version__
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 STOP = b"s"
 """Arbiter to exporter: finish the answers that are under way, then end."""
@@ -23,6 +25,15 @@ the arbiter, for the next exporter."""
 
 LISTENING = b"l"
 """Exporter to arbiter, with a descriptor: the address is free now, and I listen there."""
+
+LOST = b"d"
+"""Exporter to arbiter: your directory was taken away. It wakes the arbiter, like every message."""
+
+MOVED = b"m"
+"""Arbiter to exporter, with a path and a zero byte behind it: I go on in this directory."""
+
+SERVING = b"r"
+"""Exporter to arbiter: I serve. One that ends without having said so could not be started."""
 
 HEALTHY_PATH = "/-/healthy"
 READY_PATH = "/-/ready"
@@ -44,8 +55,14 @@ class Order(NamedTuple):
     directory: str | None
     """The multiprocess directory; ``None`` if there is none."""
 
-    errorlog: str | None
-    """The file that Gunicorn logs to; ``None`` for the standard error."""
+    logging: Mapping[str, Any] = MappingProxyType({})
+    """Gunicorn's settings for its log, see :func:`obskit_gunicorn._exporter.logs.settings_of`."""
+
+    version: str = __version__
+    """The arbiter's release of this package; a deployment may have changed the exporter's."""
+
+    ended: str = ""
+    """How the exporter before this one has ended, if it did so by itself and that is to be said."""
 
     sys_path: Sequence[str] = ()
     """The arbiter's."""
@@ -58,10 +75,15 @@ class Order(NamedTuple):
 
     def to_json(self, **more: object) -> str:
         """Return the order as text, together with what the start of the interpreter needs."""
-        order = {**self._asdict(), "options": vars(self.options)}
+        order = self._asdict() | {"options": vars(self.options), "logging": dict(self.logging)}
         return json.dumps({"order": order, **more})
 
     @classmethod
     def from_dict(cls, order: dict[str, Any]) -> Order:
-        """Return the order from what :meth:`to_json` has written."""
-        return cls(**{**order, "options": Options(**order["options"])})
+        """Return the order from what :meth:`to_json` has written, perhaps in another release.
+
+        What this release does not know is left out, and what the other one did not know has its
+        default.
+        """
+        known = {name: order[name] for name in cls._fields if name in order}
+        return cls(**{**known, "options": Options(**order["options"])})

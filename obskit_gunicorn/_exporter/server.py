@@ -4,6 +4,10 @@ It serves each connection on its own thread, and has at most :data:`MOST_CONNECT
 in the queue of the listening socket. No client can keep it from answering others. A request must
 arrive within seconds. If there are too many connections, the one that has waited longest for its
 request is closed; if none waits for a request, the one that has been receiving its answer longest.
+
+At most :data:`MOST_SCRAPES` of them are scrapes, so that there is always room for probes, and what
+all of them are sent is at most :data:`MOST_BODY_BYTES`. One scrape more takes the room of the one
+that has been receiving longest; if none is receiving, it is told to come back later.
 """
 
 from __future__ import annotations
@@ -16,16 +20,28 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
+from obskit_gunicorn._exporter.tls import HANDSHAKE
 from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.apps import busy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.registry import Collector
+
     from obskit_gunicorn._exporter.tls import TlsFiles
 
 MOST_CONNECTIONS = 64
 """How many are served at once."""
+
+MOST_SCRAPES = 48
+"""How many of them may be scrapes."""
+
+MOST_BODY_BYTES = 64 << 20
+"""How large different bodies may be together that are being sent; one may be larger."""
 
 REQUEST_SECONDS = 5.0
 """How long a request may take to arrive, including the TLS handshake."""
@@ -38,11 +54,30 @@ MOST_REQUEST_BYTES = 1 << 16
 
 _POLL_SECONDS = 0.25
 _ROOM_SECONDS = 1.0
+_RECEIVE_SECONDS = 0.5
 _ROOM_POLL_SECONDS = 0.05
 _LINGER_SECONDS = 0.5
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+_NOT_TLS = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"
+    b"This port speaks HTTPS: ask for https:// instead of http://.\n"
+)
+
 Stage = Literal["waiting", "working", "sending"]
+
+
+class Application(Protocol):
+    """What is served: a WSGI application that knows its costly requests."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request."""
+
+    def is_scrape(self, environ: dict[str, Any]) -> bool:
+        """Return whether a request is one of the costly ones."""
+
+    def register(self, collector: Collector) -> None:
+        """Expose what a collector collects, too."""
 
 
 class _Connection:
@@ -50,12 +85,17 @@ class _Connection:
 
     Attributes:
         socket: The connection.
+        is_scrape: Whether it has asked for the exposition, and there is room for that.
+        is_cut: Whether it was cut off, and is ending.
+        body: What it is being sent.
         stage: Whether it waits for its request, or its answer is being made or sent.
         since: When that began.
     """
 
     def __init__(self, client: socket.socket) -> None:
         self.socket = client
+        self.is_scrape = self.is_cut = False
+        self.body = b""
         self.enter("waiting")
 
     def enter(self, stage: Stage) -> None:
@@ -65,6 +105,7 @@ class _Connection:
 
     def cut(self) -> None:
         """Shut it down; the thread that serves it sees the end of the stream."""
+        self.is_cut = True
         with contextlib.suppress(OSError):  # it has ended
             # Not the TLS socket's own method: its thread would then continue in plain text.
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
@@ -101,7 +142,7 @@ class _Answer(ServerHandler):
 
     def finish_response(self) -> None:
         """Send the answer, which is made now."""
-        self.request_handler.server.enter("sending")
+        self.request_handler.server.send(next(iter(self.result), b""))  # type: ignore[attr-defined]
         super().finish_response()
 
     def log_exception(self, exc_info: Any) -> None:
@@ -128,12 +169,12 @@ class _Handler(WSGIRequestHandler):
             self.send_error(414)
             return
         if self.raw_requestline and self.parse_request():
-            # It is complete. From here on only we or the network can be slow.
-            self.server.enter("working")
+            environ = self.get_environ()
+            has_room = self.server.work(environ)
             # The body of the request is not read: nothing here needs one.
-            answer = _Answer(None, self.wfile, sys.stderr, self.get_environ())  # type: ignore[arg-type]
+            answer = _Answer(None, self.wfile, sys.stderr, environ)  # type: ignore[arg-type]
             answer.request_handler = self
-            answer.run(self.server.get_app())  # type: ignore[arg-type]
+            answer.run(self.server.app if has_room else busy)
 
     def get_environ(self) -> dict[str, Any]:
         """Return the WSGI environment."""
@@ -153,13 +194,16 @@ class _Handler(WSGIRequestHandler):
 class MetricsServer(WSGIServer):
     """Serves a WSGI application on a socket that listens already."""
 
-    def __init__(self, listener: socket.socket, application: Any, tls: TlsFiles | None) -> None:
+    def __init__(
+        self, listener: socket.socket, application: Application, tls: TlsFiles | None
+    ) -> None:
         """Make the server; ``serve_forever()`` accepts connections.
 
         Args:
             listener: The listening socket; other processes may use it at the same time.
             application: The WSGI application.
-            tls: The certificate to serve with; ``None`` for plain HTTP.
+            tls: The certificate to serve with, which the application exposes; ``None`` for plain
+                HTTP.
         """
         self.address_family = listener.family
         name = listener.getsockname()
@@ -171,8 +215,10 @@ class MetricsServer(WSGIServer):
         is_tcp = isinstance(name, tuple)
         self.server_name, self.server_port = (name[0], name[1]) if is_tcp else ("localhost", 0)
         self.setup_environ()
-        self.set_app(application)
+        self.app = application
         self._tls = tls
+        if tls is not None:
+            application.register(tls)
         self._open: set[_Connection] = set()
         self._has_room = threading.Condition()
         self._served = threading.local()
@@ -191,11 +237,42 @@ class MetricsServer(WSGIServer):
                         connection.cut()
             time.sleep(0.01)
 
-    def enter(self, stage: Stage) -> None:
-        """Note the stage of a connection; runs on the thread that serves it."""
+    def work(self, environ: dict[str, Any]) -> bool:
+        """Note that a request is complete, and its answer is made next.
+
+        From here on only we or the network can be slow. Runs on the thread that serves the
+        connection, as :meth:`send` does.
+
+        Returns:
+            Whether there is room for the answer.
+        """
         connection: _Connection = self._served.connection
         connection.socket.settimeout(RESPONSE_SECONDS)
-        connection.enter(stage)
+        is_scrape = self.app.is_scrape(environ)
+        deadline = time.monotonic() + _ROOM_SECONDS
+        with self._has_room:
+            # Until there is room it counts as waiting, and a new connection may take its place.
+            while is_scrape and sum(each.is_scrape for each in self._open) >= MOST_SCRAPES:
+                if connection.is_cut or time.monotonic() > deadline:
+                    return False
+                self._cut("sending", older_than=_RECEIVE_SECONDS)
+                self._has_room.wait(_ROOM_POLL_SECONDS)
+            connection.is_scrape = is_scrape
+            connection.enter("working")
+        return True
+
+    def send(self, body: bytes) -> None:
+        """Note that an answer is made and is sent next; keep all of them from being too large."""
+        connection: _Connection = self._served.connection
+        connection.body = body
+        connection.enter("sending")
+        if not body:
+            return
+        with self._has_room:
+            others = [each for each in self._open if each.body and each is not connection]
+            others.sort(key=lambda each: each.since)
+            while others and _size(connection, *others) > MOST_BODY_BYTES:
+                others.pop(0).cut()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection."""
@@ -241,18 +318,34 @@ class MetricsServer(WSGIServer):
         try:
             if self._tls is not None:
                 context = self._tls.context()
-                if context is None:
+                if context is None or not self._is_tls(connection.socket):
                     return
                 client = connection.socket = context.wrap_socket(
                     connection.socket, server_side=True, do_handshake_on_connect=False
                 )
                 client.settimeout(REQUEST_SECONDS)
+                if connection.is_cut:  # while it had another socket
+                    return
                 client.do_handshake()
             self.finish_request(connection.socket, address)
         except Exception:
             self.handle_error(connection.socket, address)
         finally:
             self._end(connection)
+
+    def _is_tls(self, client: socket.socket) -> bool:
+        """Return whether a client speaks TLS; tell him that he should if he speaks anything else.
+
+        Raises:
+            OSError: He says nothing.
+        """
+        client.settimeout(REQUEST_SECONDS)
+        first = client.recv(1, socket.MSG_PEEK)
+        if first and first != HANDSHAKE:
+            # What is unread when it is closed would reset the connection, and so take the answer.
+            client.recv(MOST_REQUEST_BYTES)
+            client.sendall(_NOT_TLS)
+        return first == HANDSHAKE
 
     def _admit(self, connection: _Connection) -> bool:
         """Make room for a connection, and wait for it; return whether there is room."""
@@ -273,18 +366,38 @@ class MetricsServer(WSGIServer):
         finally:
             with self._has_room:
                 self._open.discard(connection)
-                self._has_room.notify()
+                self._has_room.notify_all()
 
     def _connections(self) -> list[_Connection]:
         with self._has_room:
             return list(self._open)
 
     def _make_room(self) -> None:
-        """Cut off the connection that has waited longest, or else received longest."""
-        for stage in ("waiting", "sending"):
-            found = [each for each in self._connections() if each.stage == stage]
-            if found:
-                oldest = min(found, key=lambda connection: connection.since)
-                oldest.since = time.monotonic()  # it is ending; the next call cuts another one
-                oldest.cut()
-                return
+        """Cut off the connection that has waited longest, or else received longest.
+
+        The caller holds the lock.
+        """
+        if not self._cut("waiting"):
+            self._cut("sending")
+
+    def _cut(self, stage: Stage, *, older_than: float = 0.0) -> bool:
+        """Cut off the connection that has been longest in a stage, unless one is ending already.
+
+        Returns:
+            Whether there is one.
+        """
+        found = [each for each in self._open if each.stage == stage]
+        if any(each.is_cut for each in found):
+            return True
+        latest = time.monotonic() - older_than
+        oldest = min(found, key=lambda connection: connection.since, default=None)
+        if oldest is None or oldest.since > latest:
+            return False
+        oldest.cut()
+        self._has_room.notify_all()  # it may wait there itself
+        return True
+
+
+def _size(*connections: _Connection) -> int:
+    """Return how large the bodies of connections are together; those that share one count once."""
+    return sum(len(body) for body in {id(each.body): each.body for each in connections}.values())

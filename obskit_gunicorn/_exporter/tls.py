@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import calendar
+import logging
 import os
+import re
 import ssl
 import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from obskit_gunicorn._log import log
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
-class TlsFiles:
-    """Certificate, key and authorities, reloaded when their files change. Thread-safe."""
+HANDSHAKE = b"\x16"
+"""The first byte of every TLS connection."""
+
+_WARNING_SECONDS = 14 * 86_400.0
+_WARNING_SHARE = 0.2
+"""Of a certificate's life: one that lives for a day is not renewed two weeks before."""
+
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_VERSION, _UTC_TIME = 0xA0, 0x17  # tags of DER
+
+
+class TlsFiles(Collector):
+    """Certificate, key and authorities, reloaded when their files change. Thread-safe.
+
+    As a collector it exposes when the certificate in use expires.
+    """
 
     def __init__(self, certfile: str, keyfile: str | None, ca_certs: str | None) -> None:
         """Name the files; nothing is read.
@@ -25,11 +49,24 @@ class TlsFiles:
         self._context: ssl.SSLContext | None = None
         self._seen: object = None
         self._is_wrong = False
+        self._validity: Validity | None = None
+        self._said = logging.NOTSET
+
+    def collect(self) -> Iterable[Metric]:
+        """Return when the certificate in use expires, if that is known."""
+        self.context()
+        if self._validity is not None:
+            yield GaugeMetricFamily(
+                "obskit_gunicorn_certificate_expiry_time_seconds",
+                "When the exporter's certificate expires, in Unix time.",
+                self._validity.end,
+            )
 
     def context(self) -> ssl.SSLContext | None:
         """Return the context to serve with; the previous one while the new files do not match.
 
-        ``None`` if the files have never matched. What is wrong with them is logged once.
+        ``None`` if the files have never matched. What is wrong with them is logged once, and so is
+        a certificate that will soon expire, and one that has.
         """
         with self._lock:
             files = [path for path in (self._certfile, self._keyfile, self._ca_certs) if path]
@@ -39,6 +76,8 @@ class TlsFiles:
                 self._seen = seen
                 try:
                     self._context = self._load()
+                    self._validity = read_validity(self._certfile)
+                    self._said = logging.NOTSET
                     if self._is_wrong:
                         log.info("TLS: %s are in use again", " and ".join(files))
                     self._is_wrong = False
@@ -53,6 +92,7 @@ class TlsFiles:
                             else "every connection is refused",
                         )
                     self._is_wrong = True
+            self._check_validity()
             return self._context
 
     def _load(self) -> ssl.SSLContext:
@@ -63,6 +103,26 @@ class TlsFiles:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
+    def _check_validity(self) -> None:
+        """Log once that the certificate expires soon, and once that it has expired."""
+        if self._validity is None:
+            return
+        start, end = self._validity
+        left = end - time.time()
+        if left > min(_WARNING_SECONDS, _WARNING_SHARE * (end - start)):
+            return
+        level, what = (logging.WARNING, "expires") if left > 0 else (logging.ERROR, "has expired")
+        if level != self._said:
+            self._said = level
+            log.log(
+                level,
+                "TLS: the certificate in %s %s on %s UTC: renew the file; it is used without a "
+                "restart",
+                self._certfile,
+                what,
+                time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(end)),
+            )
+
     @staticmethod
     def _look(path: str) -> tuple[int, ...]:
         try:
@@ -71,3 +131,48 @@ class TlsFiles:
             return ()
         times = (status.st_mtime_ns, status.st_ctime_ns)
         return (status.st_dev, status.st_ino, status.st_size, *times)
+
+
+class Validity(NamedTuple):
+    """When a certificate is valid, in Unix time."""
+
+    start: float
+    end: float
+
+
+def read_validity(certfile: str) -> Validity | None:
+    """Return when the first certificate of a PEM file is valid; ``None`` if that cannot be read.
+
+    The standard library tells it of certificates that have been verified, so not of one's own and
+    not of one that has expired. But it stands at a fixed place (RFC 5280, 4.1).
+    """
+    try:
+        with open(certfile, encoding="latin-1") as file:
+            pem = _PEM.search(file.read())
+        der = ssl.PEM_cert_to_DER_cert(pem[0] if pem else "")
+        ((_, certificate),) = _elements(der)
+        (_, signed), *_ = _elements(certificate)
+        # A version, if it is not the first one; serial number, algorithm, issuer; validity.
+        fields = [content for tag, content in _elements(signed) if tag != _VERSION]
+        start, end = _elements(fields[3])
+        return Validity(_unix_time(*start), _unix_time(*end))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return tag and content of each element of DER."""
+    while data:
+        tag, length, at = data[0], data[1], 2
+        if length & 0x80:
+            at += length & 0x7F
+            length = int.from_bytes(data[2:at], "big")
+        yield tag, data[at : at + length]
+        data = data[at + length :]
+
+
+def _unix_time(tag: int, text: bytes) -> float:
+    digits = text.decode()
+    if tag == _UTC_TIME:  # two digits of the year; from 1950 on
+        digits = ("19" if digits >= "5" else "20") + digits
+    return calendar.timegm(time.strptime(digits, "%Y%m%d%H%M%SZ"))

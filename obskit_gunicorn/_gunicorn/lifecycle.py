@@ -79,6 +79,8 @@ def flush_failures() -> None:
     """Log and count what has happened in signal context; not for signal context itself."""
     for reason in exits.flush():
         _count("gunicorn_worker_exits", reason)
+    for reason in supervisor.starts():
+        _count("gunicorn_exporter_starts", reason)
     while failures:
         name, message, counts = failures.pop(0)
         log.error("%s", message)
@@ -181,7 +183,7 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
 def _private_path() -> str | None:
     """Return the private directory to continue with, or ``None`` to make one."""
     if membership.directory is not None and membership.is_private:
-        return membership.directory.path
+        return membership.directory.path if private.may_stay(membership.directory) else None
     # The arbiter whose SIGUSR2 has started this one may have handed one on.
     for handed in handover.exported:
         if private.is_private(SlotDirectory(handed)):
@@ -191,7 +193,7 @@ def _private_path() -> str | None:
 
 def when_ready(publication: Publication, server: Arbiter) -> None:
     """Start the exporter."""
-    children.listen(server)
+    _listen(publication, server)
     _describe(server, server.num_workers)
     _show_zeros(publication)
     _keep_exporter(publication, server)
@@ -199,9 +201,32 @@ def when_ready(publication: Publication, server: Arbiter) -> None:
 
 def on_reload(publication: Publication, server: Arbiter) -> None:
     """Count the reload, and adapt the exporter to changed options."""
+    _listen(publication, server)
     _show_zeros(publication)
     _count("gunicorn_reloads")
-    _keep_exporter(publication, server)
+    _keep_exporter(publication, server, is_reload=True)
+
+
+def _listen(publication: Publication, server: Arbiter) -> None:
+    """Hear of ended children, and of a directory that is lost."""
+
+    def begin_anew() -> None:
+        """Do what the next fork would do."""
+        try:
+            _keep_directory(publication, server)
+            _keep_exporter(publication, server)
+        except Exception:
+            log.exception("obskit: the metrics directory cannot be made again")
+
+    children.listen(server, begin_anew)
+
+
+def _keep_directory(publication: Publication, server: Arbiter) -> None:
+    """Make sure that the directory still exists: the arbiter notices here if it was removed."""
+    shared = sharing()
+    if shared is not None:
+        _begin(publication, server, shared)
+        _describe(server, server.num_workers)
 
 
 def _show_zeros(publication: Publication) -> None:
@@ -210,22 +235,21 @@ def _show_zeros(publication: Publication) -> None:
         telemetry.show_zeros([name for name in CONTAINED if overrides(publication.config, name)])
 
 
-def _keep_exporter(publication: Publication, server: Arbiter) -> None:
+def _keep_exporter(publication: Publication, server: Arbiter, *, is_reload: bool = False) -> None:
     options = exporter_options(publication.options) if sharing() is not None else None
-    supervisor.keep(options, server, publication.where("metrics_bind"))
+    supervisor.keep(options, server, publication.where("metrics_bind"), is_reload=is_reload)
+    flush_failures()
 
 
 def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     """Make sure that the directory and the exporter still exist; clean up after ended workers."""
     flush_failures()
-    shared = sharing()
-    if shared is not None:
+    if sharing() is not None:
         with contextlib.suppress(OSError):
             exits.listen_to(worker)
-        # The arbiter notices here if its directory was removed or cleaned.
-        _begin(publication, server, shared)
-        _describe(server, server.num_workers)
-        membership.remove_live_gauges()
+    # The arbiter notices here if its directory was removed or cleaned.
+    _keep_directory(publication, server)
+    membership.remove_live_gauges()
     _keep_exporter(publication, server)
 
 
@@ -347,12 +371,12 @@ def pre_exec(publication: Publication, server: Arbiter) -> None:
 
 
 def on_exit(publication: Publication, server: Arbiter) -> None:
-    """Count and log what is left, and remove the exporter's Unix socket."""
+    """Count and log what is left, and end the exporter."""
     # Gunicorn has killed them, and will not see their end.
     for worker in server.WORKERS.values():
         exits.note(worker)
     flush_failures()
-    supervisor.remove_socket_file(server)
+    supervisor.end(server)
 
 
 CORES: dict[str, Callable[..., None]] = {

@@ -10,7 +10,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from obskit_gunicorn._exporter import launch
+from obskit_gunicorn._exporter.holders import holder
 from obskit_gunicorn._exporter.launch import ExporterProcess
+from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._exporter.protocol import Order
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._log import log
@@ -19,13 +22,14 @@ from obskit_gunicorn._store.membership import membership
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gunicorn.arbiter import Arbiter
 
     from obskit_gunicorn._exporter.protocol import Options
 
 _NOBODY = -1
+_LAST_ANSWERS_SECONDS = 3.0
 
 
 class Supervisor:
@@ -39,63 +43,124 @@ class Supervisor:
         """There is no exporter yet."""
         self.exporter: ExporterProcess | None = None
         self._arbiter_pid = _NOBODY
-        self._reported = 0
-        self._problem = ""
+        self._code: object = None
+        self._starts: list[str] = []
+        self._problem = self._failure = ""
+        self._not_logged: list[str] = []
 
-    def keep(self, options: Options | None, server: Arbiter, source: str) -> None:
+    def keep(
+        self, options: Options | None, server: Arbiter, source: str, *, is_reload: bool = False
+    ) -> None:
         """Keep exactly the exporter that is wanted running; runs in the arbiter.
 
-        Leaves an exporter that has not changed alone, so it may be called again and again.
+        Leaves an exporter that has not changed alone, so it may be called again and again. A reload
+        renews one that has collectors or whose code has changed: workers run the new release then.
 
         Args:
             options: The options of the exporter; ``None`` if none is wanted.
             server: The arbiter.
             source: Where the option for the address is set, for an error.
+            is_reload: Called because of a SIGHUP.
         """
         self._arbiter_pid = os.getpid()
         before, after = self.exporter, None
         if options is not None:
-            directory = membership.directory
-            path = None if directory is None else directory.path
-            errorlog = server.cfg.errorlog
-            errorlog = None if errorlog == "-" else os.path.abspath(errorlog)
-            order = Order(options, path, errorlog)
-            if before is not None and before.order == order:
+            order = self._order(options, server)
+            if before is not None:
+                before.follow(order)
+            is_wanted = before is not None and before.order == order
+            if not is_wanted or is_reload:
+                is_wanted = not self._has_new_code(order) and is_wanted
+            if before is not None and is_wanted:
+                if before.listener is None and not before.is_running:
+                    self._listen(before, source)
                 before.revive()
                 self._report(before)
                 return
-            after = ExporterProcess(order, server.cfg, self.child_ended)
+            after = ExporterProcess(order, server.cfg, self.child_ended, self._starts.append)
             if before is not None:
                 after.take_over(before)
             if after.listener is None:
                 self._listen(after, source)
         self.exporter = after
-        self._reported = 0
+        self._failure = ""
         if after is not None:
             if before is None:
                 # Gunicorn skips on_exit if a hook or the configuration ends the start.
-                atexit.register(lambda: self.remove_socket_file(server))
-            self._start(after)
+                atexit.register(lambda: self.end(server))
+            self._start(after, "start" if before is None and not is_reload else "reload")
         handover.drop_listener()
         if before is not None:
             before.stop()
             if after is None or after.listener is not before.listener:
                 before.close_listener()
 
-    def _start(self, exporter: ExporterProcess) -> None:
+    def _order(self, options: Options, server: Arbiter) -> Order:
+        directory = membership.directory
+        logging, lost = settings_of(server.cfg)
+        if lost != self._not_logged:
+            self._not_logged = lost
+            if lost:
+                log.warning(
+                    "obskit: the exporter logs without %s: only what can be imported by its name "
+                    "exists in a process of its own; move it into a module",
+                    " and ".join(lost),
+                )
+        return Order(options, None if directory is None else directory.path, logging)
+
+    def _has_new_code(self, order: Order) -> bool:
+        """Return whether an exporter that is started now runs other code than the last one."""
+        code, before = launch.code(), self._code
+        if code is None:  # removed; what runs still runs
+            return False
+        self._code = code
+        return code != before or bool(order.options.metrics_collectors)
+
+    def _start(self, exporter: ExporterProcess, reason: str) -> None:
         try:
-            exporter.start()
-        except OSError as error:
-            log.error(
-                "obskit: the exporter cannot be started: %s; no metrics at %s until the next fork "
-                "tries again",
-                error,
-                exporter.address,
-            )
+            exporter.start(reason)
+        except OSError:
+            self._report(exporter)
         else:
             if exporter.listener is not None:
                 path = exporter.order.options.metrics_path
                 log.info("obskit: metrics at %s%s", exporter.address, path)
+
+    def _report(self, exporter: ExporterProcess) -> None:
+        """Log that the exporter cannot be started, which could not be logged in signal context."""
+        if exporter.problem and exporter.problem != self._failure:
+            log.error(
+                "obskit: the exporter cannot be started: %s; no metrics at %s until the next fork "
+                "or reload (SIGHUP) tries again with success",
+                exporter.problem,
+                exporter.address,
+            )
+        self._failure = exporter.problem
+
+    def starts(self) -> Iterator[str]:
+        """Yield the reasons of starts that were not counted yet; not in signal context."""
+        if os.getpid() == self._arbiter_pid:
+            while self._starts:
+                yield self._starts.pop(0)
+
+    def end(self, server: Arbiter) -> None:
+        """End the exporter with its arbiter; runs when this process ends, may be called again.
+
+        The last answers are waited for: a container ends with the arbiter. Where workers are left,
+        the exporter stays with them.
+        """
+        self.remove_socket_file(server)
+        exporter, self.exporter = self.exporter, None
+        if exporter is None:
+            return
+        if os.getpid() != self._arbiter_pid:
+            exporter.abandon()
+            return
+        if exporter.listener is not None:  # clients that come now must not wait for anybody
+            exporter.listener.close()
+        exporter.let_go()
+        if not server.WORKERS:
+            exporter.wait(_LAST_ANSWERS_SECONDS)
 
     def remove_socket_file(self, server: Arbiter) -> None:
         """Remove the file of a Unix socket, unless another arbiter of this server still uses it.
@@ -146,6 +211,14 @@ class Supervisor:
         if exporter is not None and exporter is self.exporter:
             exporter.revive(by_signal=True)
 
+    def has_lost_directory(self) -> bool:
+        """Return whether the exporter has told so since the last question; in the arbiter only."""
+        exporter = self.exporter if os.getpid() == self._arbiter_pid else None
+        if exporter is None or not exporter.is_lost:
+            return False
+        exporter.is_lost = False
+        return True
+
     def _listen(self, exporter: ExporterProcess, source: str) -> None:
         """Use the listening socket that was handed on, or a new one; log if there is none."""
         exporter.listener = handover.listener_at(str(exporter.address))
@@ -158,22 +231,13 @@ class Supervisor:
             problem = f"{exporter.address}: {error.strerror or error}"
             if problem != self._problem:
                 log.error(
-                    "obskit: the exporter cannot listen at %s (%s); it keeps trying, and there are "
-                    "no metrics until then",
+                    "obskit: the exporter cannot listen at %s%s (%s); it keeps trying, and there "
+                    "are no metrics until then",
                     problem,
+                    holder(exporter.address),
                     source,
                 )
         self._problem = problem
-
-    def _report(self, exporter: ExporterProcess) -> None:
-        """Log that the exporter was restarted, which could not be logged in signal context."""
-        if exporter.starts - 1 > 2 * self._reported:
-            self._reported = exporter.starts - 1
-            log.error(
-                "obskit: the exporter has ended and was started again, %d times so far; see the "
-                "standard error of its first start",
-                self._reported,
-            )
 
 
 supervisor = Supervisor()

@@ -2,7 +2,7 @@
 
 The process in which something happens counts it, never in signal context. These metrics are shared
 like all others. What can be read from leases and /proc instead is read by the process that serves
-the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.gauges` and
+the scrape, and costs workers nothing: see :mod:`obskit_gunicorn._scrape.own_metrics` and
 :mod:`obskit_gunicorn._exporter.procfs`.
 """
 
@@ -36,6 +36,9 @@ _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 _OTHER = "other"
 """The label of all other methods; clients may send any name."""
+
+START_REASONS = ("ended", "killed", "reload", "start")
+"""Why the exporter is started."""
 
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -178,6 +181,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gunicorn_worker_boots": ("Workers that have booted and begun to serve.", ()),
     "gunicorn_worker_exits": ("Workers that have ended, by reason.", ("reason",)),
     "gunicorn_reloads": ("Reloads of the configuration by SIGHUP.", ()),
+    "gunicorn_exporter_starts": ("Starts of the exporter, by reason.", ("reason",)),
     "gunicorn_hook_failures": (
         "Exceptions in overridden server hooks that were contained.",
         ("hook",),
@@ -237,5 +241,7 @@ def show_zeros(hooks: Iterable[str]) -> None:
     _counter("gunicorn_reloads")
     for reason in REASONS:
         _counter("gunicorn_worker_exits", reason)
+    for reason in START_REASONS:
+        _counter("gunicorn_exporter_starts", reason)
     for hook in hooks:
         _counter("gunicorn_hook_failures", hook)

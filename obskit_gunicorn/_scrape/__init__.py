@@ -1,1 +1,1 @@
-"""From metric files to text: collecting, merging, rendering, and serving it as an application."""
+"""From metric files to text: collecting, merging, rendering, and applications that serve it."""

@@ -1,18 +1,15 @@
-"""WSGI and ASGI applications that serve the exposition.
-
-``name[]`` filtering is prometheus_client's own encoding of the same families.
-"""
+"""WSGI and ASGI applications that serve the exposition."""
 
 from __future__ import annotations
 
-import gzip
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from obskit_gunicorn._scrape.bodies import Bodies, BusyError, Form
 from obskit_gunicorn._scrape.formats import negotiated
 from obskit_gunicorn._scrape.registry import (
-    SharedRegistry,
+    Exposition,
     current_registry,
     setup_multiprocess_registry,
 )
@@ -22,23 +19,31 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import CollectorRegistry
 
-_GZIP_LEVEL = 1
-"""A tenth of the default level's time for a few per cent more bytes."""
+Response = tuple[str, list[tuple[str, str]], bytes]
+"""Status, headers and body."""
+
+METHODS = ("GET", "HEAD")
+"""The methods that are for metrics."""
+
+_ALLOWED = ("Allow", "GET, HEAD, OPTIONS")
+_PLAIN = ("Content-Type", "text/plain; charset=utf-8")
+_BUSY = ("503 Service Unavailable", [_PLAIN], b"# too many scrapes at once; ask again later\n")
 
 
 def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that serves the exposition.
 
-    It serves all processes' metrics in multiprocess mode, and prometheus_client's own registry
-    otherwise, so that one line works in development and under Gunicorn.
+    In multiprocess mode it serves the metrics of all processes, otherwise prometheus_client's own
+    registry. So the same line works in development and under Gunicorn.
 
     Args:
-        registry: Another registry to serve instead.
+        registry: The registry to serve instead.
     """
+    bodies = Bodies(lambda: Exposition(registry or current_registry()))
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         status, headers, body = _respond(
-            registry or current_registry(),
+            bodies,
             environ["REQUEST_METHOD"],
             environ.get("HTTP_ACCEPT", ""),
             environ.get("HTTP_ACCEPT_ENCODING", ""),
@@ -53,9 +58,9 @@ def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., It
 def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Awaitable[None]]:
     """Return an ASGI application that serves the exposition; see :func:`make_wsgi_app`.
 
-    It collects on the event loop: serving the exposition from a process of its own keeps it off the
-    workers.
+    It collects on the event loop. To keep this work out of the workers, use the exporter.
     """
+    bodies = Bodies(lambda: Exposition(registry or current_registry()))
 
     async def application(
         scope: dict[str, Any],
@@ -68,7 +73,7 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         status, headers, body = _respond(
-            registry or current_registry(),
+            bodies,
             scope["method"],
             asked.get("accept", ""),
             asked.get("accept-encoding", ""),
@@ -85,39 +90,46 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
 
 
 def make_multiprocess_app(path: str | None = None) -> Callable[..., Iterable[bytes]]:
-    """Return a WSGI application that serves one multiprocess directory, whatever the mode.
+    """Return a WSGI application that serves a multiprocess directory in any mode.
 
     Args:
-        path: The directory; by default the one this process uses at each scrape.
+        path: The directory; by default the one that this process uses at the time of the scrape.
     """
     return make_wsgi_app(setup_multiprocess_registry(path))
 
 
+def busy(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Say that too many scrapes are being answered; a WSGI application."""
+    status, headers, body = complete(environ["REQUEST_METHOD"], *_BUSY)
+    start_response(status, headers)
+    return [body]
+
+
+def complete(method: str, status: str, headers: Iterable[tuple[str, str]], body: bytes) -> Response:
+    """Return a response with its length, and for HEAD without its body."""
+    length = ("Content-Length", str(len(body)))
+    return status, [*headers, length], b"" if method == "HEAD" else body
+
+
 def _respond(
-    registry: CollectorRegistry, method: str, accept: str, accept_encoding: str, query: str
-) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Return status, headers and body of a response, as prometheus_client's applications do."""
-    allowed = ("Allow", "GET, HEAD, OPTIONS")
+    bodies: Bodies, method: str, accept: str, accept_encoding: str, query: str
+) -> Response:
+    """Return status, headers and body of a response, like prometheus_client's applications."""
     if method == "OPTIONS":
-        return "200 OK", [allowed, ("Content-Length", "0")], b""
-    if method not in ("GET", "HEAD"):
+        return complete(method, "200 OK", [_ALLOWED], b"")
+    if method not in METHODS:
         body = f"# {method} is not for metrics; use GET, HEAD or OPTIONS\n".encode()
-        kind = ("Content-Type", "text/plain; charset=utf-8")
-        return "405 Method Not Allowed", [allowed, kind, ("Content-Length", str(len(body)))], body
-    format_, content_type = negotiated(accept)
+        return complete(method, "405 Method Not Allowed", [_ALLOWED, _PLAIN], body)
     names = parse_qs(query).get("name[]")
-    if names:
-        body = format_.encode(registry.restricted_registry(names))
-    elif isinstance(registry, SharedRegistry):
-        body = registry.exposed(format_)
-    else:
-        body = format_.encode(registry)
-    headers = [("Content-Type", content_type)]
-    if _takes_gzip(accept_encoding):
-        body = gzip.compress(body, _GZIP_LEVEL)
-        headers.append(("Content-Encoding", "gzip"))
-    headers.append(("Content-Length", str(len(body))))
-    return "200 OK", headers, b"" if method == "HEAD" else body
+    form = Form(
+        negotiated(accept), frozenset(names) if names else None, _takes_gzip(accept_encoding)
+    )
+    try:
+        body = bodies.get(form)
+    except BusyError:
+        return complete(method, *_BUSY)
+    packed = [("Content-Encoding", "gzip")] if form.is_packed else []
+    return complete(method, "200 OK", [("Content-Type", form.format.name), *packed], body)
 
 
 def _takes_gzip(accept_encoding: str) -> bool:

@@ -1,14 +1,16 @@
 """Reading a multiprocess directory, scrape after scrape.
 
-A scrape costs in proportion to what changed. The keys of a file are parsed when they are appended,
-once; after that a scrape reads each file's values by one call, lines them up by another, adds them
-with ``math.fsum``, and joins them to line prefixes that were rendered once. One file that is
-damaged, empty, foreign or gone costs what is unreadable in it, never the scrape.
+A scrape costs in proportion to what changed. The keys of a file are parsed only once, when they are
+appended. After that a scrape reads the values of each file with one call, matches them to the keys
+with another, adds them with ``math.fsum``, and joins them to line prefixes that were rendered
+before. If a file is damaged, empty, foreign or missing, the scrape leaves out what cannot be read,
+and never fails.
 
-The result is prometheus_client's. Sums are exact for integers, and correctly rounded otherwise, so
-that a total depends on no order and never drops by rounding.
+The result is the same as prometheus_client's. Sums are exact for integers, and correctly rounded
+otherwise. So a total does not depend on the order of the files, and never drops because of
+rounding.
 
-Safe beside threads and forks: collections run one at a time, and scrapes that overlap share one.
+Safe with threads and forks: collections run one at a time, and scrapes that overlap share one.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from prometheus_client.registry import Collector
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
+from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class _Group:
-    """The files of one prefix, and the sum of their values key by key."""
+    """The files with one prefix, and the sums of their values by key."""
 
     def __init__(self) -> None:
         self.files: list[tuple[str, MetricFileReader]] = []
@@ -52,15 +56,15 @@ class _Group:
         self._picks: dict[Layout, Callable[[Sequence[float]], tuple[float, ...]] | None] = {}
 
     def arrange(self, files: list[tuple[str, MetricFileReader]]) -> bool:
-        """Take the files of this scrape, with their holders; return whether the keys changed."""
+        """Set the files of this scrape, with their holders; return whether the keys changed."""
         layouts = dict.fromkeys(file.layout for _holder, file in files)
         self.files = files
         if layouts.keys() == self._picks.keys():
             return False
         before = self.keys
         keys = dict.fromkeys(chain.from_iterable(layout.keys for layout in layouts))
-        # What only a file had that is gone goes with it; what stays keeps its order, and with it
-        # the families that have nothing new.
+        # Drop the keys that no file has any more. The others keep their order, so that families
+        # without new keys can be reused.
         self.keys = list(dict.fromkeys(chain((key for key in before if key in keys), keys)))
         known = self._picks if self.keys == before else {}
         self._picks = {
@@ -74,12 +78,12 @@ class _Group:
 
     def totals(self) -> Sequence[float]:
         """Return the sum of every key over all files, in the order of :attr:`keys`."""
-        # Adding to 0.0, as prometheus_client does, makes 0.0 of -0.0.
+        # Like prometheus_client, add to 0.0: this turns -0.0 into 0.0.
         if len(self.files) == 1:
             return [value + 0.0 for value in self._columns()[0]]
         try:
             return [value + 0.0 for value in map(math.fsum, zip(*self._columns(), strict=True))]
-        except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest
+        except (ValueError, OverflowError):  # infinities of both signs, or too large
             return [families.sum_row(row) for row in zip(*self._columns(), strict=True)]
 
     def _columns(self) -> list[Iterable[float]]:
@@ -91,7 +95,10 @@ class _Group:
         return columns
 
     def _pick(self, layout: Layout) -> Callable[[Sequence[float]], tuple[float, ...]] | None:
-        """Return what lines up a file's values, with a 0 behind them, with the group's keys."""
+        """Return a function that puts values of a file into the order of :attr:`keys`.
+
+        It takes the values with a 0 after them. ``None`` if they have this order already.
+        """
         if list(layout.keys) == self.keys:
             return None
         at = {key: number for number, key in enumerate(layout.keys)}
@@ -100,7 +107,7 @@ class _Group:
             return families.getter([at.get(key, missing) for key in self.keys])
 
         def added(values: Sequence[float]) -> tuple[float, ...]:
-            # A key that stands twice, as no writer does: both count, as with prometheus_client.
+            # A key occurs twice; no writer does this. Both count, as with prometheus_client.
             totals = dict.fromkeys(self.keys, 0.0)
             for key, value in zip(layout.keys, values, strict=False):
                 totals[key] += value
@@ -110,17 +117,17 @@ class _Group:
 
 
 class DirectoryCollector(Source):
-    """Reads one multiprocess directory, again and again, and remembers what stays the same.
+    """Reads one multiprocess directory at each scrape, and remembers what does not change.
 
     Attributes:
         path: The directory.
-        skipped: How many files the last collection left out, in whole or in part, by reason.
+        skipped: How many files the last collection could not read, in whole or in part, by reason.
         file_count: How many metric files it found.
-        byte_count: Their size together.
+        byte_count: Their total size.
     """
 
     def __init__(self, path: str) -> None:
-        """Name the directory; nothing is read."""
+        """Set the path; reads nothing."""
         self.path = path
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
@@ -135,12 +142,48 @@ class DirectoryCollector(Source):
         self._lock = threading.Lock()
         self._begun = self._number = 0
         self._snapshot: Snapshot | None = None
+        self._removed: RemovedFiles | None = None
+        self._records_lock = threading.Lock()
+
+    def keep_removed(self) -> None:
+        """Keep files open from now on, and go on reading those that are removed under writers.
+
+        For a process that does nothing but read; it costs a descriptor for each file.
+        """
+        with self._lock:
+            self._removed = self._removed or RemovedFiles()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a living arbiter has lost the directory, as :meth:`records` has last seen."""
+        return self._removed is not None and self._removed.is_lost
+
+    def records(self, *, wait_seconds: float = ASK_WAIT_SECONDS) -> Records:
+        """Return the records of all leases; see :meth:`SlotDirectory.records`.
+
+        Does not wait for a collection.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        if self._removed is None:
+            return SlotDirectory(self.path).records(wait_seconds=wait_seconds)
+        with self._records_lock:
+            return self._removed.records(self.path, wait_seconds)
+
+    def move(self, path: str) -> None:
+        """Read another directory from now on, in which the arbiter goes on.
+
+        It stays this process's collector of the first one, for all who ask for it.
+        """
+        with self._lock:
+            self.path = path
 
     def collect(self) -> Snapshot:
         """Read the directory.
 
-        Collections run one at a time. Who has waited for one takes the next one's result together
-        with all others that have waited.
+        Collections run one at a time. All callers that wait while one runs share the result of the
+        next one.
 
         Raises:
             OSError: The directory cannot be listed.
@@ -151,9 +194,17 @@ class DirectoryCollector(Source):
                 return self._snapshot
             self._begun += 1
             number = self._begun
-            self._snapshot = self._read(os.listdir(self.path))
+            self._snapshot = self._read(self._list())
             self._number = number
             return self._snapshot
+
+    def _list(self) -> list[str]:
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            if self._removed is None or not (self._readers or self._removed):
+                raise
+            return []
 
     def _read(self, names: Iterable[str]) -> Snapshot:
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
@@ -166,6 +217,9 @@ class DirectoryCollector(Source):
             file = found[name]
             if not (file.is_live_gauge and file.holder in free):
                 members.setdefault(file.prefix, []).append((file.holder, reader))
+        if self._removed is not None:
+            for prefix, holder, reader in self._removed.members():
+                members.setdefault(prefix, []).append((holder, reader))
         changed = set(members) != set(self._groups)
         self._groups = {prefix: self._groups.get(prefix) or _Group() for prefix in members}
         for prefix, files in members.items():
@@ -176,11 +230,18 @@ class DirectoryCollector(Source):
             self._doubt()
         adding = {family.prefix for family in self._families}
         totals = {prefix: self._groups[prefix].totals() for prefix in adding}
+        if self._removed is not None:
+            for prefix, before in totals.items():
+                keys = self._groups[prefix].keys
+                totals[prefix] = self._removed.not_lower(prefix, keys, before)
         return Snapshot(self._families, totals, self._other_metrics())
 
     def _refresh(self, found: dict[str, MetricFileName]) -> None:
-        """Read every file; remember only those that are there."""
+        """Read every file, and forget the files that no longer exist."""
         readers: dict[str, MetricFileReader] = {}
+        removed = self._removed
+        if removed is not None:
+            removed.look(self.path, found, self._readers)
         layouts = {prefix: group.layouts() for prefix, group in self._groups.items()}
         for name, file in found.items():
             reader = self._readers.get(name)
@@ -188,7 +249,7 @@ class DirectoryCollector(Source):
                 reader = MetricFileReader(os.path.join(self.path, name))
             known = layouts.setdefault(file.prefix, [])
             try:
-                reader.refresh(known)
+                reader.refresh(known, removed.kept(name) if removed is not None else None)
             except FileNotFoundError:
                 continue
             readers[name] = reader
@@ -196,6 +257,8 @@ class DirectoryCollector(Source):
                 known.append(reader.layout)
             if reader.damage is not None:
                 self._skip(name, reader.damage)
+        if removed is not None:
+            removed.refresh()
         self._readers = readers
         self.file_count = len(readers)
         self.byte_count = sum(reader.size for reader in readers.values())
@@ -215,13 +278,13 @@ class DirectoryCollector(Source):
         if (name, damage.reason) not in self._reported:
             self._reported.add((name, damage.reason))
             log.warning(
-                "obskit: %s is left out of scrapes as far as it cannot be read: %s",
+                "obskit: the unreadable part of %s is left out of scrapes: %s",
                 os.path.join(self.path, name),
                 damage.text,
             )
 
     def _plan(self) -> None:
-        """Lay out families and line prefixes anew, because there are new keys or fewer."""
+        """Lay out the families again, because keys were added or removed."""
         series_before, self._series = self._series, {}
         metrics: dict[str, dict[str, list[tuple[int, Series]]]] = {}
         for prefix, group in self._groups.items():
@@ -237,6 +300,8 @@ class DirectoryCollector(Source):
         self._families, self._other_names, self._others_at = [], set(), {}
         for name, by_prefix in metrics.items():
             (prefix, members), *others = by_prefix.items()
+            if len(members) >= MANY_SERIES:
+                self._warn_of_size(name, members)
             before = families_before.get(name)
             family = None if others else families.make_family(prefix, members, before)
             if family is None:
@@ -245,15 +310,29 @@ class DirectoryCollector(Source):
                 self._families.append(family)
         self._strange = {key for key, series in self._series.items() if series is None}
 
+    def _warn_of_size(self, name: str, members: list[tuple[int, Series]]) -> None:
+        """Log, once for each metric, which label makes it large."""
+        if (name, "size") not in self._reported:
+            self._reported.add((name, "size"))
+            label, count = widest_label(series.labels for _number, series in members)
+            log.warning(
+                "obskit: %s has %d series, because its label %r has %d values; each series costs "
+                "memory and time at every scrape, so give the label fewer values",
+                name,
+                len(members),
+                label,
+                count,
+            )
+
     def _doubt(self) -> None:
-        """Report files with keys that are not a metric's, and have them looked at again."""
+        """Report files with invalid keys, and make readers compare their keys again."""
         for name, reader in self._readers.items():
             reader.layout.is_doubtful = not self._strange.isdisjoint(reader.layout.keys)
             if reader.layout.is_doubtful and reader.damage is None:
-                self._skip(name, Damage("corrupted", "there are keys that are not a metric's"))
+                self._skip(name, Damage("corrupted", "it has keys that are not those of metrics"))
 
     def _other_metrics(self) -> list[Metric]:
-        """Return what does not simply add up, merged sample by sample."""
+        """Return the metrics that are not simply summed, merged sample by sample."""
         if not self._other_names:
             return []
         metrics: dict[str, Unmerged] = {}
@@ -279,15 +358,15 @@ class DirectoryCollector(Source):
 
 
 class MultiProcessCollector(Collector):
-    """Collects what all processes share; a drop-in for prometheus_client's.
+    """Collects the metrics that all processes share; a drop-in for prometheus_client's class.
 
-    Its result is prometheus_client's, except that live gauges count only while their slot is
-    leased. What it has parsed is remembered for the process and the directory, so that making a
-    new one for each scrape, as the usual recipe does, costs nothing.
+    The result is the same, except that live gauges count only while their slot is leased. What was
+    parsed is remembered for the process and the directory, so creating a new collector for each
+    scrape, as the usual recipe does, costs nothing.
     """
 
     def __init__(self, registry: Any, path: str | None = None) -> None:
-        """Make a collector, and register it.
+        """Create a collector, and register it.
 
         Args:
             registry: A registry to register with, or ``None``.
@@ -312,7 +391,7 @@ class MultiProcessCollector(Collector):
 
         Args:
             files: Their paths.
-            accumulate: Add up histogram buckets, as the exposition wants it.
+            accumulate: Make each histogram bucket include the smaller ones, as in the exposition.
 
         Returns:
             The metric families.
@@ -338,5 +417,5 @@ def directory_collector(path: str) -> DirectoryCollector:
     return DirectoryCollector(path)
 
 
-# A fork may come while another thread collects: the child starts over.
+# Another thread may be collecting at the fork, so the child starts with new collectors.
 forks.in_child("collectors", directory_collector.cache_clear)

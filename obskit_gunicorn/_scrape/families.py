@@ -1,8 +1,8 @@
 """From the keys of metric files to families of metrics.
 
-Most values add up; a :class:`Family` of those is laid out once and given its values at each scrape.
-What does not simply add up, some gauges and metrics of one name and several types, is merged sample
-by sample by :func:`merge`. Both give what prometheus_client gives.
+Most metrics are summed: their :class:`Family` is laid out once and gets its values at each scrape.
+All others are merged sample by sample with :func:`merge`: gauges with other modes, metrics with
+several types, and samples with several keys. Both give the same result as prometheus_client.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, go_float, line_prefixes
+from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Lines, go_float, lines_of
 from obskit_gunicorn._store.fileformat import MetricFileName, key_text
+from obskit_gunicorn._store.reader import MetricFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from obskit_gunicorn._store.reader import MetricFileReader
-
 _ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
-"""The file prefixes whose values add up."""
+"""The file prefixes whose values are summed."""
 
 _WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
-"""Those of them from which prometheus_client takes any label ``pid`` away."""
+"""Those of them for which prometheus_client removes a label ``pid``."""
 
 
 class Series(NamedTuple):
@@ -42,7 +41,7 @@ class Series(NamedTuple):
 
 
 class Family:
-    """A metric of one type whose values add up, with everything about it that stays the same."""
+    """A metric of one type whose values are summed: everything that does not change."""
 
     def __init__(self, prefix: str, members: list[tuple[int, Series]]) -> None:
         first = members[0][1]
@@ -53,18 +52,18 @@ class Family:
         self._steps: list[tuple[int, bool]] = []
         self.members = members
         self._pick = getter(self._lay_out())
-        self._prefixes = {TEXT.name: line_prefixes(self, TEXT)}
+        self._lines = {TEXT.name: lines_of(self, TEXT)}
 
-    def prefixes(self, format_: Format) -> list[str]:
-        """Return what stands before each value, the line break before it included.
+    def lines(self, format_: Format) -> Lines:
+        """Return the family's lines in a format, without the values.
 
         Raises:
             ValueError: prometheus_client does not render the family one line a sample.
         """
-        prefixes = self._prefixes.get(format_.name)
-        if prefixes is None:
-            prefixes = self._prefixes[format_.name] = line_prefixes(self, format_)
-        return prefixes
+        lines = self._lines.get(format_.name)
+        if lines is None:
+            lines = self._lines[format_.name] = lines_of(self, format_, self._lines[TEXT.name])
+        return lines
 
     def values(self, totals: Sequence[float]) -> Sequence[float]:
         """Return the value of every sample, in the order of :attr:`samples`."""
@@ -96,8 +95,8 @@ class Family:
         """Lay out the samples as prometheus_client does; return the key of each picked value.
 
         Raises:
-            ValueError: A sample has several keys: their help text differs, or the spelling of a
-                bucket.
+            ValueError: A sample has several keys, because their help texts differ, or the spelling
+                of a bucket.
         """
         plain: dict[Labels, dict[str, int]] = {}
         buckets: dict[Labels, dict[float, int]] = {}
@@ -126,7 +125,7 @@ class Family:
             if buckets:
                 self._steps.append((len(by_name), False))
             for value, key in sorted(by_bound.items()):
-                if value not in bounds:
+                if value not in bounds or not value:  # 0.0 and -0.0 are one key
                     bounds[value] = go_float(value)
                 with_bound = tuple(sorted((*labels, ("le", bounds[value]))))
                 self.samples.append((f"{self.name}_bucket", with_bound))
@@ -140,12 +139,12 @@ class Family:
 def make_family(
     prefix: str, members: list[tuple[int, Series]], before: Family | None
 ) -> Family | None:
-    """Return a family of these keys by number, or ``None`` if they must be merged one by one.
+    """Return the family of these keys, or ``None`` if it must be merged sample by sample.
 
     Args:
-        prefix: The prefix of the files that have the keys.
-        members: Numbers and keys.
-        before: The family of this name so far, which is used again if nothing has changed.
+        prefix: The prefix of the files with these keys.
+        members: The keys, each with its number.
+        before: The previous family with this name; it is reused if nothing has changed.
     """
     if before is not None and (before.prefix, before.members) == (prefix, members):
         return before
@@ -156,18 +155,18 @@ def make_family(
 
 
 class Unmerged(NamedTuple):
-    """A metric whose samples of all files are to be merged one by one."""
+    """A metric whose samples must be merged one by one."""
 
     name: str
     kind: str
-    """The type, as the first file says it."""
+    """The type, according to the first file."""
 
     help: str
     modes: list[str]
-    """The multiprocess modes of its files, if they are a gauge's; the last one counts."""
+    """For a gauge, the multiprocess modes of its files; the last one counts."""
 
     samples: list[tuple[str, Labels, float, float]]
-    """Name, labels, value and timestamp of each, holders of gauges as the label ``pid``."""
+    """Name, labels, value and timestamp of each; a gauge has its holder as label ``pid``."""
 
 
 def add_unmerged(
@@ -176,13 +175,13 @@ def add_unmerged(
     reader: MetricFileReader,
     series: Iterable[tuple[int, Series]],
 ) -> None:
-    """Add what a file holds to metrics by name.
+    """Add the samples of a file to the metrics to be merged.
 
     Args:
-        metrics: The metrics so far.
-        file: The file's name.
-        reader: What has read it.
-        series: Which of its keys to add, by number.
+        metrics: The metrics so far, by name.
+        file: The name of the file.
+        reader: The reader of the file.
+        series: The keys to add, each with its number.
     """
     kind, _, mode = file.prefix.partition("_")
     numbers = list(reader.pairs())
@@ -191,7 +190,7 @@ def add_unmerged(
         if kind == "gauge":
             metric.modes.append(mode)
             labels = (*labels, ("pid", file.holder))  # noqa: PLW2901
-        # As prometheus_client reads files: a timestamp is a gauge's only.
+        # Like prometheus_client, use timestamps of gauges only.
         timestamp = numbers[2 * at + 1] if kind == "gauge" else 0.0
         metric.samples.append((sample, labels, numbers[2 * at], timestamp))
 
@@ -201,8 +200,7 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
 
     Args:
         metric: The metric.
-        buckets_add_up: Make each bucket of a histogram include the smaller ones, as the exposition
-            has it.
+        buckets_add_up: Make each histogram bucket include the smaller ones, as in the exposition.
     """
     mode = metric.modes[-1].removeprefix("live") if metric.kind == "gauge" else ""
     combine = _COMBINE.get(mode, sum_row)
@@ -229,7 +227,7 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
             same[f"{metric.name}_bucket", with_bound] = [total if buckets_add_up else value]
         if buckets_add_up:
             same[f"{metric.name}_count", labels] = [total]
-    # A label that is written twice, such as a gauge's own label pid, is one.
+    # A label may occur twice, such as a gauge's own label pid; one of them is exposed.
     samples = {
         (name, tuple(sorted(dict(labels).items()))): Sample(name, dict(labels), combine(values))
         for same in merged.values()
@@ -238,6 +236,22 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
     family = Metric(metric.name, metric.help, metric.kind)
     family.samples = list(samples.values())
     return family
+
+
+def fold(prefix: str, readers: Iterable[MetricFileReader]) -> MetricFileReader:
+    """Return one file with what several files of a prefix give together."""
+    found: dict[bytes, list[tuple[float, float]]] = {}
+    for reader in readers:
+        pairs = reader.pairs()
+        for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True):
+            found.setdefault(key, []).append((value, timestamp))
+    if prefix.endswith("mostrecent"):
+        return MetricFileReader.of(
+            {key: max(pairs, key=itemgetter(1)) for key, pairs in found.items()}
+        )
+    combine = _COMBINE.get(prefix.removeprefix("gauge_"), sum_row)
+    columns = {key: [value for value, _timestamp in pairs] for key, pairs in found.items()}
+    return MetricFileReader.of({key: (combine(column), 0.0) for key, column in columns.items()})
 
 
 def _last(values: list[float]) -> float:
@@ -250,7 +264,7 @@ _COMBINE: dict[str, Callable[[list[float]], float]] = {
     "all": _last,
     "mostrecent": _last,
 }
-"""What makes one value of those that several files have, by mode; the others are summed."""
+"""How the values of several files are combined, by mode; the other modes are summed."""
 
 
 def _without(name: str, labels: Labels) -> Labels:
@@ -261,18 +275,18 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def parse_key(key: bytes, prefix: str) -> Series | None:
-    """Parse a key as it stands in a file; ``None`` if it is no metric's."""
+    """Parse a key as it is stored in a file; return ``None`` if it is not a metric's key."""
     try:
         text = key_text(key).decode().strip(" \t\n\r")
         (metric, name, labels, help_text), end = _decode(text)
         if end < len(text):
             return None
-        # Raises for what is no text, and for a lone surrogate, which cannot be exposed.
+        # Raises if a part is not text, or has a lone surrogate, which cannot be exposed.
         "".join((metric, name, help_text, *labels, *labels.values())).encode()
         if prefix == "histogram" and "le" in labels and math.isnan(float(labels["le"])):
             return None
-        # What no metric can be made with, and what would break the exposition for all others:
-        # prometheus_client takes a name that ends in a line break for a plain one.
+        # No metric can have these names, and they would break the whole exposition:
+        # prometheus_client accepts a name that ends in a line break.
         if not name or "" in labels or any(label.startswith("__") for label in labels):
             return None
         if any(each.endswith("\n") for each in (metric, name, *labels)):
@@ -284,7 +298,7 @@ def parse_key(key: bytes, prefix: str) -> Series | None:
 
 
 def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
-    """Return what picks several items at once; itemgetter returns no tuple for one."""
+    """Return a function that picks items; unlike itemgetter it returns a tuple for one item too."""
     if len(numbers) == 1:
         only = numbers[0]
         return lambda values: (values[only],)
@@ -292,9 +306,9 @@ def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]
 
 
 def sum_row(row: Iterable[float]) -> float:
-    """Return an exact sum; of infinities and what is beyond the largest float, a plain one.
+    """Return an exact sum, or a plain sum if there are infinities or it is too large.
 
-    As with prometheus_client, it is 0.0 for -0.0.
+    Like prometheus_client, it turns -0.0 into 0.0.
     """
     try:
         return math.fsum(row) + 0.0

@@ -1,17 +1,18 @@
 """The formats of the exposition: text 0.0.4, OpenMetrics, and whatever a scraper negotiates.
 
-A family is rendered once per format: what stands before each value. prometheus_client's own encoder
-is the judge of each format; where it writes names as they are, we do it ourselves.
+The text before each value is rendered once for each family and format. prometheus_client's encoder
+defines each format; names that it writes unchanged are rendered here.
+
+There is a fixed number of formats. A client's header selects one of them, and is not kept.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from prometheus_client import generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
 Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted."""
 
+Names = frozenset[str]
+"""Names of the samples to show."""
+
 _LARGEST_PLAIN = 1e6
-"""From here on Go, and so prometheus_client, writes a number in another way than Python."""
+"""From here on, Go and prometheus_client write numbers differently than Python."""
 
 
 class Families(Collector):
-    """What a function returns, as a collector: the form that prometheus_client's encoders take."""
+    """A collector that calls a function; prometheus_client's encoders need a collector."""
 
     def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
-        """Collect by calling a function."""
+        """Set the function."""
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
@@ -45,28 +49,82 @@ class Format(NamedTuple):
     """A format of the exposition."""
 
     name: str
-    """What tells it from the others."""
+    """Its content type, which no other format has; never text from a client."""
 
     encode: Callable[[Any], bytes]
-    """prometheus_client's encoder for it, of anything with a method ``collect()``."""
+    """prometheus_client's encoder; takes anything with a method ``collect()``."""
 
     def render(self, metrics: Iterable[Metric]) -> bytes:
-        """Return families as they stand in the exposition, without the mark of its end."""
+        """Return the text of families, without the mark of the end of the exposition."""
         return self.encode(Families(lambda: metrics)).removesuffix(b"# EOF\n")
 
 
-TEXT = Format("text 0.0.4", generate_latest)
+_VERSIONS = {
+    "text/plain": ("0.0.4", "1.0.0"),
+    "application/openmetrics-text": ("0.0.1", "1.0.0", "2.0.0"),
+}
+"""The versions that clients ask for, by media type; at the index of their major version."""
+
+_VERSION = re.compile(r"([0-9]{1,9})(\.[0-9]+)*")
+_ESCAPINGS = ("underscores", "allow-utf-8", "dots", "values")
 
 
-def negotiated(accept: str) -> tuple[Format, str]:
-    """Return the format that a header ``Accept`` asks for, and its content type."""
+def negotiated(accept: str) -> Format:
+    """Return the format that an ``Accept`` header asks for, or the nearest known version of it."""
+    for accepted in accept.split(","):
+        format_ = _format(_known(accepted))
+        if format_.name != TEXT.name:
+            return format_
+    return TEXT
+
+
+def _known(accepted: str) -> str:
+    """Return the known form of header that is nearest to what a client accepts."""
+    media_type, *rest = accepted.split(";")
+    media_type = media_type.strip()
+    if media_type not in _VERSIONS:
+        return ""
+    pairs = [each.strip().split("=", 1) for each in rest if "=" in each]
+    parameters = dict(reversed(pairs))  # the first one counts
+    asked = parameters.get("version")
+    if not asked:
+        return media_type
+    version = _VERSION.fullmatch(asked)
+    if version is None:
+        return ""
+    versions = _VERSIONS[media_type]
+    nearest = versions[min(int(version[1]), len(versions) - 1)]
+    escaping = parameters.get("escaping")
+    escaping = escaping if escaping in _ESCAPINGS else _ESCAPINGS[0]
+    return f"{media_type};version={nearest};escaping={escaping}"
+
+
+@cache  # called only with results of _known()
+def _format(accept: str) -> Format:
+    """Return the format that prometheus_client chooses; several headers may select the same one."""
     encoder, content_type = _prometheus.choose_encoder(accept)
-    # The content type names format, version and escaping.
-    return Format(content_type, encoder), content_type
+    return Format(content_type, encoder)
+
+
+TEXT = _format("")
+"""The text format 0.0.4."""
+
+
+class Lines(NamedTuple):
+    """The text of a family in a format, without its values."""
+
+    head: str
+    """The text before the samples: help and type, beginning with a line break."""
+
+    prefixes: list[str]
+    """The text before each value, beginning with a line break."""
+
+    are_plain: bool
+    """Whether the names are plain, so that most formats have the same prefixes."""
 
 
 class RenderedFamily(Protocol):
-    """What a format needs to know of a family."""
+    """What a format needs to know about a family."""
 
     @property
     def name(self) -> str:
@@ -81,7 +139,7 @@ class RenderedFamily(Protocol):
 
 
 def go_float(number: float) -> str:
-    """Return a number as Go writes it."""
+    """Return a number as Go writes it, and so prometheus_client."""
     if math.isinf(number):
         return "+Inf" if number > 0 else "-Inf"
     if math.isnan(number):
@@ -95,7 +153,7 @@ def go_float(number: float) -> str:
 
 
 def written(values: Sequence[float]) -> list[str]:
-    """Return each value as it stands in the exposition."""
+    """Return each value as it is written in the exposition."""
     texts = list(map(repr, values))
     for at, value in enumerate(values):
         if not -math.inf < value < _LARGEST_PLAIN:  # NaN too
@@ -105,45 +163,51 @@ def written(values: Sequence[float]) -> list[str]:
 
 _PLAIN_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _PLAIN_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_PUT_APART = ("_created", "_gsum", "_gcount")
+_SEPARATE = ("_created", "_gsum", "_gcount")
+"""Suffixes of samples that prometheus_client writes as a family of their own."""
 
 
-def line_prefixes(family: RenderedFamily, format_: Format) -> list[str]:
-    """Return what stands before each value, the line break before it included.
+def lines_of(family: RenderedFamily, format_: Format, as_text: Lines | None = None) -> Lines:
+    """Return a family's lines in a format.
+
+    Args:
+        family: The family.
+        format_: The format.
+        as_text: Its lines in the text format; formats with the same lines share them.
 
     Raises:
-        ValueError: prometheus_client does not render the family one line a sample.
+        ValueError: prometheus_client does not write one line for each sample of the family.
     """
     head = "\n" + format_.render([family.metric()]).decode()[:-1]
     try:
-        prefixes = _plain_line_prefixes(family)
-        if format_ is not TEXT:
-            # Some formats rewrite plain names, too. What has most labels tells.
+        if as_text is None:
+            return Lines(head, _plain_line_prefixes(family), are_plain=True)
+        if as_text.are_plain:
+            # Some formats change plain names, too. Check the sample with the most labels.
             at, (name, labels) = max(
                 enumerate(family.samples), key=lambda numbered: len(numbered[1][1])
             )
             one = family.metric()
             one.samples = [Sample(name, dict(labels), 0.0)]
-            if _their_line_prefixes(one, head, format_) != [prefixes[at]]:
-                raise ValueError(f"{format_.name} writes the names of {family.name} differently")
+            if _their_line_prefixes(one, head, format_) == [as_text.prefixes[at]]:
+                return as_text._replace(head=head)
     except ValueError:
-        zeros = family.metric([0.0] * len(family.samples))
-        prefixes = _their_line_prefixes(zeros, head, format_)
-    prefixes[0] = head + prefixes[0]
-    return prefixes
+        pass
+    zeros = family.metric([0.0] * len(family.samples))
+    return Lines(head, _their_line_prefixes(zeros, head, format_), are_plain=False)
 
 
 def _plain_line_prefixes(family: RenderedFamily) -> list[str]:
-    """Return the same for names that each format and release writes as they are.
+    """Return the text before each value if every release writes all names unchanged.
 
     Raises:
-        ValueError: There are others.
+        ValueError: Some names are not plain, or some samples are written separately.
     """
-    label = lru_cache(maxsize=None)(_plain_label)  # each is rendered once
+    label = lru_cache(maxsize=None)(_plain_label)
     names = {name for name, _labels in family.samples}
-    apart = {family.name + suffix for suffix in _PUT_APART}
-    if names & apart or not all(map(_PLAIN_NAME.fullmatch, (family.name, *names))):
-        raise ValueError(f"{family.name} needs more than the name and one line a sample")
+    separate = {family.name + suffix for suffix in _SEPARATE}
+    if names & separate or not all(map(_PLAIN_NAME.fullmatch, (family.name, *names))):
+        raise ValueError(f"{family.name} needs more than plain names and one line for each sample")
     prefixes = []
     for name, pairs in family.samples:
         braced = "{" + ",".join([label(*pair) for pair in pairs]) + "}" if pairs else ""
@@ -164,13 +228,13 @@ def _plain_label(name: str, value: str) -> str:
 
 
 def _their_line_prefixes(metric: Metric, head: str, format_: Format) -> list[str]:
-    """Return the same, rendered by prometheus_client with a 0 in the place of every value.
+    """Return the same, rendered by prometheus_client with 0 for every value.
 
     Raises:
-        ValueError: The text is not one line a sample.
+        ValueError: The text does not have one line for each sample.
     """
     text = "\n" + format_.render([metric]).decode()
     lines = text.removeprefix(head).split("\n")[1:-1]
     if len(lines) != len(metric.samples) or not all(line.endswith(" 0.0") for line in lines):
-        raise ValueError(f"{metric.name} is not rendered one line a sample")
+        raise ValueError(f"{metric.name} is not rendered as one line for each sample")
     return ["\n" + line[:-3] for line in lines]

@@ -9,8 +9,9 @@ import prometheus_client
 from prometheus_client.core import CollectorRegistry, Metric
 
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.formats import TEXT, Families, Format
-from obskit_gunicorn._scrape.gauges import Scrape
+from obskit_gunicorn._scrape.formats import TEXT, Families, Format, Names
+from obskit_gunicorn._scrape.own_metrics import Scrape
+from obskit_gunicorn._scrape.source import restricted
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
 
@@ -54,26 +55,19 @@ class SharedRegistry(CollectorRegistry):
         Looks at every family: before 0.25, prometheus_client leaves out collectors that, like ours,
         do not know their names in advance.
         """
-        wanted = set(names)
-        return Families(lambda: _restricted(self.collect(), wanted))
+        wanted = frozenset(names)
+        return Families(lambda: restricted(self.collect(), wanted))
 
-    def exposed(self, format_: Format) -> bytes:
-        """Return the exposition in a format.
-
-        Raises:
-            Exception: Whatever the format's encoder raises.
-        """
-        scrape = Scrape(self._path or _current_path())
-        shared = scrape.snapshot.rendered(format_)
-        rest = list(self._beside(scrape))
-        return shared + format_.encode(Families(lambda: rest))
+    def scrape(self) -> Scrape:
+        """Read what all processes share; never raises."""
+        return Scrape(self._path or _current_path())
 
     def _families(self) -> Iterator[Metric]:
-        scrape = Scrape(self._path or _current_path())
+        scrape = self.scrape()
         yield from scrape.snapshot.metrics()
-        yield from self._beside(scrape)
+        yield from self.beside(scrape)
 
-    def _beside(self, scrape: Scrape) -> Iterator[Metric]:
+    def beside(self, scrape: Scrape) -> Iterator[Metric]:
         """Yield gauges about a scrape, then other collectors' families unless their name is taken.
 
         Prometheus rejects a whole exposition in which a name occurs twice.
@@ -96,6 +90,39 @@ class SharedRegistry(CollectorRegistry):
                         "name, which is left out",
                         family.name,
                     )
+
+
+class Exposition:
+    """What a registry exposes, to be rendered in any number of forms, by one thread at a time.
+
+    Of a shared registry that is one scrape; any other one collects for each form.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Read what all processes share; never raises."""
+        self._registry = registry
+        self._scrape = registry.scrape() if isinstance(registry, SharedRegistry) else None
+        self._rest: list[Metric] | None = None
+
+    def rendered(self, format_: Format, names: Names | None = None) -> bytes:
+        """Return the exposition in a format.
+
+        Args:
+            format_: The format.
+            names: The samples to show, as by ``name[]``; by default all.
+
+        Raises:
+            Exception: Whatever a collector or the format's encoder raises.
+        """
+        if self._scrape is None or not isinstance(self._registry, SharedRegistry):
+            registry = self._registry
+            return format_.encode(registry.restricted_registry(names) if names else registry)
+        shared = self._scrape.snapshot.rendered(format_, names)
+        # Only now: a gauge says how long it has taken.
+        if self._rest is None:
+            self._rest = list(self._registry.beside(self._scrape))
+        rest = restricted(self._rest, names)
+        return shared + format_.encode(Families(lambda: rest))
 
 
 def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:
@@ -121,7 +148,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     """
     registry = registry or current_registry()
     if isinstance(registry, SharedRegistry):
-        return registry.exposed(TEXT)
+        return Exposition(registry).rendered(TEXT)
     return prometheus_client.generate_latest(registry)
 
 
@@ -137,15 +164,6 @@ _SUFFIXES = {
 def _exposed_names(name: str, type_: str) -> set[str]:
     """Return the names that a family occupies in a registry."""
     return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
-
-
-def _restricted(metrics: Iterable[Metric], names: set[str]) -> Iterator[Metric]:
-    for metric in metrics:
-        samples = [sample for sample in metric.samples if sample.name in names]
-        if samples:
-            kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            kept.samples = samples
-            yield kept
 
 
 def current_registry() -> CollectorRegistry:

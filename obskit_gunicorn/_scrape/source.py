@@ -1,4 +1,4 @@
-"""A source of numbers, and what one collection of it gives."""
+"""Where metrics come from, and the result of one collection."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.core import Metric
 
-from obskit_gunicorn._scrape.formats import TEXT, Format, written
+from obskit_gunicorn._scrape.formats import TEXT, Format, Names, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from obskit_gunicorn._scrape.families import Family
 
 
 class Snapshot:
-    """One collection; immutable, so that any number of threads may use it."""
+    """The result of one collection; immutable, so any number of threads may use it."""
 
     def __init__(
         self,
@@ -27,7 +27,6 @@ class Snapshot:
         self._families = families
         self._values = [family.values(totals[family.prefix]) for family in families]
         self._others = others
-        self._rendered: dict[str, bytes] = {}
 
     def metrics(self) -> Iterator[Metric]:
         """Return fresh metric families."""
@@ -54,37 +53,57 @@ class Snapshot:
         """Return the exposition in the text format 0.0.4."""
         return self.rendered(TEXT)
 
-    def rendered(self, format_: Format) -> bytes:
+    def rendered(self, format_: Format, names: Names | None = None) -> bytes:
         """Return the exposition in a format, without the mark of its end.
 
-        Raises:
-            Exception: What the format's encoder raises.
-        """
-        rendered = self._rendered.get(format_.name)
-        if rendered is None:
-            rendered = self._shared_lines(format_) + format_.render(self._others)
-            self._rendered[format_.name] = rendered
-        return rendered
+        Args:
+            format_: The format.
+            names: The samples to show; by default all.
 
-    def _shared_lines(self, format_: Format) -> bytes:
-        try:
-            prefixes = list(
-                chain.from_iterable(family.prefixes(format_) for family in self._families)
-            )
-        except ValueError:
-            families = zip(self._families, self._values, strict=True)
-            return format_.render([family.metric(values) for family, values in families])
-        values = written(list(chain.from_iterable(self._values)))
-        text = "".join(chain.from_iterable(zip(prefixes, values, strict=True)))
-        return f"{text[1:]}\n".encode() if text else b""
+        Raises:
+            Exception: Whatever the format's encoder raises.
+        """
+        families = zip(self._families, self._values, strict=True)
+        text = "".join([_text(family, values, format_, names) for family, values in families])
+        shared = f"{text[1:]}\n".encode() if text else b""
+        return shared + format_.render(restricted(self._others, names))
+
+
+def _text(family: Family, values: Sequence[float], format_: Format, names: Names | None) -> str:
+    """Return the lines of a family, each from the line break before it."""
+    try:
+        head, prefixes, _ = family.lines(format_)
+    except ValueError:
+        text = format_.render(restricted([family.metric(values)], names)).decode()
+        return f"\n{text[:-1]}" if text else ""
+    if names is not None:
+        shown = [at for at, (name, _labels) in enumerate(family.samples) if name in names]
+        if not shown:
+            return ""
+        prefixes, values = [prefixes[at] for at in shown], [values[at] for at in shown]
+    lines = zip(prefixes, written(values), strict=True)
+    return head + "".join(chain.from_iterable(lines))
+
+
+def restricted(metrics: Iterable[Metric], names: Names | None) -> Iterator[Metric]:
+    """Return families with only the samples of these names; ``None`` for all."""
+    if names is None:
+        yield from metrics
+        return
+    for metric in metrics:
+        samples = [sample for sample in metric.samples if sample.name in names]
+        if samples:
+            kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            kept.samples = samples
+            yield kept
 
 
 class Source(Protocol):
-    """Where the numbers of a scrape come from: a directory, for one."""
+    """Where the metrics of a scrape come from, such as a directory."""
 
     def collect(self) -> Snapshot:
-        """Return what there is now; may be called from any thread.
+        """Collect the metrics; may be called from any thread.
 
         Raises:
-            OSError: It cannot be had.
+            OSError: The source cannot be read.
         """

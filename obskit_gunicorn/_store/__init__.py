@@ -1,4 +1,4 @@
-"""What stands on disk: metric files, slots and leases, and this process's membership of them.
+"""What is stored on disk: metric files, slots and leases, and this process's membership.
 
-Needs the standard library only.
+Needs only the standard library.
 """

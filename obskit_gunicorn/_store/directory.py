@@ -106,7 +106,9 @@ class SlotDirectory:
                         yield file
                         return
 
-    def start_generation(self, *, keep: bool, private: bool = False) -> tuple[Lease, bool]:
+    def start_generation(
+        self, *, keep: bool, private: bool = False, started: float | None = None
+    ) -> tuple[Lease, bool]:
         """Start a generation if nobody uses the directory, and take the arbiter's lease.
 
         Only an arbiter calls this, once, before its workers exist. It wipes and takes the lease
@@ -115,6 +117,8 @@ class SlotDirectory:
         Args:
             keep: Never wipe; continue from the totals of earlier runs.
             private: Record that the last holder removes the directory.
+            started: When the generation began that this one continues, because its directory was
+                removed.
 
         Returns:
             The lease, and whether the directory was wiped.
@@ -131,7 +135,7 @@ class SlotDirectory:
                 self._check_protocol(lock_file)
             generation = read_json(lock_file.descriptor)
             if wiped or not generation:
-                generation = {"started": time.time(), "private": private}
+                generation = {"started": started or time.time(), "private": private}
             if not in_use or "protocol" not in generation:
                 generation["protocol"] = PROTOCOL
                 with contextlib.suppress(OSError):
@@ -196,7 +200,7 @@ class SlotDirectory:
         with self.locked(wait_seconds=wait_seconds):
             leased = {slot for slot, record in self._records(sure=True).items() if record}
             for name, parsed in self._metric_files():
-                is_over = _is_slot(parsed.holder) and parsed.holder not in leased
+                is_over = is_slot(parsed.holder) and parsed.holder not in leased
                 if parsed.is_live_gauge and is_over and self._is_free(name):
                     self._unlink(name)
 
@@ -378,7 +382,7 @@ def explain(error: OSError, path: str) -> str:
         path: The multiprocess directory.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "the volume is full: make it larger (sizeLimit of an emptyDir)"
+        hint = "the volume is full: give it more room (sizeLimit of an emptyDir)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "no file descriptors are left: raise the limit (ulimit -n)"
     elif isinstance(error, NotAFileError):
@@ -390,13 +394,13 @@ def explain(error: OSError, path: str) -> str:
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
         hint = "it is not a directory: remove it, or set PROMETHEUS_MULTIPROC_DIR to another path"
     elif error.errno == errno.ENOENT:
-        hint = "it was removed: a SIGHUP or the next fork creates it again"
+        hint = "it was removed: the next scrape, a SIGHUP or the next fork creates it again"
     else:
         hint = "see docs/how-it-works.md"
     return f"{path}: {error}; {hint}"
 
 
-def _is_slot(name: str) -> bool:
+def is_slot(name: str) -> bool:
     return name.startswith("slot") and name[4:].isdigit()
 
 
@@ -405,4 +409,4 @@ def _is_ours(name: str) -> bool:
     if name == LOCK_NAME or MetricFileName.parse(name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
-    return _is_slot(holder) and name.endswith((".lease", ".new"))
+    return is_slot(holder) and name.endswith((".lease", ".new"))

@@ -3,20 +3,27 @@
 The format is prometheus_client's (checked against 0.20 to 0.26), so that any reader of its
 multiprocess directory reads our files too::
 
-    offset 0   int32    used: bytes of the file that hold data, this header included
-    offset 4   4 bytes  padding; ours holds a number drawn when the file was made, so that a reader
-                        tells a file from its successor, also where inodes are reused at once
+    offset 0   int32    used: how many bytes of the file hold data, including this header
+    offset 4   4 bytes  padding; our files have a random number here, so that a reader can tell a
+                        file from its replacement even if the inode is reused at once
     offset 8   entries, one after the other, each
                int32    length of the key in bytes
                bytes    the key, UTF-8, then spaces up to a multiple of 8 (at least one)
                double   value
-               double   timestamp, Unix seconds; 0 when it has none
+               double   timestamp, Unix seconds; 0 if there is none
+
+Where timestamps are used (gauge mode ``mostrecent``), a reader must not see a new value with an old
+timestamp. One store writes both at once only if they lie in one cache line, and processors promise
+it only at a multiple of 16. So there the key gets eight more spaces if that is what it takes. They
+count as part of the key: the length of the padding follows from the length of the key, for every
+reader. JSON may end in spaces, so all read the key as they would without them; a writer that looks
+for it leaves them out. Older releases have not done this; their entries go on being used.
 
 Integers and doubles have the byte order of the machine. Entries are only ever appended, and
-``used`` grows after the entry it covers is complete, so a reader at any moment, and a process
-killed at any moment, see whole entries. A key is the JSON list ``[metric name, sample name,
-labels, help]``. Where a key stands twice, a writer goes on with the last entry and a reader adds up
-both, as prometheus_client does.
+``used`` grows only after an entry is complete. So a reader sees whole entries at any moment, even
+if the writer is killed. A key is the JSON list ``[metric name, sample name, labels, help]``. If a
+key occurs twice, a writer continues from the last entry, and a reader adds both, as
+prometheus_client does.
 """
 
 from __future__ import annotations
@@ -34,11 +41,11 @@ HEADER_BYTES = 8
 
 _read_int = struct.Struct("i").unpack_from
 pack_int = struct.Struct("i").pack
-"""Return a number as it stands in the file."""
+"""Return a number as it is stored in the file."""
 read_pair = struct.Struct("dd").unpack_from
 """Return the value and the timestamp at an offset of a file's content."""
 pack_pair = struct.Struct("dd").pack
-"""Return a value and its timestamp as they stand in the file."""
+"""Return a value and its timestamp as they are stored in the file."""
 
 _TEXT = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
 _KEY = re.compile(
@@ -57,24 +64,32 @@ class MetricFileName(NamedTuple):
     """The metric type, for a gauge with its multiprocess mode: ``counter``, ``gauge_max``."""
 
     holder: str
-    """Who writes the file: a slot's name, or a pid for writers that know no slots."""
+    """Who writes the file: the name of a slot, or a pid for writers that do not know slots."""
 
     @classmethod
     def parse(cls, name: str) -> MetricFileName | None:
-        """Return the parts of a file name, or ``None`` when it is not a metric file's."""
+        """Return the parts of a file name, or ``None`` if it is not that of a metric file."""
         match = _NAME.fullmatch(name)
         return cls(*match.groups()) if match else None
 
     @property
     def is_live_gauge(self) -> bool:
-        """Whether the file holds gauges that count only while their process lives."""
+        """Whether the file holds gauges that count only while their process is alive."""
         return self.prefix.startswith("gauge_live")
+
+    @property
+    def has_timestamps(self) -> bool:
+        """Whether the file's timestamps mean something, so that they must be right at any moment.
+
+        True of the gauges of which the one counts that was set last.
+        """
+        return self.prefix.endswith("mostrecent")
 
     @property
     def belongs_to_one_holder(self) -> bool:
         """Whether the file's values mean nothing once its holder has ended.
 
-        True of the ``live*`` gauges and of mode ``all``, which shows one series per process.
+        True of the ``live*`` modes and of mode ``all``, which has one series for each process.
         """
         return self.is_live_gauge or self.prefix == "gauge_all"
 
@@ -89,25 +104,36 @@ class Damage(NamedTuple):
     """One of :data:`DAMAGE_REASONS`."""
 
     text: str
-    """The same in words."""
+    """The same for people."""
 
 
 def encode_key(
     metric: str, sample: str, label_names: Sequence[str], label_values: Sequence[str], help_: str
 ) -> bytes:
-    """Return the key of a sample, the same for the same labels in any order."""
+    """Return the key of a sample; the order of the labels does not matter."""
     labels = dict(zip(label_names, label_values, strict=False))
     return json.dumps([metric, sample, labels, help_], sort_keys=True).encode()
 
 
 def pack_entry(key: bytes, value: float, timestamp: float) -> bytes:
-    """Return an entry as it stands in the file."""
+    """Return an entry as it is stored in the file."""
     padded = key + b" " * (8 - (len(key) + 4) % 8)
     return pack_int(len(key)) + padded + pack_pair(value, timestamp)
 
 
+def align_key(key: bytes, at: int) -> bytes:
+    """Return the key of an entry, with spaces so that value and timestamp are written at once.
+
+    Args:
+        key: The key.
+        at: The offset at which the entry is to begin.
+    """
+    value_at = at + len(pack_entry(key, 0.0, 0.0)) - 16
+    return key if value_at % 16 == 0 else key + b" " * 8
+
+
 def check_header(header: bytes, size: int) -> tuple[int, Damage | None]:
-    """Return where the entries of a file end, and what is wrong with its header.
+    """Return the offset where the entries of a file end, and what is wrong with its header.
 
     Args:
         header: The first :data:`HEADER_BYTES` of the file, or fewer if it has fewer.
@@ -127,18 +153,18 @@ def check_header(header: bytes, size: int) -> tuple[int, Damage | None]:
 def read_entries(
     data: bytes | bytearray | mmap.mmap, start: int, end: int, *, strict: bool = False
 ) -> tuple[list[bytes], int, Damage | None]:
-    """Find the entries of a metric file, up to the first one whose bounds make no sense.
+    """Find the entries of a metric file, up to the first one whose bounds are invalid.
 
     Args:
         data: The file's content, ``end`` bytes of it or more.
         start: Where the first entry begins.
         end: Where the last one ends.
-        strict: Stop at a key that is not a metric's, as is right where ``end`` is a guess.
+        strict: Stop at a key that is not a metric's key, for when ``end`` is a guess.
 
     Returns:
-        Their keys as they stand in the file, with length and padding (16 bytes follow each); the
-        offset behind the last one; and what is wrong there, if anything. Never raises, whatever the
-        bytes are.
+        Their keys as they are stored in the file, with length and padding (16 bytes follow each);
+        the offset after the last entry; and what is wrong there, if anything. Never raises,
+        whatever the bytes are.
     """
     keys = []
     at, problem = start, ""
@@ -162,16 +188,16 @@ def read_entries(
 
 
 def key_text(key: bytes) -> bytes:
-    """Return the JSON of a key that stands in a file with length and padding."""
-    return key[4 : 4 + _read_int(key, 0)[0]]
+    """Return the JSON of a key that is stored with length, padding and spaces."""
+    return key[4 : 4 + _read_int(key, 0)[0]].rstrip(b" ")
 
 
 def is_key(key: bytes) -> bool:
-    """Return whether a key, as it stands in a file, is a metric's."""
+    """Return whether a key, as it is stored in a file, is a metric's key."""
     text = key_text(key)
     if _KEY.fullmatch(text):
         return True
-    # Spelt in another way than we, and prometheus_client, do.
+    # Written differently than by us and prometheus_client.
     try:
         name, sample, labels, help_text = json.loads(text)
         return all(type(text) is str for text in (name, sample, help_text, *labels.values()))

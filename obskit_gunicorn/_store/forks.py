@@ -1,10 +1,10 @@
-"""What happens around a fork: one lock that keeps forks away, one order of starting over.
+"""What happens at a fork: a lock that delays it, and the steps that reset the child.
 
-A child forked between the opening of a file and its registration would own a copy of the descriptor
-that nobody knows of, and so keep the lock after its parent's end. Whoever opens or locks files
-holds :func:`guard`, and a fork waits for it.
+If a thread forks while another has opened a file but not yet registered it, the child has a copy of
+the descriptor that nobody knows about, and keeps the lock after its parent has ended. So code that
+opens or locks files holds :func:`guard`, and forks wait for it.
 
-A forked child starts over room by room, the lowest first: see :data:`ORDER`.
+A forked child resets its modules from the lowest to the highest: see :data:`ORDER`.
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ORDER = ("membership", "values", "collectors", "exporter")
-"""Who starts over in a forked child, in this order."""
+"""The names of the steps, in the order in which a forked child runs them."""
 
 _guard = threading.RLock()
 _steps: dict[str, Callable[[], object]] = {}
 
 
 def guard() -> threading.RLock:
-    """Return the lock that keeps forks away; re-entrant, and a fresh one in each forked child."""
+    """Return the lock that forks wait for; it is re-entrant, and new in each forked child."""
     return _guard
 
 
 def in_child(name: str, step: Callable[[], object]) -> None:
-    """Run a step in every forked child, at its turn in :data:`ORDER`.
+    """Register a step that every forked child runs, at its turn in :data:`ORDER`.
 
     Args:
-        name: Whose step it is; one of :data:`ORDER`.
-        step: Runs between the fork and the child's first line of Python; must not log, import or
-            wait.
+        name: The name of the step; one of :data:`ORDER`.
+        step: Runs before any other Python code of the child; must not log, import or wait.
     """
     _steps[ORDER[ORDER.index(name)]] = step
 
 
 def start_over() -> None:
-    """Start over in a forked child.
+    """Run the steps in a forked child.
 
-    Runs by itself after :func:`os.fork`; a child that was forked without Python's knowledge calls
-    it when it notices.
+    Called automatically after :func:`os.fork`. A child that was forked without Python's knowledge
+    calls it when it notices.
     """
-    global _guard  # noqa: PLW0603 - a fresh lock is the only safe one after a fork
+    global _guard  # noqa: PLW0603 - a only a new lock is safe after a fork
     _guard = threading.RLock()
     for name in ORDER:
         if name in _steps:

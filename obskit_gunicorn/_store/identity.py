@@ -1,7 +1,7 @@
-"""Who a process is, and whose its files shall be.
+"""What identifies a process, and which user owns its files.
 
-A pid alone means little: processes of several pid namespaces may share a directory, and the kernel
-uses a pid again. With its namespace and its start time it names one process.
+A pid does not identify a process: processes of several pid namespaces may share a directory, and
+the kernel reuses pids. Together with its namespace and its start time it does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import os
 
 
 class _Owner:
-    """To whom root gives the files it makes."""
+    """The owner of the files that root creates."""
 
     ids: tuple[int, int] | None = None
 
 
 def set_owner(user: int, group: int) -> None:
-    """Say to whom root gives the files it makes from now on, in this process and its forks.
+    """Set the owner of the files that root creates, in this process and its forks.
 
     Args:
         user: The uid of the workers.
@@ -26,28 +26,28 @@ def set_owner(user: int, group: int) -> None:
 
 
 def owner() -> tuple[int, int] | None:
-    """Return the uid and gid of :func:`set_owner`, or ``None`` when it was not called."""
+    """Return the uid and gid given to :func:`set_owner`, or ``None`` if it was not called."""
     return _Owner.ids
 
 
 def give_to_owner(descriptor: int) -> None:
-    """Give a file that root has just made to the user that the workers run as.
+    """Make the workers' user the owner of a file that root has just created.
 
-    Without it a root arbiter would leave files behind that the next holder of the slot, which has
-    dropped root, cannot open. Does nothing for any other user.
+    Otherwise the next holder of the slot, which has dropped root, could not open the files that a
+    root arbiter created. Does nothing unless root.
 
     Args:
         descriptor: An open descriptor of the file.
 
     Raises:
-        OSError: The file system has no owners.
+        OSError: The file system does not support owners.
     """
     if _Owner.ids is not None and os.geteuid() == 0:
         os.fchown(descriptor, *_Owner.ids)
 
 
 def pid_namespace() -> str:
-    """Return the name of this process's pid namespace; empty if it cannot be known."""
+    """Return the name of this process's pid namespace; empty if unknown."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -58,7 +58,7 @@ def start_ticks(pid: int | None = None) -> int:
     """Return when a process started, in clock ticks since boot (proc(5)); 0 if unknown.
 
     Args:
-        pid: The process, ended or not as long as nobody has reaped it; this one by default.
+        pid: The process, which may have ended but must not have been reaped; by default this one.
     """
     try:
         with open(f"/proc/{pid or 'self'}/stat", "rb") as file:

@@ -1,4 +1,4 @@
-"""Leases: one process's exclusive hold on a slot, and the record beside it.
+"""Leases: one process's exclusive hold on a slot, and the record of its holder.
 
 A lease is an ``flock`` on ``slotN.lease``. It does not expire by time; it ends when the process
 releases it or ends, for whatever reason. Pids are never used to tell who is alive, because
@@ -86,7 +86,7 @@ class Lease:
 
 
 def is_ready_worker(record: dict[str, Any]) -> bool:
-    """Return whether the record beside a lease is about a worker that has booted."""
+    """Return whether the record of a lease describes a worker that has booted."""
     return record.get("role") == "worker" and record.get("state") == "booted"
 
 

@@ -1,13 +1,14 @@
-"""This process's membership of a multiprocess directory: which one, in what role, with what lease.
+"""This process's membership of a multiprocess directory: the directory, the role and the lease.
 
-There is one :data:`membership` in a process. A forked child starts over with the same directory
-and without a lease. Safe beside threads and forks; not for signal context.
+Each process has one :data:`membership`. A forked child keeps the directory and drops the lease.
+Safe with threads and forks. Must not run in signal context, unless a method says otherwise.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _DYING_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
-"""What may keep one process from a lease for a while, but says nothing about the directory."""
+"""Errors that may pass: a process cannot take a lease now, but the directory is usable."""
 
 
 class NotYetError(OSError):
@@ -39,12 +40,12 @@ class Membership:
     """The directory, the role and the lease of this process.
 
     Attributes:
-        directory: The multiprocess directory, or ``None`` while metrics live in memory.
-        is_private: Whether the directory was made by us and goes with its last holder.
+        directory: The multiprocess directory, or ``None`` while metrics stay in memory.
+        is_private: Whether we created the directory, and its last holder removes it.
         role: What the process is.
         lease: The lease, or ``None`` before the first metric.
-        is_configuring: Whether a configuration was loaded whose arbiter has not begun yet. Until
-            then nothing is touched, so that ``--check-config`` leaves no trace.
+        is_configuring: Whether a configuration was loaded but its arbiter has not begun yet. Until
+            it begins nothing is touched, so that ``--check-config`` leaves no trace.
     """
 
     def __init__(self) -> None:
@@ -56,16 +57,18 @@ class Membership:
         self.is_configuring = False
         self._wanted: str | None = None
         self._arbiter_pid = 0
-        self._begun: set[str] = set()
+        self._begun: dict[str, float | None] = {}
+        self._place: mmap.mmap | None = None
         self._facts: dict[str, object] = {}
 
     def begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
-        """Become the arbiter of a directory; may be called again.
+        """Become the arbiter of a directory.
 
-        Called again for a directory it never wipes: an arbiter begins one generation.
+        May be called again. For the same directory the second call never wipes: an arbiter begins
+        one generation.
 
         Args:
-            path: The directory, made if it is missing; ``None`` for a new private one.
+            path: The directory, created if it is missing; ``None`` for a new private one.
             keep: Continue from the totals of earlier runs.
             user: The uid that workers will run as.
             group: Their gid.
@@ -74,7 +77,7 @@ class Membership:
             Whether a new generation was started.
 
         Raises:
-            OSError: The directory cannot be used, or no lease is to be had in it.
+            OSError: The directory cannot be used, or no lease can be taken in it.
         """
         with forks.guard():
             self.release()
@@ -83,16 +86,17 @@ class Membership:
             set_owner(user, group)
             if path is not None:
                 return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
-            self.directory = None
+            lost, self.directory = self.directory if self.is_private else None, None
+            started = None if lost is None else self._begun.get(lost.path)
             private.remove_leftovers(user)
-            self.directory, self.lease = private.make(user, group)
+            self.directory, self.lease = private.make(user, group, started=started)
             self.is_private = True
-            self._begun.add(self.directory.path)
+            self._note_begun(self.directory)
             return True
 
     def _begin_in(self, directory: SlotDirectory, *, keep: bool, user: int, group: int) -> bool:
         again = directory.path in self._begun
-        self._begun.add(directory.path)
+        started = self._begun.setdefault(directory.path, None)
         was_here = self.directory is not None and self.directory.path == directory.path
         is_private = private.is_private(directory) or (was_here and self.is_private)
         if not was_here:
@@ -100,38 +104,58 @@ class Membership:
         os.makedirs(directory.path, mode=0o700 if is_private else 0o755, exist_ok=True)
         directory.give_to(user, group)
         try:
-            self.lease, wiped = directory.start_generation(keep=keep or again, private=is_private)
+            self.lease, wiped = directory.start_generation(
+                keep=keep or again, private=is_private, started=started
+            )
         except OSError as error:
-            # What passes keeps the directory: workers may have better luck, and this process when
-            # it tries again.
+            # If the error may pass, keep the directory: workers, and later this process, may still
+            # be able to take a lease.
             if error.errno in _PASSING:
                 self.directory, self.is_private = directory, is_private
             raise
         self.directory, self.is_private = directory, is_private
+        self._note_begun(directory)
         return wiped
 
+    def _note_begun(self, directory: SlotDirectory) -> None:
+        """Note when the generation began, and tell the workers where the arbiter is."""
+        self._begun[directory.path] = directory.generation().get("started")
+        if self._place is None:
+            self._place = mmap.mmap(-1, mmap.PAGESIZE)  # shared with every fork
+        path = os.fsencode(directory.path) + b"\0"
+        if len(path) <= len(self._place):
+            self._place[0] = 0  # until the rest is there, it says nothing
+            self._place[1 : len(path)] = path[1:]
+            self._place[0] = path[0]
+
+    def _follow(self) -> None:
+        """Go where the arbiter is, if a private directory was lost with the place it was in."""
+        path = b"" if self._place is None else self._place[:].partition(b"\0")[0]
+        if self.is_private and path:
+            self.directory = SlotDirectory(os.fsdecode(path))
+
     def join(self, path: str) -> None:
-        """Use a directory from a process that Gunicorn did not start; takes no lease yet.
+        """Use a directory in a process that Gunicorn did not start; takes no lease yet.
 
         Args:
-            path: The directory, made if it is missing.
+            path: The directory, created if it is missing.
 
         Raises:
-            OSError: The directory cannot be made.
+            OSError: The directory cannot be created.
         """
         directory = SlotDirectory(path)
         os.makedirs(directory.path, mode=0o755, exist_ok=True)
         self.directory = directory
 
     def join_later(self, path: str) -> None:
-        """Join a directory at the first metric, unless this process becomes an arbiter before.
+        """Join a directory at the first metric, unless this process becomes an arbiter first.
 
-        For a directory that is named while a configuration is loaded.
+        For a directory that is named while a configuration is being loaded.
         """
         self._wanted = path
 
     def find_directory(self) -> SlotDirectory | None:
-        """Return the directory, joining the one of :meth:`join_later` when it is time."""
+        """Return the directory; first join the one of :meth:`join_later` if it is time."""
         path = self._wanted
         if path is not None and not self.is_configuring and not is_loading_configuration():
             self._wanted = None
@@ -160,17 +184,18 @@ class Membership:
         )
 
     def acquire(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
-        """Return the lease of this process, taking one if it has none.
+        """Return the lease of this process; take one if it has none.
 
         Args:
             wait_seconds: How long to wait for the directory lock.
 
         Raises:
             NotYetError: The process has not dropped root yet.
-            OSError: No lease is to be had.
+            OSError: No lease can be taken.
         """
         with forks.guard():
             if self.lease is None:
+                self._follow()
                 if self.directory is None:
                     raise OSError(errno.ENOENT, "there is no multiprocess directory")
                 ids = owner()
@@ -181,7 +206,7 @@ class Membership:
             return self.lease
 
     def note(self, **facts: object) -> None:
-        """Change the record of this lease, and of those that this process takes after it.
+        """Change the record of the current lease, and of all later leases of this process.
 
         Never raises.
         """
@@ -192,7 +217,7 @@ class Membership:
     def remove_live_gauges(self) -> None:
         """Remove the live-gauge files of processes that have ended, for other readers.
 
-        Safe in signal context: plain file work that waits for nobody. Never raises.
+        Safe in signal context: it never waits. Never raises.
         """
         if self.directory is not None:
             with contextlib.suppress(OSError):
@@ -206,7 +231,7 @@ class Membership:
                 lease.release()
 
     def leave(self) -> None:
-        """Leave the directory for good, and remove a private one that nobody else is in."""
+        """Leave the directory for good, and remove a private one that nobody else uses."""
         with forks.guard():
             self.release()
             directory, self.directory = self.directory, None
@@ -214,8 +239,8 @@ class Membership:
             return
         with contextlib.suppress(OSError):
             deadline = time.monotonic() + _DYING_SECONDS
-            # Workers that were killed at the end of a stop are still on their way out; another
-            # arbiter is there to stay.
+            # Workers that were killed at the end of a stop may not have ended yet: wait for them.
+            # But if another arbiter uses the directory, it stays.
             while not directory.remove_if_unused() and time.monotonic() < deadline:
                 held = [record for record in directory.records().values() if record is not None]
                 if any(record.get("role") == "arbiter" for record in held):
@@ -223,15 +248,15 @@ class Membership:
                 pause(_POLL_SECONDS)
 
     def is_in_charge(self) -> bool:
-        """Return whether a private directory is this process's to remove when it ends.
+        """Return whether this process must leave the directory, and remove a private one, at exit.
 
-        It is the arbiter's, and after the arbiter was killed the last worker's.
+        True of the arbiter and, if the arbiter was killed, of workers in a private directory.
         """
         orphaned = self.role == "worker" and os.getppid() != self._arbiter_pid
         return self.role == "arbiter" or (orphaned and self.is_private)
 
     def describe(self) -> str:
-        """Return one line for people: where metrics are kept and what this process holds."""
+        """Return one line for people: where metrics are kept, and this process's role and slot."""
         if self.directory is None:
             return "metrics stay in the memory of each process"
         kind = "a private directory" if self.is_private else "directory"
@@ -239,7 +264,7 @@ class Membership:
         return f"metrics are shared in {kind} {self.directory.path}{held}"
 
     def start_over(self) -> None:
-        """Drop the parent's lease in a forked child; the parent goes on holding it."""
+        """Drop the parent's lease in a forked child; the parent keeps it."""
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.drop()
@@ -254,7 +279,7 @@ forks.in_child("membership", membership.start_over)
 
 
 def is_loading_configuration() -> bool:
-    """Return whether Gunicorn, loading its configuration, has called this, directly or not."""
+    """Return whether Gunicorn, loading its configuration, called this directly or indirectly."""
     return any(
         frame.f_code.co_name == "do_load_config"
         and frame.f_globals.get("__name__") == "gunicorn.app.base"

@@ -1,13 +1,14 @@
-"""The private directory: made where nobody has named one, removed by its last holder.
+"""The private directory, used if no directory is named; its last holder removes it.
 
-It lies in memory where there is a place for that, is closed to other users (mode 0700), and what
-killed runs have left is removed at the next start.
+It is in memory if possible, and closed to other users (mode 0700). Directories that killed runs
+left behind are removed at the next start.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -27,39 +28,50 @@ _STALE_SECONDS = 60.0
 
 
 def is_private(directory: SlotDirectory) -> bool:
-    """Return whether we have made a directory for ourselves, and may remove it."""
+    """Return whether we created this directory as a private one, and so may remove it."""
     is_named_so = os.path.basename(directory.path).startswith(_PREFIX)
     return is_named_so and directory.generation().get("private") is True
 
 
-def make(user: int, group: int) -> tuple[SlotDirectory, Lease]:
-    """Make a private directory, and take the arbiter's lease in it.
+def may_stay(directory: SlotDirectory) -> bool:
+    """Return whether a private directory is there, or can be made again where it was."""
+    parent = os.path.dirname(directory.path)
+    return os.path.isdir(directory.path) or os.access(parent, os.W_OK | os.X_OK)
+
+
+def make(user: int, group: int, *, started: float | None = None) -> tuple[SlotDirectory, Lease]:
+    """Create a private directory, and take the arbiter's lease in it.
 
     Args:
         user: The uid of the workers.
         group: Their gid.
+        started: When the generation began that goes on here, because its directory is lost.
 
     Raises:
-        OSError: There is no place for one.
+        OSError: No private directory can be created.
     """
     error: OSError = FileNotFoundError(errno.ENOENT, "no directory for temporary files")
     for parent in _parents(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:
-                return _make_in(parent, user, group)
+                return _make_in(parent, user, group, started)
             except OSError as reason:
                 error = reason
     raise error
 
 
-def _make_in(parent: str, user: int, group: int) -> tuple[SlotDirectory, Lease]:
-    # Under another name until it is leased: a server that starts at the same time and removes what
-    # killed runs have left must not take it for a leftover.
+def _make_in(
+    parent: str, user: int, group: int, started: float | None
+) -> tuple[SlotDirectory, Lease]:
+    # It has another name until it is leased, so that a server which starts at the same time does
+    # not remove it as a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
     try:
         if os.geteuid() == 0:
             os.chown(unfinished, user, group)
-        lease, _ = SlotDirectory(unfinished).start_generation(keep=False, private=True)
+        lease, _ = SlotDirectory(unfinished).start_generation(
+            keep=False, private=True, started=started
+        )
         path = os.path.join(parent, os.path.basename(unfinished)[1:])
         os.rename(unfinished, path)
     except OSError:
@@ -70,7 +82,7 @@ def _make_in(parent: str, user: int, group: int) -> tuple[SlotDirectory, Lease]:
 
 
 def remove_leftovers(user: int) -> None:
-    """Remove the private directories that killed runs of this user have left."""
+    """Remove the private directories that killed runs of this user left behind."""
     for parent in _parents(user):
         with contextlib.suppress(OSError), os.scandir(parent) as entries:
             for entry in entries:
@@ -79,8 +91,19 @@ def remove_leftovers(user: int) -> None:
                         SlotDirectory(entry.path).remove_if_unused(wait_seconds=0)
 
 
+def find() -> list[str]:
+    """Return the private directories of this machine that this user can see."""
+    parents = dict.fromkeys([*_parents(os.geteuid()), *glob.glob("/run/user/*")])
+    return [
+        path
+        for parent in parents
+        for path in sorted(glob.glob(os.path.join(glob.escape(parent), f"{_PREFIX}*")))
+        if is_private(SlotDirectory(path))
+    ]
+
+
 def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
-    """Return whether a directory is a private one of this user, and not just being made."""
+    """Return whether a directory is a private one of this user, and not being created just now."""
     if not entry.name.removeprefix(".").startswith(_PREFIX):
         return False
     status = entry.stat(follow_symlinks=False)
@@ -93,10 +116,14 @@ def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
 
 def _parents(user: int) -> Iterator[str]:
     """Yield directories for a private one, in memory first."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    # Workers that run as somebody else cannot pass through the directory of this user.
-    if runtime and user == os.geteuid():
-        yield runtime
+    # Workers that run as another user have no access to this user's directory.
+    if user == os.geteuid():
+        # That of a systemd unit, which lives just as long as the server does.
+        yield from filter(None, os.environ.get("RUNTIME_DIRECTORY", "").split(":"))
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        # A session's goes at the user's last logout, under a server that goes on.
+        if runtime and not os.path.realpath(runtime).startswith("/run/user/"):
+            yield runtime
     yield "/dev/shm"
     with contextlib.suppress(FileNotFoundError):
         yield tempfile.gettempdir()

@@ -1,4 +1,4 @@
-"""Reading metric files at scrapes: again and again, parsing only what was appended."""
+"""Reading metric files at scrapes; only what was appended is parsed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import struct
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, check_header, read_entries
+from obskit_gunicorn._store.fileformat import (
+    HEADER_BYTES,
+    Damage,
+    check_header,
+    pack_pair,
+    read_entries,
+)
 from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from obskit_gunicorn._store.locks import LockedFile
 
 _LARGEST_STEP_BYTES = 1 << 20
 
 
 class _Part(NamedTuple):
-    """A stretch of a metric file, short enough for its values to stay in the CPU's cache."""
+    """A section of a metric file, so short that its values fit in the CPU's cache."""
 
     start: int
     keys: tuple[bytes, ...]
@@ -35,7 +43,7 @@ class _Part(NamedTuple):
         return cls(start, keys, *[struct.Struct(format_).unpack_from for format_ in formats])
 
     def end(self) -> int:
-        """Return the offset behind the last entry."""
+        """Return the offset after the last entry."""
         return self.start + sum(map(len, self.keys)) + 16 * len(self.keys)
 
 
@@ -43,26 +51,26 @@ _PART_KEYS = 256
 
 
 class Layout:
-    """The keys of a metric file and where their values stand.
+    """The keys of a metric file, and the offsets of their values.
 
-    Files of processes that run the same application mostly have the same keys in the same order, so
-    one layout serves many files, and a new file is compared with it instead of being parsed.
+    Processes that run the same application mostly write the same keys in the same order. So many
+    files share one layout, and a new file is compared with it instead of being parsed.
 
     Attributes:
-        keys: The keys as they stand in the file, with length and padding; never changed.
-        end: The offset behind the last entry; never changed.
-        is_doubtful: There is a key that is not a metric's. It may have been read before it was
-            written, so the keys are looked at again at each scrape.
+        keys: The keys as they are stored in the file, with length and padding; never changed.
+        end: The offset after the last entry; never changed.
+        is_doubtful: Whether a key is not a metric's key. It may have been read before it was
+            completely written, so the keys are compared again at each scrape.
     """
 
     __slots__ = ("__weakref__", "_parts", "end", "is_doubtful", "keys")
 
     def __init__(self, keys: tuple[bytes, ...], shorter: Layout | None = None) -> None:
-        """Make the layout of a file with these keys.
+        """Create the layout of a file with these keys.
 
         Args:
-            keys: The keys as they stand in the file.
-            shorter: A layout that these keys begin with; what it has worked out is taken over.
+            keys: The keys as they are stored in the file.
+            shorter: A layout of the first of these keys; its parts are reused.
         """
         self.keys = keys
         self.is_doubtful = False
@@ -77,20 +85,20 @@ class Layout:
         self.end = at
 
     def fits(self, data: bytearray) -> bool:
-        """Return whether a file begins with just these keys; ``data`` holds ``end`` bytes of it."""
+        """Return whether a file begins with these keys; ``data`` holds ``end`` bytes of it."""
         return all(part.read_keys(data, part.start) == part.keys for part in self._parts)
 
-    def goes_on(self, shorter: Layout, data: bytearray) -> bool:
-        """Return whether a file that begins with ``shorter`` goes on with the rest of this one."""
+    def extends(self, shorter: Layout, data: bytearray) -> bool:
+        """Return whether a file that begins with ``shorter`` continues with the rest of this."""
         if len(self.keys) <= len(shorter.keys):
             return False  # it has fewer keys and longer ones
         following = self.keys[len(shorter.keys)]
-        # The next key first: it mostly tells, and costs less than to look at all of them.
+        # Compare the next key first: that is mostly enough, and cheaper than comparing all.
         found = data[shorter.end : shorter.end + len(following)]
         return found == following and self.fits(data)
 
     def values(self, data: bytearray) -> Iterator[float]:
-        """Return the values of all keys, read part by part as they are asked for."""
+        """Return the values of all keys; each part is read when it is needed."""
         return chain.from_iterable(part.read_values(data, part.start) for part in self._parts)
 
     def pairs(self, data: bytearray) -> Iterator[float]:
@@ -100,15 +108,15 @@ class Layout:
     def extended(
         self, data: bytearray, used: int, *, strict: bool = False
     ) -> tuple[Layout, Damage | None]:
-        """Parse what follows this layout.
+        """Parse the entries after this layout.
 
         Args:
             data: The file's content, ``used`` bytes of it or more.
             used: Where the entries end.
-            strict: Stop at a key that is not a metric's.
+            strict: Stop at a key that is not a metric's key.
 
         Returns:
-            The layout with all whole entries up to ``used``, and what is wrong behind it.
+            The layout with all whole entries up to ``used``, and what is wrong after it.
         """
         keys, _end, damage = read_entries(data, self.end, used, strict=strict)
         return (Layout((*self.keys, *keys), self) if keys else self), damage
@@ -118,28 +126,30 @@ _EMPTY = Layout(())
 
 
 class MetricFileReader:
-    """A metric file as scrapes read it.
+    """A metric file that is read at each scrape.
 
-    Nothing in the file can crash, hang or balloon the reader: it reads without mapping, so that a
-    file that is cut short is no SIGBUS, and never more than the file's size. It keeps no
-    descriptor. A file that was replaced is noticed by its inode and, where inodes are reused at
-    once, by the number in its header; one without a number by its keys.
+    Nothing in the file can crash or hang the reader, or make it use much memory. It does not map
+    the file, so a truncated file causes no SIGBUS, and it never reads more than the file's size. It
+    keeps no descriptor open, but may be given one. It recognizes a replaced file by its inode and,
+    because inodes may be reused at once, by the number in its header, or by its keys if there is no
+    number.
 
-    What cannot be read leaves keys and values as they were, so that no counter goes backwards.
+    If the file cannot be read, keys and values stay as they were, so that no counter goes
+    backwards.
 
     Not thread-safe.
 
     Attributes:
         path: The file.
         layout: Its keys, as far as they could be read.
-        damage: What was wrong with the file when it was last read.
+        damage: What was wrong with the file when it was last read, if anything.
         size: Its size in bytes.
     """
 
     __slots__ = ("_data", "_identity", "damage", "layout", "path", "size")
 
     def __init__(self, path: str) -> None:
-        """Name the file; nothing is read."""
+        """Set the path; reads nothing."""
         self.path = path
         self.layout = _EMPTY
         self.damage: Damage | None = None
@@ -147,24 +157,37 @@ class MetricFileReader:
         self._data = bytearray()
         self._identity: tuple[int, int, bytes] | None = None
 
+    @classmethod
+    def of(cls, entries: Mapping[bytes, tuple[float, float]]) -> MetricFileReader:
+        """Return a reader of a file that is nowhere, with these keys, values and timestamps."""
+        reader = cls("")
+        reader.layout = Layout(tuple(entries))
+        parts = (key + pack_pair(*pair) for key, pair in entries.items())
+        reader._data = bytearray(HEADER_BYTES) + b"".join(parts)
+        return reader
+
     def values(self) -> Iterator[float]:
-        """Return the value of each key; to be used up before the next :meth:`refresh`."""
+        """Return the value of each key; must be consumed before the next :meth:`refresh`."""
         return self.layout.values(self._data)
 
     def pairs(self) -> Iterator[float]:
-        """Return each value with its timestamp behind it, likewise."""
+        """Return value, timestamp, value, ...; must be consumed before the next :meth:`refresh`."""
         return self.layout.pairs(self._data)
 
-    def refresh(self, layouts: Iterable[Layout] = ()) -> None:
-        """Read the file; what is wrong with it is in :attr:`damage` then.
+    def refresh(self, layouts: Iterable[Layout] = (), kept: LockedFile | None = None) -> None:
+        """Read the file, and set :attr:`damage`.
 
         Args:
-            layouts: Layouts of like files, to be tried before parsing.
+            layouts: Layouts of similar files, which are tried before parsing.
+            kept: The file, if it is open already; it may have been removed since.
 
         Raises:
-            FileNotFoundError: The file is gone.
+            FileNotFoundError: The file does not exist.
         """
         try:
+            if kept is not None:
+                self.damage = self.read(kept.descriptor, layouts)
+                return
             descriptor = open_file(self.path, os.O_RDONLY)
             try:
                 self.damage = self.read(descriptor, layouts)
@@ -193,20 +216,20 @@ class MetricFileReader:
             return damage
         identity = (status.st_dev, status.st_ino, header[4:])
         is_known = identity == self._identity and any(header[4:]) and not self.layout.is_doubtful
-        # What may be another file is read apart, to leave nothing behind if it is cut short.
+        # A file that may have been replaced is read into a new buffer, in case it is truncated.
         data = self._data if is_known else bytearray(used)
         if len(data) < used:
             data.extend(bytes(used - len(data)))
         got = os.preadv(descriptor, [memoryview(data)[:used]], 0)
         if got < used:
-            return Damage("truncated", f"the file was cut to {got} bytes while it was read")
+            return Damage("truncated", f"the file was truncated to {got} bytes while it was read")
         layout = self.layout
         if used < layout.end or identity != self._identity:
             layout = _EMPTY
         elif not is_known and not layout.fits(data):
-            layout = _EMPTY  # it was replaced, or a key was written only now
+            layout = _EMPTY  # it was replaced, or a key was completed only now
         for other in layouts:
-            if layout.end < other.end <= used and other.goes_on(layout, data):
+            if layout.end < other.end <= used and other.extends(layout, data):
                 layout = other
         if layout.end < used:
             layout, damage = layout.extended(data, used)
@@ -214,9 +237,9 @@ class MetricFileReader:
         return damage
 
     def _salvage(self, descriptor: int) -> None:
-        """Take what is beyond doubt an entry, where the header says nothing of use."""
+        """Recover entries with valid keys when the header is wrong."""
         data, layout = bytearray(), _EMPTY
-        # Step by step: a file may seem to be much larger than what there is in it.
+        # Step by step, because a sparse file may be much larger than its content.
         while len(data) - layout.end < _LARGEST_STEP_BYTES:
             step = os.pread(descriptor, _LARGEST_STEP_BYTES, len(data))
             data += step

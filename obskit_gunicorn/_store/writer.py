@@ -1,4 +1,4 @@
-"""Writing a metric file: mapped, locked by one process, and salvaged where it was damaged."""
+"""Writing a metric file: it is mapped, locked by one process, and salvaged if it is damaged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mmap
 import os
 
 from obskit_gunicorn._store import fileformat
-from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage
+from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
 from obskit_gunicorn._store.identity import give_to_owner
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -20,47 +20,59 @@ _ASKING_SECONDS = 0.1
 
 
 class MetricFileInUseError(OSError):
-    """Another process holds the lock of a metric file that this process meant to write."""
+    """Another process holds the lock of a metric file that this process wanted to write."""
 
     def __init__(self, path: str) -> None:
-        """Make the error for the file at ``path``."""
+        """Create the error for the file at ``path``."""
         super().__init__(errno.EBUSY, "another process writes this metric file", path)
 
 
 class MetricFile:
     """A metric file open for writing, mapped, and locked by this process alone.
 
-    The lock and the data are one inode: whoever has the file open for writing is its only writer,
-    also when files were removed or replaced behind our back.
+    Lock and data are the same inode. So two processes never write to the same file, even if
+    somebody removes or replaces files.
 
-    A file appears under its name only when it is whole. Space is reserved before it is mapped, so
-    that a full volume is an ``OSError`` here and never a SIGBUS at a write.
+    A file gets its name only when it is complete. Space is reserved before it is mapped, so a full
+    volume is an ``OSError`` here and never a SIGBUS at a write.
 
     Not thread-safe; the caller holds a lock. A forked child must call :meth:`release` on the files
-    of its parent, which leaves the parent's own mapping alone.
+    of its parent; the parent's own mapping is not affected.
 
     Attributes:
         path: The file.
-        cells: The file as doubles; the value of an entry is the one at its index.
-        salvaged: What was wrong with the file that was found, or ``None``.
+        cells: The file as doubles; each entry has the index of its value.
+        salvaged: What was wrong with an existing file that was damaged, or ``None``.
     """
 
-    __slots__ = ("_file", "_indexes", "_map", "_size", "_used", "cells", "path", "salvaged")
+    __slots__ = (
+        "_file",
+        "_has_timestamps",
+        "_indexes",
+        "_map",
+        "_size",
+        "_used",
+        "cells",
+        "path",
+        "salvaged",
+    )
 
     def __init__(self, path: str) -> None:
-        """Open the file, or make it; replace a damaged one by what can be read of it.
+        """Open or create the file; replace a damaged file with its readable part.
 
         Args:
-            path: The file. A damaged one is kept beside it as ``<path>.damaged``.
+            path: The file. A damaged file is kept as ``<path>.damaged``.
 
         Raises:
             MetricFileInUseError: Another process writes the file.
-            OSError: The file cannot be opened or made, or there is no room for it.
+            OSError: The file cannot be opened or created, or the volume is full.
         """
         self.path = path
         self.salvaged: str | None = None
         self._indexes: dict[bytes, int] = {}
         self._used = HEADER_BYTES
+        name = MetricFileName.parse(os.path.basename(path))
+        self._has_timestamps = name is not None and name.has_timestamps
         _forget_second_name(path)
         self._file = self._open()
         try:
@@ -74,7 +86,7 @@ class MetricFile:
             raise
 
     def find(self, key: bytes) -> int | None:
-        """Return the index of a key's value in :attr:`cells`, or ``None`` when it has no entry."""
+        """Return the index of a key's value in :attr:`cells`, or ``None`` if it has no entry."""
         return self._indexes.get(key)
 
     def add(self, key: bytes, value: float, timestamp: float) -> int:
@@ -89,14 +101,14 @@ class MetricFile:
             The index of the value in :attr:`cells`.
 
         Raises:
-            OSError: There is no room; the file is as it was.
+            OSError: The volume is full; the file is unchanged.
         """
-        entry = fileformat.pack_entry(key, value, timestamp)
+        entry = self._pack_entry(key, value, timestamp, self._used)
         end = self._used + len(entry)
         while end > self._size:
             self._grow()
         self._map[self._used : end] = entry
-        # Last, and in one store: from here on readers see the entry.
+        # Last, and in one store: from now on readers see the entry.
         self._map[0:4] = fileformat.pack_int(end)
         self._used = end
         index = self._indexes[key] = (end - 16) // _CELL_BYTES
@@ -108,24 +120,29 @@ class MetricFile:
         return value, timestamp
 
     def write_pair(self, index: int, value: float, timestamp: float) -> None:
-        """Write value and timestamp in one store of 16 bytes."""
+        """Write value and timestamp, in a file that has timestamps in one store of 16 bytes."""
         at = index * _CELL_BYTES
         self._map[at : at + 16] = fileformat.pack_pair(value, timestamp)
+
+    def _pack_entry(self, key: bytes, value: float, timestamp: float, at: int) -> bytes:
+        if self._has_timestamps:
+            key = fileformat.align_key(key, at)
+        return fileformat.pack_entry(key, value, timestamp)
 
     def is_linked(self) -> bool:
         """Return whether the file still has a name, so that readers can find it."""
         return self._file.is_linked()
 
     def release(self) -> None:
-        """Unmap and close the file, and so end the lock; may be called twice, never raises."""
+        """Unmap and close the file, which ends the lock; may be called twice, never raises."""
         cells = getattr(self, "cells", None)
         if cells is not None:
             cells.release()
             if self._file.is_open():
                 self._map.close()
             else:
-                # Somebody has closed our descriptors wholesale. The map has one of its own, which
-                # it would close by number, whatever that is by now.
+                # Somebody has closed all descriptors. The map would close its own descriptor by
+                # number, which may belong to another file by now.
                 _abandoned.append(self._map)
         self._file.close()
 
@@ -136,7 +153,7 @@ class MetricFile:
             except FileNotFoundError:
                 return self._make(b"")
             try:
-                # Somebody who only asks whether the slot is free holds it for an instant.
+                # A process that only checks whether the slot is free holds the lock for a moment.
                 if not file.lock(wait_seconds=_ASKING_SECONDS):
                     raise MetricFileInUseError(self.path)
                 if file.is_in_place():
@@ -147,11 +164,11 @@ class MetricFile:
             file.close()
 
     def _make(self, entries: bytes, *, keep_damaged: bool = False) -> LockedFile:
-        """Make a locked file that is whole before it takes the place of the one that was found.
+        """Create a complete and locked file, and give it the name of this one.
 
         Args:
-            entries: What it holds.
-            keep_damaged: Keep the one that was found as ``<path>.damaged``.
+            entries: Its entries.
+            keep_damaged: Keep the existing file as ``<path>.damaged``.
         """
         unfinished = self.path.removesuffix(".db") + ".new"
         with contextlib.suppress(FileNotFoundError):
@@ -181,14 +198,14 @@ class MetricFile:
         damaged = self.path + ".damaged"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(damaged)
-        # A second name first, so that there is no moment at which a scrape finds no file.
+        # Give it a second name first, so that a scrape finds a file at any moment.
         try:
             os.link(self.path, damaged)
         except OSError:  # a file system without hard links
             os.rename(self.path, damaged)
 
     def _load(self) -> Damage | None:
-        """Map the file and learn its entries, unless something is wrong with it."""
+        """Map the file and index its entries, unless something is wrong with it."""
         found = os.fstat(self._file.descriptor).st_size
         used, damage = fileformat.check_header(
             os.pread(self._file.descriptor, HEADER_BYTES, 0), found
@@ -196,8 +213,8 @@ class MetricFile:
         if damage is not None:
             return damage
         size = _whole_pages(found)
-        # Also for a file that was found: it may be sparse, and a store into a hole of a full
-        # volume is a SIGBUS.
+        # Existing files too: they may be sparse, and a write to a hole is a SIGBUS if the volume is
+        # full.
         _reserve(self._file.descriptor, 0, size)
         self._map_file(size)
         keys, used, damage = fileformat.read_entries(self._map, HEADER_BYTES, used)
@@ -213,16 +230,16 @@ class MetricFile:
         return damage
 
     def _salvage(self) -> None:
-        """Put a new file with the valid entries in the place of a damaged one."""
+        """Replace a damaged file with a new one that has its valid entries."""
         reader = MetricFileReader(self.path)
         reader.read(self._file.descriptor)
         pairs = iter(reader.pairs())
-        content = b"".join(
-            key + fileformat.pack_pair(value, timestamp)
-            for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True)
-            if fileformat.is_key(key)
-        )
-        replacement = self._make(content, keep_damaged=True)
+        content = bytearray()
+        for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True):
+            if fileformat.is_key(key):
+                at = HEADER_BYTES + len(content)
+                content += self._pack_entry(fileformat.key_text(key), value, timestamp, at)
+        replacement = self._make(bytes(content), keep_damaged=True)
         self.release()
         self._indexes.clear()
         self._file = replacement
@@ -238,7 +255,7 @@ class MetricFile:
     def _map_file(self, size: int) -> None:
         try:
             self._map = mmap.mmap(self._file.descriptor, size)
-        except ValueError as error:  # somebody has cut it since it was reserved
+        except ValueError as error:  # somebody truncated it after it was reserved
             raise OSError(errno.EIO, str(error), self.path) from None
         self._size = size
         self.cells = memoryview(self._map).cast("d")
@@ -248,7 +265,7 @@ _abandoned: list[mmap.mmap] = []
 
 
 def _forget_second_name(path: str) -> None:
-    """Remove the second name that a process killed while it salvaged has left."""
+    """Remove the second name of a file, if a process was killed while it salvaged the file."""
     damaged = path + ".damaged"
     with contextlib.suppress(OSError):
         if os.path.samestat(os.lstat(damaged), os.lstat(path)):
@@ -260,11 +277,15 @@ def _whole_pages(size: int) -> int:
 
 
 def _reserve(descriptor: int, offset: int, length: int) -> None:
-    """Make sure that a stretch of a file has room on the volume; ENOSPC if it has not."""
+    """Reserve space on the volume for a section of a file.
+
+    Raises:
+        OSError: The volume is full.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, offset, length)
         return
-    # macOS: writing zeros behind the end is what reserves room; what is there is left alone.
+    # macOS: reserve space by writing zeros after the end; the existing content stays.
     size = os.fstat(descriptor).st_size
     if offset + length > size:
         os.pwrite(descriptor, bytes(offset + length - size), size)

@@ -1,1 +1,1 @@
-"""What a metric writes into: values, their cells, and sharing them with other processes."""
+"""Where metrics store their numbers: values, their cells, and sharing them between processes."""

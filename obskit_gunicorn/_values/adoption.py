@@ -1,7 +1,7 @@
-"""Taking over metrics that were made before the value class was installed.
+"""Taking over metrics that were created before the value class was installed.
 
-Their values are prometheus_client's own. Each metric makes its values anew, which are ours then,
-and they continue from the old numbers. Runs once in a process, when sharing begins.
+Their values are prometheus_client's own. Each metric creates its values again, which are then ours
+and continue from the old numbers. Runs once in each process, when sharing begins.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 
 
 def take_over() -> list[str]:
-    """Give metrics that were made with prometheus_client's own values ours instead.
+    """Replace prometheus_client's own values in existing metrics with ours.
 
     Returns:
-        The names of those that could not be taken over, because code keeps their values where we
-        cannot find them.
+        The names of the metrics that could not be taken over, because other code keeps their values
+        where we cannot find them.
     """
     if not _strays():
         return []
     for metric in filter(_prometheus.is_their_metric, gc.get_objects()):
         _take_over_metric(metric)
-    # Their own files of this process go: what they hold goes on in ours.
+    # Remove the files of the old values: our files continue from their numbers.
     _prometheus.close_their_files()
     directory = os.environ.get(DIRECTORY_VARIABLE)
     if directory:

@@ -1,17 +1,17 @@
-"""Cells: the numbers behind the values, each *base + own*, and the files that they are kept in.
+"""Cells: the numbers behind the values, each *base + own*, and the files that store them.
 
-``base`` is what the slot's file held when this process first touched the key, ``own`` is what this
-process has added. The file always holds the two combined, so it says what all holders of the slot
-together have counted.
+``base`` is what the slot's file contained when this process first used the key, ``own`` is what
+this process has added. The file always contains both combined, so it shows what all holders of the
+slot have counted together.
 
 ==============================================  ================================================
 metric                                          the file holds
 ==============================================  ================================================
 counter, histogram, summary, gauge ``sum``      base + own
-gauge ``max``, ``min``                          the extreme of both
+gauge ``max``, ``min``                          the larger, the smaller
 gauge ``mostrecent``                            the one with the newer timestamp
-gauge ``all``, ``live*``                        own; the last holder's file is removed when the
-                                                slot is taken
+gauge ``all``, ``live*``                        own; the file of the previous holder is removed
+                                                when the slot is taken
 ==============================================  ================================================
 
 Not thread-safe: the caller holds a lock.
@@ -33,7 +33,7 @@ Key = tuple[str, bytes]
 
 
 class _Memory:
-    """Where a cell without a file writes to."""
+    """What a cell without a file writes to."""
 
     def __init__(self) -> None:
         self.cells = [0.0]
@@ -47,7 +47,7 @@ NOWHERE = object()
 
 
 class Cell:
-    """The number behind every value of one key in this process; adds up with other holders'."""
+    """The number behind all values of one key in this process; it is added to other holders'."""
 
     __slots__ = ("base", "base_timestamp", "file", "index", "own", "store", "timestamp")
 
@@ -61,7 +61,7 @@ class Cell:
         self.base_timestamp = 0.0
 
     def combined(self) -> tuple[float, float]:
-        """Return the value and the timestamp that the file shall hold."""
+        """Return the value and the timestamp to write to the file."""
         return (self.base or 0.0) + self.own, 0.0
 
     def write(self) -> None:
@@ -130,12 +130,12 @@ class Store:
 
         Args:
             key: The key, which has no cell in this store yet.
-            carried: The cell it had in memory, whose own part goes on.
+            carried: The cell it had in memory, whose contribution is added to the file.
 
         Raises:
-            MetricFileInUseError: The slot is not ours alone any more: somebody removed or
-                replaced its lease or one of its files.
-            OSError: There is no file or no room to be had.
+            MetricFileInUseError: The slot is no longer ours alone: somebody removed or replaced its
+                lease or one of its files.
+            OSError: The file cannot be opened or created, or the volume is full.
         """
         prefix, name = key
         if prefix not in self.files:
@@ -164,12 +164,16 @@ class Store:
         self.cells[key] = cell
         return cell
 
-    def carry_over(self, *, take_along: bool) -> dict[Key, Cell]:
-        """Return, as cells in memory, those whose contribution moves to another slot.
+    def known(self) -> dict[Key, Cell]:
+        """Return all cells of this lease, those that were closed and not used since among them."""
+        return {**self._earlier, **self.cells}
 
-        That is what no reader can find any more, because its file was removed, and every gauge:
-        what is set next replaces what was set here. Counters stay where they stand, so that no
-        scrape sees them go down.
+    def carry_over(self, *, take_along: bool) -> dict[Key, Cell]:
+        """Return cells in memory for all contributions that move to another slot.
+
+        These are the cells of removed files, which readers no longer find, and all gauges, because
+        the next ``set`` replaces this one. Counters stay in their files, so that no scrape sees
+        them go down.
 
         Args:
             take_along: Take counters along as well.
@@ -187,6 +191,6 @@ class Store:
         return carried
 
     def release(self) -> None:
-        """Unmap and close the files. In a forked child the parent's own are left alone."""
+        """Unmap and close the files; in a forked child this does not affect the parent's."""
         for file in list(self.files.values()):
             file.release()

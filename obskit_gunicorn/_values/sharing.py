@@ -27,7 +27,7 @@ def install() -> list[str]:
     """Install the value class, and take over metrics that exist already.
 
     Returns:
-        The names of metrics that could not be taken over; see
+        The names of metrics that could not be taken over, which are also logged; see
         :func:`obskit_gunicorn._values.adoption.take_over`.
     """
     if values.is_installed():
@@ -35,6 +35,11 @@ def install() -> list[str]:
     _missing[:] = values.install()
     stray = adoption.take_over()
     values.install()  # after the takeover prometheus_client may no longer close our files
+    if stray:
+        log.warning(
+            "obskit: %s: created before obskit_gunicorn.multiprocess was imported, so not shared",
+            ", ".join(stray),
+        )
     return stray
 
 
@@ -55,14 +60,15 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     _report_missing()
     before = membership.directory
     if before is not None and membership.lease is not None:
-        if before.path != path:
-            log.warning("obskit: metrics directory changed; %s is no longer used", before.path)
-        elif not membership.lease.is_in_place():
+        if not membership.lease.is_in_place():
             log.warning(
-                "obskit: metrics directory %s was removed or cleaned while in use; counts that "
-                "were only there are lost, counting continues",
+                "obskit: metrics directory %s was removed or cleaned while in use; it is made "
+                "again, here or elsewhere, and counting continues. If systemd did it: set "
+                "RuntimeDirectory= in the unit, or RemoveIPC=no (docs/deployment.md)",
                 before.path,
             )
+        elif before.path != path:
+            log.warning("obskit: metrics directory changed; %s is no longer used", before.path)
     # Not in on_exit: metrics may be written until the very end, and Gunicorn does not always call
     # on_exit. Workers inherit this.
     atexit.unregister(_leave)
@@ -92,12 +98,7 @@ def join() -> None:
     path = os.environ.get(DIRECTORY_VARIABLE)
     if not path or membership.directory is not None or membership.is_led:
         return
-    stray = install()
-    if stray:
-        log.warning(
-            "obskit: %s: created before obskit_gunicorn.multiprocess was imported, so not shared",
-            ", ".join(stray),
-        )
+    install()
     if membership.is_configuring or is_loading_configuration():
         # Either an arbiter begins, or, if no class is published, this process and its forks join
         # at their first metric.

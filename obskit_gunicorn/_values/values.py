@@ -1,15 +1,15 @@
-"""The value class: what prometheus_client's metrics store their numbers in.
+"""The value class, in which prometheus_client's metrics store their numbers.
 
-A value is bound to a cell of a file when it is next used, so that nothing walks a preloaded
-parent's ten thousand children after a fork. When there is no lease or no room to be had it goes on
-in memory, and moves into the file as soon as there is: ``inc`` never raises because of us. A
-process that is killed at any moment, or a scrape at any moment, finds the file right; there is
-nothing to fold when a process ends.
+A value is bound to a cell of a file when it is next used. So after a fork the child does no work
+for series that it never uses. If there is no lease or the volume is full, the value stays in memory
+and moves into the file as soon as possible: ``inc`` never raises because of us. The file is correct
+at any moment, for scrapes and if the process is killed, and nothing must be done when a process
+ends.
 
-``get``, ``set`` and so ``Counter.reset`` act on what this process has contributed.
+``get``, ``set`` and ``Counter.reset`` act on the contribution of this process.
 
-Installed at prometheus_client's supported seam, ``prometheus_client.values.ValueClass``. Safe
-beside threads and forks. Not for signal context: the lock is not re-entrant.
+Installed as ``prometheus_client.values.ValueClass``, which prometheus_client supports. Safe with
+threads and forks. Must not run in signal context: the lock is not re-entrant.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _RETRY_SECONDS = 1.0
-"""How long values stay in memory before the next try for a file."""
+"""How long values stay in memory before the next attempt to open a file."""
 
 _MADV_WIPEONFORK = 18  # <asm-generic/mman-common.h>; the mmap module has no name for it
 
@@ -46,29 +46,29 @@ _store: Store | None = None
 """The files of this process, once it has a lease."""
 
 _settled: Store | None = None
-"""The same, while nothing of this process is left in memory.
+"""The same while no value of this process is in memory, else ``None``.
 
-The one thing that the fast path of a value compares with: while there is something to move into the
-files, every call takes the slow path, which tries.
+The fast path of a value only compares its store with this one. While there are values in memory,
+every call takes the slow path, which tries to move them into the files.
 """
 
 _closed: Store | None = None
 """The files before they were closed, if they were."""
 
 _memory: dict[Key, Cell] = {}
-"""The cells that have no file."""
+"""The cells without a file."""
 
 _retry_at = 0.0
 _said: set[int | None] = set()
 _notices: list[tuple[int, str]] = []
-"""What is to be logged when the lock is released."""
+"""Lines to log after the lock is released."""
 
 
 def _page() -> memoryview:
-    """Return a page whose first byte is 1 here and 0 in a child forked behind Python's back."""
+    """Return a page whose first byte is 0 in a child that C code has forked, and 1 here."""
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Where the kernel cannot do it (before Linux 4.14, or another system), such a child stays
-    # unnoticed, as it does with prometheus_client's own cached pid.
+    # If the kernel does not support it (before Linux 4.14, other systems), such a child is not
+    # noticed; nor does prometheus_client notice it.
     with contextlib.suppress(OSError):
         page.madvise(_MADV_WIPEONFORK)
     page[0] = 1
@@ -79,9 +79,9 @@ _here = _page()
 
 
 class Value:
-    """A float in the slot's file; prometheus_client makes one for every sample it stores.
+    """A float in the slot's file; prometheus_client creates one for every sample that it stores.
 
-    Any thread of any process may use it. Values of one key in one process share their number.
+    Any thread of any process may use it. Values with the same key share their number in a process.
     """
 
     _multiprocess: ClassVar[bool] = True
@@ -99,7 +99,7 @@ class Value:
         multiprocess_mode: str = "",
         **kwargs: Any,
     ) -> None:
-        """Make the value, at 0, and its entry in the file; the arguments are prometheus_client's.
+        """Create the value, at 0, and its entry in the file; prometheus_client gives the arguments.
 
         Never raises because of the file; see the module.
         """
@@ -114,7 +114,7 @@ class Value:
         _say()
 
     def inc(self, amount: float) -> None:
-        """Add to the number; negative amounts are the metric's to refuse."""
+        """Add to the number; the metric checks that the amount is allowed."""
         if not _here[0]:
             forks.start_over()
         with _lock:
@@ -160,19 +160,19 @@ class Value:
             return cell.own
 
     def set_exemplar(self, exemplar: object) -> None:
-        """Do nothing, as prometheus_client in multiprocess mode: the format holds no exemplars."""
+        """Do nothing, like prometheus_client in multiprocess mode: files have no exemplars."""
 
     def get_exemplar(self) -> None:
-        """Return ``None``, as prometheus_client in multiprocess mode."""
+        """Return ``None``, like prometheus_client in multiprocess mode."""
 
     @classmethod
     def close_all_files(cls) -> None:
-        """Close this process's files; its values bind again when they are next used."""
+        """Close this process's files; a value opens its file again when it is next used."""
         close_files()
 
 
 class _CombinedValue(Value):
-    """A value of a gauge mode that does not add up."""
+    """A value of a gauge whose mode does not sum."""
 
     __slots__ = ()
 
@@ -201,9 +201,9 @@ class _CombinedValue(Value):
 
 
 def install() -> list[str]:
-    """Make prometheus_client use this value class for every metric made from now on.
+    """Make prometheus_client use this value class for all metrics that are created from now on.
 
-    May be called again. Values stay in memory until there is a directory to share them in.
+    May be called again. Values stay in memory until there is a directory.
 
     Returns:
         The names that this release of prometheus_client does not have; see
@@ -218,7 +218,7 @@ def is_installed() -> bool:
 
 
 def share(*, now: bool = False) -> None:
-    """Move what is in memory into the directory that this process now has.
+    """Move values from memory into the directory of this process.
 
     Args:
         now: Take the lease even if there is nothing to share yet.
@@ -234,19 +234,19 @@ def share(*, now: bool = False) -> None:
 
 
 def withdraw(*, take_along: bool = False) -> None:
-    """Let go of this process's files, before it changes its lease or its directory.
+    """Close this process's files, before it changes its lease or its directory.
 
-    What has been counted stays in them, as far as readers can find it there.
+    Counts stay in the files if readers can find them there.
 
     Args:
-        take_along: Take it along instead, because the files are about to be wiped.
+        take_along: Keep the counts in memory instead, because the files may be wiped.
     """
     with _lock:
         _detach(take_along=take_along)
 
 
 def close_files() -> None:
-    """Close this process's files; a value opens its own again when it is next used."""
+    """Close this process's files; a value opens its file again when it is next used."""
     global _closed  # noqa: PLW0603
     with _lock:
         if _store is not None:
@@ -255,11 +255,11 @@ def close_files() -> None:
 
 
 def not_shared() -> int:
-    """Return how many values of this process live in memory, where no reader can see them."""
+    """Return how many values of this process are in memory, where no reader can see them."""
     return len(_memory)
 
 
-# Below: the caller holds _lock. Nothing may log, and nothing may give way to another greenlet.
+# Below: the caller holds _lock. Nothing may log or yield to another greenlet.
 
 
 def _find(key: Key) -> Cell | None:
@@ -268,7 +268,7 @@ def _find(key: Key) -> Cell | None:
 
 
 def _bind(key: Key) -> Cell:
-    """Return the key's cell in this process, in the slot's file if at all possible."""
+    """Return the key's cell in this process, in the slot's file if possible."""
     with forks.guard():
         if time.monotonic() >= _retry_at:
             _move_in()
@@ -282,7 +282,7 @@ def _bind(key: Key) -> Cell:
 
 
 def _move_in() -> None:
-    """Move what is in memory into the files, as far as there is room."""
+    """Move values from memory into the files, as far as possible."""
     if not _memory:
         return
     for key in list(_memory):
@@ -294,7 +294,7 @@ def _move_in() -> None:
 
 
 def _add(key: Key) -> bool:
-    """Give a key its cell in the file, moving to another slot if this one is lost."""
+    """Create a key's cell in the file; move to another slot if this one is lost."""
     for _attempt in range(2):
         store = _open_store()
         if store is None:
@@ -302,8 +302,7 @@ def _add(key: Key) -> bool:
         try:
             cell = store.add(key, _memory.get(key))
         except MetricFileInUseError as error:
-            # The rest of this slot is lost to us too: what nobody can read any longer goes on from
-            # memory in the next slot.
+            # Give up the whole slot. Values that readers can no longer find move to the next slot.
             _note(
                 error,
                 f"obskit: {error.filename} was removed, replaced or taken by another process; "
@@ -322,7 +321,7 @@ def _add(key: Key) -> bool:
 
 
 def _tell_of_salvage(cell: Cell) -> None:
-    """Note that a cell's file was found damaged, once."""
+    """Note once that a cell's file was damaged."""
     file = cell.file
     if isinstance(file, MetricFile) and file.salvaged:
         line = (
@@ -337,11 +336,11 @@ def _open_store() -> Store | None:
     global _store  # noqa: PLW0603
     if _store is None and membership.find_directory() is not None:
         try:
-            # A lock that somebody keeps for ever is waited for once, not at each try.
+            # If somebody never releases the lock, wait for it only once.
             wait = 0.0 if errno.ETIMEDOUT in _said else LOCK_WAIT_SECONDS
             lease = membership.acquire(wait_seconds=wait)
             is_same = _closed is not None and _closed.lease is lease
-            _store = Store(lease, _closed.cells if _closed and is_same else None)
+            _store = Store(lease, _closed.known() if _closed and is_same else None)
         except NotYetError:
             pass
         except OSError as error:
@@ -350,7 +349,7 @@ def _open_store() -> Store | None:
 
 
 def _settle() -> None:
-    """Open the fast path, or close it while something is in memory."""
+    """Enable the fast path if no value is in memory."""
     global _settled  # noqa: PLW0603
     _settled = None if _memory else _store
     lease = membership.lease
@@ -388,7 +387,7 @@ def _note(error: OSError, line: str) -> None:
 
 
 def _say() -> None:
-    """Log what the slow path had to say. The caller holds no lock."""
+    """Log the notices of the slow path. The caller holds no lock."""
     while _notices:
         try:
             level, line = _notices.pop(0)
@@ -398,7 +397,7 @@ def _say() -> None:
 
 
 def _start_over() -> None:
-    """Start over in a forked child. Nothing here walks the values."""
+    """Start over in a forked child. The cost does not depend on the number of values."""
     global _lock, _store, _settled, _closed, _memory, _retry_at  # noqa: PLW0603
     store, _store, _settled, _closed = _store, None, None, None
     _lock, _retry_at = Lock(), 0.0
@@ -410,7 +409,7 @@ def _start_over() -> None:
 
 
 def _last_try() -> None:
-    """Move what is in memory into the files before the process ends and it is lost."""
+    """Move values from memory into the files before the process ends."""
     if _memory:
         share()
 

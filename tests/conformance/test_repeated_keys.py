@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
@@ -11,6 +12,9 @@ from prometheus_client.multiprocess import MultiProcessCollector as TheirCollect
 from obskit_gunicorn._scrape.collector import DirectoryCollector, MultiProcessCollector
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, encode_key, pack_entry
 from obskit_gunicorn._store.writer import MetricFile
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 KEY = encode_key("hits", "hits_total", (), (), "Help.")
 OTHER = encode_key("misses", "misses_total", (), (), "Help.")
@@ -75,3 +79,19 @@ def test_beside_a_file_in_order(path: str) -> None:
     theirs = TheirCollector.merge([path, other])  # type: ignore[no-untyped-call]
     assert values(collector.collect().metrics()) == values(theirs)
     assert values(theirs) == {"hits_total": 15.0, "misses_total": 3.0}
+
+
+def test_both_zeros_as_a_bound(directory: str) -> None:
+    """A bucket's bound is written with the sign that it has, whatever other label sets have."""
+    path = str(Path(directory, "histogram_7.db"))
+    file = MetricFile(path)
+    for labels, bound in (({"a": "1"}, "-0.0"), ({}, "0")):
+        names, texts = list(labels), list(labels.values())
+        file.add(encode_key("h", "h_sum", names, texts, "Help."), 1.0, 0.0)
+        key = encode_key("h", "h_bucket", [*names, "le"], [*texts, bound], "Help.")
+        file.add(key, 1.0, 0.0)
+    file.release()
+    theirs: list[Metric] = list(TheirCollector.merge([path]))  # type: ignore[no-untyped-call]
+    ours = list(DirectoryCollector(directory).collect().metrics())
+    assert [family.samples for family in ours] == [family.samples for family in theirs]
+    assert {sample.labels.get("le") for sample in ours[0].samples} == {None, "-0.0", "0.0"}

@@ -23,6 +23,7 @@ from tests.support.process import (
     GunicornProcess,
     can_run,
     can_unshare,
+    get,
     interpreters,
     metric_files,
     on_a_volume,
@@ -544,6 +545,74 @@ def test_running_worker_carries_over_what_it_has_counted(newest: Interpreter) ->
         assert server.worker_pids() == worker
 
 
+@pytest.mark.parametrize("what", ["directory", "content", "place"])
+def test_cleared_directory_is_made_again_at_the_next_scrape(
+    newest: Interpreter, place: Path, what: str
+) -> None:
+    """No count is lost or shown twice, no counter goes backwards, and the server stays ready."""
+    session = place / "run" / "session"
+    session.mkdir(parents=True, mode=0o700)
+    environment = {"RUNTIME_DIRECTORY": f"{session}:{session.parent}"}
+    with GunicornProcess(
+        newest, CONFIG, exporter=True, environment=environment, root=place
+    ) as server:
+        (first,) = session.glob("obskit-gunicorn-*")
+        workers = server.wait_for_workers(2)
+        exporters = server.exporter_pids()
+        with Load(server.port) as load, Watch(server, port=server.metrics_port) as watch:
+            load.wait_for(30)
+            watch.wait_for_scrapes(3)
+            for path in first.iterdir():
+                path.unlink()
+            if what != "content":
+                first.rmdir()
+            if what == "place":
+                session.rmdir()
+
+            def anew() -> list[Path]:
+                return [
+                    lock.parent
+                    for lock in session.parent.rglob("slots.lock")
+                    if (lock.parent / "slot0.lease").exists()
+                ]
+
+            wait_until(anew, "the directory is there again")
+            watch.wait_for_scrapes(5)
+            load.wait_for(30)
+            assert get(server.metrics_port, "/-/ready").status == 200
+            assert watch.last["gunicorn_workers_ready", frozenset()] == 2
+            assert server.worker_pids() == workers
+            assert server.exporter_pids() == exporters
+            # One worker makes a series, moves, and is killed; the other one is killed where it is.
+            for number in range(6):
+                server.get(f"/label?x={number}")
+            watch.wait_for_scrapes(3)
+            for worker in workers:
+                server.send_signal(signal.SIGKILL, worker)
+            server.wait_for_workers(2, without=workers)
+            load.wait_for(30)
+        # A gauge, which may be short for a moment while a worker moves.
+        assert not [wrong for wrong in watch.wrong if "app_sum{}" not in wrong]
+        metrics = server.scrape()
+        total = metrics["app_requests_total", frozenset()]
+        assert total == server.tally()
+        assert load.answered <= total <= load.answered + len(load.unknown)
+        assert metrics["app_duration_seconds_count", frozenset()] == total
+        assert metrics["app_size_bytes_sum", frozenset()] == 3 * total
+        assert metrics["app_sum", frozenset()] == total
+        assert metrics["app_max", frozenset()] == 7
+        assert metrics["gunicorn_workers_ready", frozenset()] == 2
+        assert metrics["obskit_gunicorn_directory_usable", frozenset()] == 1
+        labelled = [value for (name, _), value in metrics.items() if name == "app_labelled_total"]
+        assert labelled == [1.0] * 6
+        assert server.exporter_pids() == exporters
+        assert server.log().count("was removed or cleaned while in use") == 1
+        (again,) = anew()
+        assert (again == first) == (what != "place")
+        server.stop()
+        assert not again.exists()
+
+
 # ------------------------------------------------------------------------------------------------
 # Damaged files, see mmap_dict of prometheus_client for the format
 
@@ -746,7 +815,7 @@ def test_root_arbiter_with_user_and_group(
         with Load(server.port) as load, Watch(server) as watch:
             load.wait_for(100)
             with load.paused():
-                server.kill_a_worker()
+                wait_until(lambda: kill_a_counted_worker(server), "a worker is killed")
             load.wait_for(30)
             server.send_signal(signal.SIGHUP)
             load.wait_for(30)
@@ -767,9 +836,7 @@ def test_root_arbiter_with_user_and_group(
         assert load.answered <= total <= load.answered + len(load.unknown)
         assert not watch.wrong
         assert not error_lines(server)
-        # A scrape may be the last request of a worker and so make another.
-        booted = len(server.booted_pids())
-        assert booted <= server.metric("app_forks_total") <= booted + 1
+        wait_until(lambda: counted_workers(server), "every fork is counted")
         assert server.metric("obskit_gunicorn_values_not_shared") == 0
         for name in shared.glob("*_slot*.db"):
             assert name.stat().st_uid == dropped
@@ -777,6 +844,24 @@ def test_root_arbiter_with_user_and_group(
             assert shared.stat().st_mode & 0o7777 == 0o700
         server.stop()
         assert shared.exists() == (directory != "private")
+
+
+def counted_workers(server: GunicornProcess) -> set[int]:
+    """Return the workers that were ever booted, if each has counted its fork by now.
+
+    A worker announces itself before it counts, and a scrape may make another one: the last
+    request of a worker.
+    """
+    forks = server.metric("app_forks_total")
+    booted = server.booted_pids()
+    assert forks <= len(booted), "a fork is counted once"
+    return booted if forks == len(booted) else set()
+
+
+def kill_a_counted_worker(server: GunicornProcess) -> bool:
+    """Kill a worker that has counted its fork already; return whether there was one."""
+    counted = counted_workers(server)
+    return any(send_if_alive(signal.SIGKILL, pid) for pid in server.worker_pids() & counted)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def test_interpreter_that_cannot_run(interpreter: Interpreter) -> None:
         booted_workers(running)
         wait_until(lambda: len(starts.read_text().split()) > before, "a fork tries again")
         assert len(starts.read_text().split()) <= before + 3
-        assert running.log().count("started again") <= 3
+        assert running.log().count("cannot be started: it ends before it serves") == 1
         (running.root / "broken").write_text(
             '#!/bin/sh\nexec "$REAL" "$@"\n'.replace("$REAL", running.interpreter.path)
         )
@@ -170,11 +170,10 @@ def test_interpreter_that_cannot_run(interpreter: Interpreter) -> None:
 
 
 def test_missing_interpreter(newest: Interpreter) -> None:
-    """An interpreter that is not there is one error line, and the application runs."""
+    """An interpreter whose file is not there is replaced by the one that runs."""
     with server(newest, 'sys.executable = "/nowhere/python"') as running:
-        running.wait_for_log("the exporter cannot be started")
+        wait_until_scraped(running)
         check_unharmed(running, booted_workers(running))
-        assert running.log().count("the exporter cannot be started") == 1
         assert running.stop() == 0
 
 
@@ -199,13 +198,13 @@ def test_crash_loop(interpreter: Interpreter) -> None:
         running.send_signal(signal.SIGKILL, workers.pop())  # the next fork is when it is told
         running.wait_for_workers(2)
         wait_until_scraped(running, seconds=5)
-        assert 1 <= running.log().count("was started again") <= 3
+        assert 1 <= running.log().count("has ended (SIGKILL") <= 4
         assert running.stop() == 0
 
 
 SHADOW = """
 import sys
-if sys.orig_argv[1:3] == ["-I", "-c"]:
+if sys.orig_argv[1] == "-I":
     with open({mark!r}, "a") as file:
         file.write(__name__ + "\\n")
     raise ImportError("a module of the application's")
@@ -468,7 +467,9 @@ def test_inheritance(interpreter: Interpreter) -> None:
         environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
         names = {variable.partition("=")[0] for variable in environment}
         assert {"FROM_RAW_ENV", "FROM_OUTSIDE", "HOME"} <= names
-        pattern = "GUNICORN_|LISTEN_|NOTIFY_|WATCHDOG_|WEB_CONC|OBSKIT_(?!TEST)|PROMETHEUS_"
+        pattern = (
+            "GUNICORN_|LISTEN_|NOTIFY_|WATCHDOG_|WEB_CONC|OBSKIT_(?!TEST|EXPORTER_)|PROMETHEUS_"
+        )
         assert not [name for name in names if re.match(pattern, name, re.IGNORECASE)]
         assert os.getsid(pid) == pid
         listening = {opened[number] for number in sockets}
@@ -609,21 +610,20 @@ def test_reloads(interpreter: Interpreter) -> None:
                 lambda: "guest:Guest" in get(running.metrics_port, "/metrics").body,
                 "the collector is asked",
             )
-            pid = exporter_pid(running)
             good = config.read_text()
             change('"/metrics"', '"no path"')
             running.wait_for_log("no path")
             wait_until(lambda: status("/metrics") == 200, "it goes on")
-            assert exporter_pid(running) == pid
             config.write_text(good)
             wait_until(lambda: len(running.processes()) == 4, "the workers before have ended")
             workers = booted_workers(running)
             had = settled(running.arbiter_pid)
+            pid = exporter_pid(running)
             for number in range(3):
                 change("workers = 2", f"workers = 2\n    keepalive = {number + 1}")
                 workers = running.wait_for_workers(2, without=workers)
             wait_until(lambda: len(running.processes()) == 4, "four processes are left")
-            assert exporter_pid(running) == pid
+            assert exporter_pid(running) != pid  # it may have new collectors
             wait_until(lambda: kinds(running.arbiter_pid) == had, f"nothing but {had} is open")
             for number in range(3):
                 change('"/metrics"', f'"/{number}"')
@@ -953,28 +953,16 @@ def test_patched_arbiter(interpreter: Interpreter, place_of_patch: str) -> None:
 
 
 def test_interpreter_that_is_gone(interpreter: Interpreter) -> None:
-    """Where it cannot be started it is tried a few times, not as fast as the machine can."""
+    """An interpreter that is removed under a running server does not keep the exporter away."""
     settings = """
-python = os.environ.setdefault("TEST_PYTHON", sys.executable)
-
 def when_ready(self, server):
     sys.executable = "/nonexistent/python"
-
-def on_reload(self, server):
-    sys.executable = self.python
 """
     with server(interpreter, settings) as running:
         wait_until_scraped(running)
         workers = running.wait_for_workers(2)
         pid = exporter_pid(running)
         running.send_signal(signal.SIGKILL, pid)
-        wait_until(lambda: not running.exporter_pids(), "it is gone")
-        time.sleep(1)
-        check_unharmed(running, workers)
-        running.send_signal(signal.SIGHUP)
-        running.wait_for_workers(2, without=workers)
         wait_for_another_exporter(running, pid)
-        times = [int(number) for number in re.findall(r"started again, (\d+) times", running.log())]
-        assert times
-        assert max(times) <= 8
+        check_unharmed(running, workers)
         assert running.stop() == 0

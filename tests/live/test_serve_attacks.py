@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
+import json
 import os
 import random
 import resource
@@ -12,10 +14,12 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
+from obskit_gunicorn._store.fileformat import pack_entry
 from tests.support.client import Repeating
 from tests.support.forks import Nursery, join
 from tests.support.process import HOST, wait_until
@@ -308,6 +312,134 @@ def test_no_descriptors(tmp_path: Path) -> None:
             assert served.cpu_seconds() - used < 0.5
         served.wait_until_idle(descriptors=before)
         assert served.get().status == 200
+
+
+# ------------------------------------------------------------------------------------------------
+# Those who ask for much, each in another way
+
+WAYS = {
+    "plain": ("/metrics", {}),
+    "names": ("/metrics?name[]=big_total&name[]=x{0}", {}),
+    "versions": ("/metrics", {"Accept": "application/openmetrics-text;version=1.{0}.0"}),
+    "escaping": ("/metrics", {"Accept": "text/plain;version=1.0.0;escaping=dots;x={0}"}),
+    "gzip": ("/metrics?x={0}", {"Accept-Encoding": "gzip"}),
+    "HEAD": ("/metrics?name[]=y{0}", {}),
+    "pages": ("/{0}", {}),
+}
+"""How to ask, by name: the path and the headers of a request, in which 0 is its number."""
+
+
+@pytest.fixture(name="many_series", scope="module")
+def _many_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with 10,000 series."""
+    path = tmp_path_factory.mktemp("metrics")
+    keys = (["big", "big_total", {"user_path": f"/{at}"}, "Big."] for at in range(10_000))
+    body = b"".join(pack_entry(json.dumps(key).encode(), 1.0, 0.0) for key in keys)
+    header = (8 + len(body)).to_bytes(4, "little") + b"\0\0\0\0"
+    (path / "counter_slot0.db").write_bytes(header + body)
+    return path
+
+
+class Asking(Repeating):
+    """A thread that asks again and again, each time in another way; a context manager.
+
+    Attributes:
+        answers: How often each status was the answer; 0 if there was none.
+    """
+
+    def __init__(self, served: ServeProcess, first: int, *ways: str) -> None:
+        """Prepare the thread; the number of its first request is given."""
+        self.answers: Counter[int] = Counter()
+        self._served, self._number, self._ways = served, first, ways
+        super().__init__(0.0)
+
+    def once(self) -> None:
+        """Ask."""
+        self._number += 1
+        way = self._ways[self._number % len(self._ways)]
+        path, headers = WAYS[way]
+        method = "HEAD" if way == "HEAD" else "GET"
+        headers = {name: text.format(self._number) for name, text in headers.items()}
+        status = 0
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            page = self._served.get(
+                path.format(self._number), method=method, headers=headers, timeout=30
+            )
+            status = page.status
+        self.answers[status] += 1
+
+
+@pytest.mark.parametrize("way", ["plain", "names", "versions", "escaping"])
+def test_heavy_ways_to_ask(many_series: Path, way: str) -> None:
+    """Many clients who ask for much cost little memory, and starve no probe."""
+    with ServeProcess(many_series) as served:
+        for path, headers in WAYS.values():
+            served.get(path, headers=headers)
+        memory = served.resident_kilobytes()
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Asking(served, 1000 * at, way)) for at in range(64)]
+            wait_until(lambda: served.threads() > MOST_THREADS // 2, "they keep it busy")
+            slowest, most = 0.0, 0
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                for path, status in (("/-/healthy", 200), ("/-/ready", 503), ("/", 200)):
+                    started = time.monotonic()
+                    assert served.get(path).status == status
+                    slowest = max(slowest, time.monotonic() - started)
+                most = max(most, served.resident_kilobytes())
+                time.sleep(0.1)
+        # A quarter of a second on a quiet machine.
+        assert slowest < 1.5
+        assert most < memory + 50_000
+        answers = sum((client.answers for client in clients), Counter())
+        assert answers[200] > 64
+        assert answers.keys() <= {0, 200, 503}
+        assert served.get().status == 200
+        served.wait_until_idle()
+
+
+def test_waiting_scrapes_leave_room(tmp_path: Path) -> None:
+    """While all scrapes that there may be wait, probes are answered, and more scrapes get a 503."""
+    hangs = "import time\nclass Hangs:\n    def collect(self): time.sleep(1000)\n"
+    arguments = ("--collectors", "hangs:Hangs")
+    with ServeProcess(tmp_path, *arguments, files={"hangs.py": hangs}) as served:
+        with contextlib.ExitStack() as stack:
+            for _ in range(48):
+                client = stack.enter_context(served.connect())
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            wait_until(lambda: served.threads() > 48, "they wait")
+            started = time.monotonic()
+            page = served.get()
+            assert (page.status, page.text) == (
+                503,
+                "# too many scrapes at once; ask again later\n",
+            )
+            for path, status in (("/-/healthy", 200), ("/-/ready", 503), ("/", 200)):
+                assert served.get(path).status == status
+            assert time.monotonic() - started < 1.8
+        wait_until(lambda: served.get().status == 200, "scrapes are answered again")
+        served.wait_until_idle(threads=3)
+
+
+@pytest.mark.load
+def test_memory_stays_flat(many_series: Path) -> None:
+    """Thousands of requests of every form leave nothing behind."""
+    with ServeProcess(many_series) as served:
+
+        def ask(count: int, first: int) -> Counter[int]:
+            with contextlib.ExitStack() as stack:
+                numbers = range(first, first + 8_000_000, 1_000_000)
+                clients = [stack.enter_context(Asking(served, at, *WAYS)) for at in numbers]
+                enough = lambda: sum(c.answers.total() for c in clients) >= count  # noqa: E731
+                wait_until(enough, f"{count} requests", seconds=300)
+            return sum((client.answers for client in clients), Counter())
+
+        ask(1000, 0)
+        memory = served.resident_kilobytes()
+        answers = ask(5000, 500_000)
+        print(answers, memory, served.resident_kilobytes())
+        assert answers.keys() <= {200, 404}
+        assert served.resident_kilobytes() < memory + 8_000
 
 
 # ------------------------------------------------------------------------------------------------

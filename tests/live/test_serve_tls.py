@@ -16,7 +16,8 @@ import pytest
 import trustme
 
 from tests.support.forks import NOBODY
-from tests.support.process import HOST, wait_until
+from tests.support.metrics_page import documented
+from tests.support.process import HOST, parse_metrics, wait_until
 from tests.support.serving import ServeProcess, may_run, reset
 
 if TYPE_CHECKING:
@@ -162,15 +163,82 @@ def test_versions(served: ServeProcess, authority: trustme.CA) -> None:
 
 
 def test_plain_http(served: ServeProcess, authority: trustme.CA) -> None:
-    """Plain HTTP at the TLS port is refused, and hurts nobody."""
-    for data in (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 5000, b"\x16\x03\x01"):
+    """Plain HTTP at the TLS port is told to use HTTPS and nothing else, and hurts nobody."""
+    for data in (
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"G",
+        b"\0" * 5000,
+        b"GET /metrics HTTP/1.1\r\n\r\n" + _client_hello(),
+    ):
+        answer = served.exchange(data)
+        head, _, text = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.0 400 Bad Request\r\n")
+        assert text == b"This port speaks HTTPS: ask for https:// instead of http://.\n"
+        assert served.get(tls=client(authority)).status == 200
+    for data in (b"", b"\x16", b"\x16\x03\x01"):
         with served.connect() as connection:
             connection.sendall(data)
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_WR)
+            connection.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionResetError):
-                assert b"obskit" not in connection.recv(1 << 16)
+                assert b"HTTP" not in connection.recv(1 << 16)
         assert served.get(tls=client(authority)).status == 200
+    assert served.log().count("\n") == 1
+
+
+EXPIRY = "obskit_gunicorn_certificate_expiry_time_seconds"
+
+
+def expiry(served: ServeProcess, authority: trustme.CA) -> float:
+    """Return the gauge that says when the certificate expires."""
+    context = client(authority)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return parse_metrics(served.get(tls=context).text)[EXPIRY, frozenset()]
+
+
+def test_expiry(directory: Path, files: Files, authority: trustme.CA) -> None:
+    """A gauge says when it ends; one line warns before and one after, of each certificate."""
+    assert documented()[EXPIRY] == ("gauge", ())
+    now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
+    day = dt.timedelta(days=1)
+
+    def valid(before: dt.timedelta, after: dt.timedelta) -> float:
+        """Write a certificate; return when it expires."""
+        leaf = authority.issue_cert(HOST, not_before=now - before, not_after=now + after)
+        files.write(leaf)
+        return (now + after).timestamp()
+
+    with ServeProcess(directory, *files.arguments()) as served:
+        for name, level, count, validity in (
+            ("fresh", "WARNING", 0, (1 * day, 90 * day)),
+            ("ending", "WARNING", 1, (77 * day, 13 * day)),
+            ("short-lived", "WARNING", 1, (0.5 * day, 0.5 * day)),
+            ("short-lived, ending", "WARNING", 2, (0.9 * day, 0.1 * day)),
+            ("expired", "ERROR", 1, (90 * day, -1 * day)),
+            ("expired again", "ERROR", 2, (90 * day, -2 * day)),
+            ("renewed", "ERROR", 2, (1 * day, 90 * day)),
+        ):
+            end = valid(*validity)
+            for _ in range(2):
+                assert expiry(served, authority) == end, name
+            lines = [line for line in served.log().splitlines() if f"[{level}]" in line]
+            assert len(lines) == count, name
+            assert all(str(files.certificate) in line for line in lines)
+        assert served.log().count("\n") == 1 + 2 + 2
+
+
+def test_expires_while_it_serves(directory: Path, files: Files, authority: trustme.CA) -> None:
+    """A certificate that ends while it is in use is an error line, at the next connection."""
+    end = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=5)
+    files.write(authority.issue_cert(HOST, not_before=LONG_AGO, not_after=end))
+    with ServeProcess(directory, *files.arguments()) as served:
+        assert "expires on" in served.log()
+
+        def has_said_so() -> bool:
+            expiry(served, authority)
+            return "has expired on" in served.log()
+
+        wait_until(has_said_so, "it has expired")
+        assert served.log().count("TLS: ") == 2
 
 
 def test_stalled_handshakes(served: ServeProcess, authority: trustme.CA) -> None:

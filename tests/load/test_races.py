@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import operator
 import os
 import random
 import select
@@ -23,6 +24,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._store.fileformat import encode_key
+from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.writer import MetricFile
 from tests.support.forks import (
     Nursery,
     RemoteProcess,
@@ -364,3 +368,46 @@ def test_long_race(nursery: Nursery, tmp_path: Path) -> None:
     fleet = race(nursery, tmp_path, seconds=170, writers=4, most_series=100, padding=400)
     assert largest_file(fleet.path) > 1 << 20
     assert fleet.ended.total() > 50
+
+
+_PAIRS = 8
+
+
+def write_pairs(path: str, stop_path: str) -> int:
+    """Write equal values and timestamps until a file appears; in a remote process.
+
+    Returns:
+        How often each was written.
+    """
+    file = MetricFile(path)
+    keys = [encode_key("g", "g", ["n"], ["x" * 8 * number], "") for number in range(_PAIRS)]
+    indexes = [file.add(key, 0.0, 0.0) for key in keys]
+    for step in itertools.count():
+        for index in indexes:
+            for number in range(256):
+                file.write_pair(index, float(number), float(number))
+        if os.path.exists(stop_path):
+            file.release()
+            return 256 * step
+    raise AssertionError
+
+
+@pytest.mark.load
+def test_no_pair_is_torn(nursery: Nursery, directory: str, tmp_path: Path) -> None:
+    """A scrape never sees the value of one moment with the timestamp of another."""
+    path, stop = f"{directory}/gauge_mostrecent_slot0.db", tmp_path / "stop"
+    writer = nursery.start()
+    writer.tell(write_pairs, path, str(stop))
+    wait_until(lambda: os.path.exists(path), "the writer has made its file")
+    reader = MetricFileReader(path)
+    seen = torn = 0
+    deadline = time.monotonic() + 8.0
+    while time.monotonic() < deadline:
+        reader.refresh()
+        pairs = list(reader.pairs())
+        seen += len(pairs) // 2
+        torn += sum(map(operator.ne, pairs[::2], pairs[1::2]))
+    stop.touch()
+    assert writer.answer() > 1000
+    assert seen > 10_000
+    assert torn == 0, f"{torn} of {seen}"

@@ -506,7 +506,7 @@ class GunicornProcess:
             process = self._seen.get((pid, started))
             if self._mark.encode() in environment:
                 variables = frozenset(environment.decode(errors="replace").split("\0"))
-                is_exporter = b"obskit_gunicorn._exporter" in command
+                is_exporter = b"gunicorn: metrics exporter" in command
                 process = _Process(pid, parent, variables, is_exporter)
             if process is not None:
                 found[pid, started] = process

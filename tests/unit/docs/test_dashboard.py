@@ -72,6 +72,7 @@ def test_every_documented_metric_is_shown_or_about_itself(board: dict[str, Any])
     assert set(metrics_page.documented()) - shown == {
         "gunicorn_info",
         "gunicorn_listen_backlog_limit",
+        "obskit_gunicorn_certificate_expiry_time_seconds",
         "obskit_gunicorn_directory_usable",
         "obskit_gunicorn_files",
         "obskit_gunicorn_info",

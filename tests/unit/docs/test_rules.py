@@ -70,6 +70,12 @@ MUTATIONS = {
         "total[5m])) > 0",
         "collector_fails",
     ),
+    "a certificate may expire": ("14 * 86400", "1 * 86400", "certificate_expires"),
+    "a reload is a restart": (
+        'starts:increase10m{reason=~"ended|killed"}',
+        "starts:increase10m",
+        "exporter_restarts",
+    ),
     "another summary": ("no worker is ready", "no worker was ready", "no_ready_workers"),
     "another severity": ("severity: critical", "severity: page", "no_ready_workers"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from obskit_gunicorn._exporter import addresses
 from obskit_gunicorn._exporter.addresses import Address
+from tests.support import forks
 from tests.support.forks import Nursery, become_nobody
 from tests.support.process import HOST, free_port
 
@@ -276,6 +279,120 @@ class TestUnix:
         with pytest.raises(OSError, match="too long"):
             listen(f"unix:/{'a' * 200}")
 
+    def test_removed_with_its_socket(self, path: str) -> None:
+        """The file of a socket is removed on request, and leaves nothing beside it."""
+        address = Address.parse(f"unix:{path}", os.sep)
+        with address.listen() as listener:
+            assert os.listdir(os.path.dirname(path)) == ["m.sock"]
+            address.remove_file(listener)
+        assert os.listdir(os.path.dirname(path)) == []
+
+    def test_another_ones_file_stays(self, path: str) -> None:
+        """A socket that has taken the place of ours is not removed with ours."""
+        address = Address.parse(f"unix:{path}", os.sep)
+        with address.listen() as ours:
+            os.unlink(path)
+            with address.listen() as theirs:
+                address.remove_file(ours)
+                assert is_reached(theirs, socket.AF_UNIX, path)
+        with address.listen() as ours:
+            os.rename(path, path + ".ours")
+            Path(path).write_text("precious")
+            address.remove_file(ours)
+        assert Path(path).read_text() == "precious"
+
+    def test_inherited_through_exec(self, path: str) -> None:
+        """Whoever has only the socket, as after a SIGUSR2, can tell which file is its own."""
+        address = Address.parse(f"unix:{path}", os.sep)
+        with address.listen() as listener, socket.socket(fileno=os.dup(listener.fileno())) as copy:
+            address.remove_file(copy)
+        assert not os.path.lexists(path)
+
+    def test_a_living_one_that_comes_meanwhile(
+        self, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of two servers that replace one left-over file, the second leaves the first's alone."""
+        listen(f"unix:{path}").close()
+        living: list[socket.socket] = []
+
+        def look(found: str) -> bool:
+            monkeypatch.undo()
+            living.append(listen(f"unix:{path}"))
+            return True
+
+        monkeypatch.setattr(addresses, "_is_dead", look)
+        with pytest.raises(OSError, match="in use"):
+            listen(f"unix:{path}")
+        assert is_reached(living[0], socket.AF_UNIX, path)
+        living[0].close()
+        assert os.listdir(os.path.dirname(path)) == ["m.sock"]
+
+    def test_without_proc(self, nursery: Nursery, path: str) -> None:
+        """Without /proc root refuses; another user, whom no link can lead far, listens."""
+        if os.geteuid() == 0:
+            assert nursery.start().call(_error_without_proc, path) == errno.ENOTSUP
+        with forks.public_directory() as place:
+            place.chmod(0o777)
+            stranger = nursery.start()
+            stranger.call(become_nobody)
+            assert stranger.call(_error_without_proc, str(place / "m.sock")) == 0
+            assert stranger.call(_error_without_proc, str(place / "m.sock")) == 0
+
+    @needs_root
+    def test_nobody_leads_root(self, nursery: Nursery) -> None:
+        """Who owns the directory swaps every name as fast as he can, and root follows none."""
+        with forks.public_directory() as place:
+            secret, held = place / "secret", place / "held"
+            secret.write_text("root only")
+            secret.chmod(0o600)
+            held.mkdir()
+            os.chown(held, forks.NOBODY, forks.NOBODY)
+            attacker = nursery.start()
+            attacker.call(become_nobody)
+            attacker.tell(_swap_names, str(held), str(secret), str(place / "stop"))
+            before = secret.stat()
+            path = f"unix:{held}/m.sock"
+            address = Address.parse(path, os.sep)
+            listened = 0
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    listener = address.listen((forks.NOBODY, forks.NOBODY))
+                    listened += 1
+                    address.remove_file(listener)
+                    listener.close()
+            (place / "stop").touch()
+            assert attacker.answer() > 0
+            assert listened > 0
+            after = secret.stat()
+            assert (after.st_mode, after.st_uid, after.st_nlink) == (
+                before.st_mode,
+                before.st_uid,
+                before.st_nlink,
+            )
+
+    @needs_root
+    def test_nobody_leads_root_on_the_way(self, nursery: Nursery) -> None:
+        """A link on the way that the workers' user has made is not followed; one of root's is."""
+        with forks.public_directory() as place:
+            (place / "theirs").mkdir()
+            os.symlink(place, place / "theirs" / "link")
+            os.chown(place / "theirs", forks.NOBODY, forks.NOBODY)
+            with pytest.raises(PermissionError, match="another user may have made"):
+                listen(f"unix:{place}/theirs/link/m.sock")
+            os.symlink("theirs/../theirs", place / "ours")
+            listen(f"unix:{place}/ours/m.sock").close()
+            assert stat.S_ISSOCK((place / "theirs" / "m.sock").stat().st_mode)
+
+    @needs_root
+    def test_owner(self) -> None:
+        """The file belongs to the user that root names."""
+        with forks.public_directory() as place:
+            address = Address.parse(f"unix:{place}/m.sock", os.sep)
+            with address.listen((forks.NOBODY, forks.NOBODY)):
+                status = (place / "m.sock").stat()
+                assert (status.st_uid, status.st_gid) == (forks.NOBODY, forks.NOBODY)
+                assert stat.S_IMODE(status.st_mode) == 0o666
+
     @needs_root
     def test_forbidden(self, nursery: Nursery, path: str) -> None:
         """So is a directory where this user may not make one."""
@@ -290,3 +407,35 @@ def _error_of_listening(text: str) -> int:
     except OSError as error:
         return error.errno or -1
     return 0
+
+
+def _error_without_proc(path: str) -> int:
+    addresses._DESCRIPTORS = "/nowhere"
+    address = Address.parse(f"unix:{path}", os.sep)
+    try:
+        with address.listen() as listener:
+            assert is_reached(listener, socket.AF_UNIX, path)
+            assert stat.S_IMODE(os.lstat(path).st_mode) == 0o666
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def _swap_names(directory: str, secret: str, stop: str) -> int:
+    """Put links to a secret in the place of everything that appears in a directory."""
+    os.chdir(directory)
+    swapped = 0
+    while not os.path.exists(stop):
+        for name in os.listdir():
+            if name[0] == "z":
+                continue
+            swapped += 1
+            with contextlib.suppress(OSError):
+                if swapped % 3:
+                    os.symlink(secret, f"z{swapped}")
+                    os.rename(f"z{swapped}", name)
+                else:
+                    os.rename(name, f"z{swapped}")
+                    os.symlink(secret, name)
+                    os.unlink(name)
+    return swapped

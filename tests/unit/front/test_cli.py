@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from obskit_gunicorn import __version__
+from obskit_gunicorn._store import private
 from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn.cli import main
 from tests.support import forks
@@ -113,7 +114,10 @@ class TestCheck:
         """A directory without problems is fine, and nothing is left in it."""
         before = sorted(os.listdir(served))
         assert main(["check", served]) == 0
-        assert output() == f"{served}: fine\n"
+        lines = output().splitlines()
+        assert all(line.startswith("fine ") for line in lines)
+        for words in ("can be read: 4 metric files", "locked", "are free on the volume", "leased"):
+            assert any(words in line for line in lines), words
         assert sorted(os.listdir(served)) == before
 
     def test_a_damaged_file(self, served: str, output: Any) -> None:
@@ -152,6 +156,7 @@ class TestCheck:
         facts = json.loads(output())
         assert facts["directory"] == served
         assert len(facts["problems"]) == 1
+        assert f"{served} can be read: 4 metric files" in facts["fine"]
 
     def test_what_is_no_file(self, served: str, output: Any) -> None:
         """Something that has a metric file's name and is none is a problem, and is no crash."""
@@ -169,12 +174,63 @@ class TestCheck:
             assert f"make it writable for uid {NOBODY}" in text
 
     @needs_root
+    def test_a_reader_of_a_directory_in_use(self, nursery: Nursery) -> None:
+        """A sidecar that may read and not write finds a healthy directory healthy."""
+        with forks.public_directory() as path:
+            owner = nursery.start()
+            owner.call(_begin, str(path))
+            stranger = nursery.start()
+            stranger.call(forks.become_nobody)
+            text = stranger.call(_printed, ["check", str(path)])
+            assert "problem" not in text
+            assert "may read here and not write, as a sidecar may" in text
+            assert "mode 0755" in text
+
+    @needs_root
+    @pytest.mark.parametrize("command", ["check", "inspect"])
+    def test_a_directory_that_may_not_be_read(self, nursery: Nursery, command: str) -> None:
+        """It says whose the directory is, and who asks, and is no crash."""
+        with forks.public_directory() as path:
+            path.chmod(0o700)
+            stranger = nursery.start()
+            stranger.call(forks.become_nobody)
+            text = stranger.call(_printed, [command, str(path)])
+            assert "Permission denied" in text
+            assert f"belongs to 0 (root):0 (root), mode 0700; this is uid {NOBODY}" in text
+
+    def test_a_label_with_too_many_values(
+        self, nursery: Nursery, directory: str, output: Any
+    ) -> None:
+        """The metric and the label that make the series are named."""
+        process = nursery.start()
+        process.call(join, directory)
+        process.call(_explode, 10_000)
+        process.kill()
+        assert main(["check", directory]) == 1
+        line = "big has 20,000 series: its label path has 10,000 values"
+        assert f"problem  {line}; give it fewer values" in output()
+        assert main(["inspect", directory]) == 0
+        assert line in output()
+
+    def test_workers_that_are_missing(self, nursery: Nursery, directory: str, output: Any) -> None:
+        """Workers that the arbiter is asked for and that have no lease are a problem."""
+        arbiter = nursery.start()
+        arbiter.call(_begin, directory)
+        arbiter.call(_note, workers=3)
+        worker = nursery.start()
+        worker.call(join, directory)
+        worker.call(act, "counter", "c", "inc")
+        worker.call(_note, role="worker", state="booted")
+        assert main(["check", directory]) == 1
+        assert "problem  1 of 3 workers have booted and hold a lease" in output()
+
+    @needs_root
     def test_a_full_volume(self, nursery: Nursery, directory: str) -> None:
         """It says what to do."""
         process = nursery.start()
         process.call(forks.mount_small, directory, 16)
         process.call(forks.fill_volume, directory)
-        assert "more room" in process.call(_printed, ["check", directory])
+        assert "make it larger" in process.call(_printed, ["check", directory])
 
     def test_without_flock(self, nursery: Nursery, directory: str) -> None:
         """Where two can hold one lock it says so."""
@@ -207,6 +263,33 @@ class TestUse:
             main(arguments)
         assert caught.value.code == 2
         assert "usage: obskit-gunicorn" in capsys.readouterr().err
+
+    def test_a_closed_pipe(self, served: str) -> None:
+        """Whoever reads the output may stop reading."""
+        command = f"{sys.executable} -m obskit_gunicorn inspect {served} | true"
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            cwd=forks.REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_the_private_directory_of_this_machine(
+        self, nursery: Nursery, tmp_path: Path, output: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without an argument a private directory is found; several are named."""
+        monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+        found: list[str] = []
+        monkeypatch.setattr(private, "find", lambda: found)
+        found.append(str(tmp_path))
+        assert main(["inspect"]) == 0
+        assert f"directory  {tmp_path}\n" in output()
+        found.append("/dev/shm/obskit-gunicorn-0-another")
+        with pytest.raises(SystemExit):
+            main(["inspect"])
 
     def test_as_a_module(self, directory: str) -> None:
         """``python -m obskit_gunicorn`` is the same command, with the same status."""
@@ -241,15 +324,34 @@ def _printed(arguments: list[str]) -> str:
     import contextlib
     import io
 
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         main(arguments)
     return printed.getvalue()
 
 
 def _note_unshared() -> None:
+    _note(values_not_shared=3)
+
+
+def _note(**facts: object) -> None:
     from obskit_gunicorn._store.membership import membership
 
-    membership.note(values_not_shared=3)
+    membership.note(**facts)
+
+
+def _begin(path: str) -> None:
+    from obskit_gunicorn._store.membership import membership
+
+    membership.begin(path, keep=False, user=os.geteuid(), group=os.getegid())
+
+
+def _explode(count: int) -> None:
+    from prometheus_client import Summary
+
+    summary = Summary("big", "Help.", ["path", "method"])
+    for number in range(count):
+        summary.labels(f"/item/{number}", "GET")
 
 
 def _break_flock() -> None:

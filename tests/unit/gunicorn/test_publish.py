@@ -399,9 +399,10 @@ def test_works_without_prometheus_client(tmp_path: Path) -> None:
         class Config(ObskitGunicornConfig):
             workers = 4
         options = as_options(Config)
-        options["child_exit"]("server", "worker")
-        options["pre_fork"]("server", "worker")
-        options["post_worker_init"]("worker")
+        worker = type("Worker", (), {"pid": 0, "aborted": False})()
+        options["child_exit"]("server", worker)
+        options["pre_fork"]("server", worker)
+        options["post_worker_init"](worker)
         print(options["workers"])
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

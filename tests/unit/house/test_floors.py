@@ -22,7 +22,7 @@ FLOORS = (
     {"_scrape"},
     {"_exporter", "multiprocess"},
     {"_gunicorn"},
-    {"config"},
+    {"config", "_doctor"},
     {"hooks", "cli", "__init__"},
     {"__main__"},
 )

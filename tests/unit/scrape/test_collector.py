@@ -511,3 +511,19 @@ def _add_and_remove(
     for _ in range(2):
         assert len(scrape(collector)) == 10
     return most
+
+
+def test_a_label_with_too_many_values_is_named_once(
+    directory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A metric that has become large is one line, which names the label that makes it so."""
+    path = Path(directory, "counter_slot0.db")
+    collector = DirectoryCollector(directory)
+    path.write_bytes(content("big", series=9_999))
+    collector.collect()
+    assert not caplog.records
+    for series in (10_000, 10_001):
+        path.write_bytes(content("big", series=series, number=b"%04d" % (series - 10_000)))
+        collector.collect()
+    (record,) = caplog.records
+    assert "big has 10000 series, because its label 'label' has 10000 values" in record.getMessage()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from obskit_gunicorn._store import forks as store_forks
-from obskit_gunicorn._store import identity, locks
+from obskit_gunicorn._store import identity, locks, private
 from obskit_gunicorn._store.directory import PROTOCOL, SlotDirectory, explain
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.locks import LockedFile
@@ -1013,6 +1013,18 @@ class TestPrivateDirectory:
         assert leased(path) == {"slot0": True}
         assert os.listdir(runtime) == [os.path.basename(path)]
 
+    def test_places(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """The unit's directory is first; a session's, which goes at a logout, is not used."""
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        me, other = os.geteuid(), os.geteuid() + 1
+        monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/shop:/run/more")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+        assert list(private._parents(me)) == ["/run/shop", "/run/more", "/dev/shm", str(tmp_path)]
+        assert list(private._parents(other)) == ["/dev/shm", str(tmp_path)]
+        monkeypatch.setenv("RUNTIME_DIRECTORY", "")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/other")
+        assert list(private._parents(me)) == ["/run/other", "/dev/shm", str(tmp_path)]
+
     def test_two_servers_have_two(self, nursery: Nursery, runtime: Path) -> None:
         """Two arbiters of one user do not share, and the second leaves the first's alone."""
         first, _ = nursery.start().call(_begin_private, str(runtime))
@@ -1138,7 +1150,7 @@ class TestExplain:
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
             (errno.ENOTDIR, "not a directory"),
-            (errno.ENOENT, "gone"),
+            (errno.ENOENT, "it was removed"),
             (errno.EIO, "docs/"),
         ],
     )

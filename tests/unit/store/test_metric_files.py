@@ -26,7 +26,7 @@ from obskit_gunicorn._store.fileformat import (
 from obskit_gunicorn._store.locks import NotAFileError
 from obskit_gunicorn._store.reader import MetricFileReader
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
-from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read
+from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read, read_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -329,6 +329,90 @@ class TestWriting:
             file.add(key("many", label=str(number)), float(number), 0.0)
         file.release()
         assert [value for value, _ in theirs(path).values()] == list(map(float, range(300)))
+
+
+class TestTimestamps:
+    """Files with timestamps, whose values and timestamps are written at once."""
+
+    _KEYS = tuple(key("g", label="x" * length) for length in range(70))
+
+    @pytest.fixture(name="path", params=["gauge_mostrecent", "gauge_livemostrecent"])
+    def _path(self, request: pytest.FixtureRequest, directory: str) -> str:
+        return os.path.join(directory, f"{request.param}_slot0.db")
+
+    def test_no_pair_crosses_a_cache_line(self, path: str) -> None:
+        """Whatever the lengths of keys, value and timestamp begin at a multiple of 16 bytes."""
+        file = MetricFile(path)
+        offsets = [8 * file.add(one, 1.0, 2.0) for one in self._KEYS]
+        assert {offset % 16 for offset in offsets} == {0}
+        assert len({offset % 64 for offset in offsets}) == 4
+        file.release()
+
+    def test_keys_are_found_again(self, path: str) -> None:
+        """Spaces behind a key are no part of it: not for its writer, and for no reader."""
+        file = MetricFile(path)
+        indexes = [file.add(one, float(at), 1.0) for at, one in enumerate(self._KEYS)]
+        assert [file.find(one) for one in self._KEYS] == indexes
+        file.release()
+        again = MetricFile(path)
+        assert [again.find(one) for one in self._KEYS] == indexes
+        again.release()
+        values = {one: (float(at), 1.0) for at, one in enumerate(self._KEYS)}
+        assert ours(path) == values
+        assert {one.rstrip(): pair for one, pair in theirs(path).items()} == values
+        assert len(theirs(path).keys() - values) >= 30
+        assert read_ours(os.path.dirname(path)) == read(os.path.dirname(path))
+
+    def test_two_spellings_are_one_series(self, directory: str) -> None:
+        """A key with spaces and the same without, in other files or in one, are one series."""
+        path = os.path.join(directory, "gauge_mostrecent_slot0.db")
+        plain = b"".join(pack_entry(one, float(at), 1.0) for at, one in enumerate(self._KEYS))
+        Path(path).write_bytes(struct.pack("ii", HEADER_BYTES + len(plain), 1) + plain)
+        file = MetricFile(path.replace("slot0", "slot1"))
+        for at, one in enumerate(self._KEYS):
+            file.add(one, 100.0 + at, 2.0 if at % 2 else 0.5)
+            file.add(one, 200.0 + at, 3.0 if at % 3 else 0.5)  # as an older release would
+        file.release()
+        expected = {
+            f'g_total{{label="{"x" * at}"}}': at + 100.0 * (2 if at % 3 else at % 2)
+            for at in range(len(self._KEYS))
+        }
+        assert read_ours(directory) == read(directory) == expected
+
+    def test_files_of_older_releases_go_on(self, path: str) -> None:
+        """Entries that cross a cache line are found and written where they are."""
+        plain = b"".join(pack_entry(one, float(at), 1.0) for at, one in enumerate(self._KEYS))
+        content = struct.pack("ii", HEADER_BYTES + len(plain), 1) + plain
+        Path(path).write_bytes(content)
+        file = MetricFile(path)
+        for at, one in enumerate(self._KEYS):
+            index = file.find(one)
+            assert index is not None
+            assert file.read(index) == (float(at), 1.0)
+        new = file.add(key("new"), 5.0, 6.0)
+        assert 8 * new % 16 == 0
+        file.release()
+        assert Path(path).read_bytes()[8 : len(content)] == content[8:]
+
+    def test_what_is_salvaged_is_aligned(self, path: str) -> None:
+        """What is saved of a damaged file is laid out anew."""
+        bad = pack_entry(b"what is this", 1.0, 0.0)
+        entries = b"".join(bad + pack_entry(one, 1.0, 2.0) for one in self._KEYS)
+        Path(path).write_bytes(struct.pack("ii", HEADER_BYTES + len(entries), 1) + entries)
+        file = MetricFile(path)
+        assert file.salvaged
+        assert {8 * (file.find(one) or 1) % 16 for one in self._KEYS} == {0}
+        assert ours(path) == dict.fromkeys(self._KEYS, (1.0, 2.0))
+        file.release()
+
+    def test_other_files_have_no_spaces(self, directory: str) -> None:
+        """Keys of files without timestamps are spelt alike in all, wherever they stand."""
+        path = os.path.join(directory, "counter_slot0.db")
+        file = MetricFile(path)
+        for one in self._KEYS:
+            file.add(one, 1.0, 0.0)
+        file.release()
+        assert theirs(path).keys() == set(self._KEYS)
 
 
 class TestNoRoom:

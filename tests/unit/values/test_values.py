@@ -699,7 +699,7 @@ class TestNoFile:
         for _ in range(5):
             process.call(count)
         (line,) = process.call(log_lines)
-        assert "gone" in line
+        assert "it was removed" in line
         os.mkdir(directory)
         process.call(_until_shared)
         assert read(directory)["c_total"] == 5
@@ -1016,6 +1016,15 @@ class TestLettingGo:
         assert not mapped_files(holder.pid)
         holder.call(count, "c", 1)
         assert read(directory) == {"c_total": 6.0}
+
+    def test_closing_twice(self, holder: RemoteProcess, directory: str) -> None:
+        """A value that was not used between two closes is still set, not added to."""
+        holder.call(act, "gauge_sum", "g", "set", 5)
+        for number in range(2):
+            holder.call(values.Value.close_all_files)
+            holder.call(count, f"c{number}")
+        holder.call(act, "gauge_sum", "g", "set", 7)
+        assert read(directory) == {"c0_total": 1.0, "c1_total": 1.0, "g": 7.0}
 
     def test_install_may_be_called_again(self, nursery: Nursery, directory: str) -> None:
         """Installing twice is installing once."""

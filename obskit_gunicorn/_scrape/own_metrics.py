@@ -53,15 +53,14 @@ class Scrape:
             with contextlib.suppress(OSError):
                 collector = directory_collector(path)
                 self.snapshot = collector.collect()
-                self.collector = collector
-                directory = SlotDirectory(path)
-                self.generation = directory.generation()
-                self.records = directory.records()
+                self.collector, self.path = collector, collector.path
+                self.generation = SlotDirectory(collector.path).generation()
+                self.records = collector.records()
         self.held = [record for record in self.records.values() if record is not None]
         self.arbiters = [record for record in self.held if type(record.get("workers")) is int]
 
     def gauges(self) -> Iterator[Metric]:
-        """Yield a gauge for each gauge that has a reading."""
+        """Yield every gauge that has a reading."""
         for gauge in _gauges:
             reading = gauge.read(self)
             if reading is None:
@@ -103,7 +102,7 @@ def _gauge(name: str, help_: str, *labels: str) -> Callable[[_Read], _Read]:
 
 @_gauge("obskit_gunicorn_directory_usable", "Whether the multiprocess directory can be read.")
 def _directory_usable(scrape: Scrape) -> Reading:
-    return bool(scrape.collector)
+    return scrape.collector is not None and not scrape.collector.is_lost
 
 
 @_gauge("obskit_gunicorn_slots", "Slots that the multiprocess directory has.")

@@ -1,0 +1,1 @@
+"""What is right with a set-up, what is wrong, and what to do: for the command line."""

@@ -1,0 +1,276 @@
+"""Looking into a multiprocess directory: what is in it, and whether all is well.
+
+Reads only, but for one file that it makes where it may write, and removes. Needs no
+prometheus_client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import json
+import os
+import pwd
+import stat
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
+from obskit_gunicorn._store.directory import SlotDirectory, explain
+from obskit_gunicorn._store.fileformat import MetricFileName, is_key, key_text
+from obskit_gunicorn._store.leases import is_ready_worker
+from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.writer import MetricFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LITTLE_ROOM = 64 << 10
+_LARGEST_SHOWN = 5
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    is_problem: bool
+    """Whether something is wrong, and should be fixed."""
+
+    text: str
+    """What was found, and what to do about it."""
+
+
+class FileReport(NamedTuple):
+    """What is known of a metric file."""
+
+    name: str
+    entries: int
+    bytes: int
+    damage: str | None
+
+
+class MetricReport(NamedTuple):
+    """How many series a metric has in all files together, and why."""
+
+    name: str
+    series: int
+    label: str
+    """The label with the most values; empty where there is none."""
+
+    label_values: int
+
+
+class DirectoryReport:
+    """What is in a multiprocess directory.
+
+    Attributes:
+        path: The directory.
+        generation: What it says of its generation.
+        records: What stands beside each lease, by slot; ``None`` for a slot that is free.
+        files: Its metric files.
+        metrics: Its largest metrics, the largest first.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Read the directory.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        self.path = path
+        names = sorted(os.listdir(path))
+        directory = SlotDirectory(path)
+        self.generation: dict[str, Any] = directory.generation()
+        self.records: dict[str, dict[str, Any] | None] = directory.records()
+        self.files: list[FileReport] = []
+        self.damaged = [name for name in names if name.endswith(".db.damaged")]
+        keys: set[bytes] = set()
+        for name in names:
+            if MetricFileName.parse(name) is None:
+                continue
+            reader = MetricFileReader(os.path.join(path, name))
+            with contextlib.suppress(FileNotFoundError):
+                reader.refresh()
+                keys.update(reader.layout.keys)
+                self.files.append(_file_report(name, reader))
+        self.metrics = _largest(keys)
+
+    def held(self) -> dict[str, dict[str, Any]]:
+        """Return the records of the slots that are leased."""
+        return {slot: record for slot, record in self.records.items() if record is not None}
+
+
+def _file_report(name: str, reader: MetricFileReader) -> FileReport:
+    damage = None if reader.damage is None else reader.damage.text
+    strange = sum(not is_key(key) for key in reader.layout.keys)
+    if strange:
+        damage = damage or f"{strange} of its keys are not a metric's"
+    return FileReport(name, len(reader.layout.keys), reader.size, damage)
+
+
+def _largest(keys: set[bytes]) -> list[MetricReport]:
+    series: dict[str, list[list[tuple[str, str]]]] = {}
+    for key in keys:
+        if is_key(key):
+            metric, _sample, labels, _help = json.loads(key_text(key))
+            series.setdefault(metric, []).append(list(labels.items()))
+    reports = (
+        MetricReport(name, len(found), *widest_label(found)) for name, found in series.items()
+    )
+    return sorted(reports, key=lambda report: report.series, reverse=True)[:_LARGEST_SHOWN]
+
+
+def examine(path: str) -> Iterator[Finding]:
+    """Yield what is right with a directory, and what is wrong; never raises ``OSError``.
+
+    Args:
+        path: The directory.
+    """
+    try:
+        report = DirectoryReport(path)
+    except OSError as error:
+        yield Finding(True, describe_error(error))
+        return
+    yield Finding(False, f"{path} can be read: {len(report.files)} metric files")
+    yield from _write(path)
+    yield from _volume(path)
+    yield from _contents(report)
+    yield from _holders(report)
+
+
+def _write(path: str) -> Iterator[Finding]:
+    """Do what a worker does: create, lock, reserve and map a metric file."""
+    try:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".check-", dir=path))
+            file = MetricFile(os.path.join(folder, "counter_check.db"))
+            stack.callback(file.release)
+            second = stack.enter_context(contextlib.closing(LockedFile(file.path, os.O_RDWR)))
+            if second.lock():
+                text = f"{path}: two processes can hold one lock here; use a local volume"
+                yield Finding(True, text)
+                return
+    except OSError as error:
+        if error.errno in _READ_ONLY and SlotDirectory(path).generation():
+            # A server uses it; whoever only reads, such as a sidecar, needs no more.
+            text = f"uid {os.geteuid()} may read here and not write, as a sidecar may; locks were "
+            yield Finding(False, text + f"not tried ({access(path)})")
+        elif error.errno in _READ_ONLY:
+            yield Finding(True, f"{explain(error, path)} ({access(path)})")
+        else:
+            yield Finding(True, explain(error, path))
+        return
+    yield Finding(False, "a metric file can be made, locked and mapped")
+
+
+def _volume(path: str) -> Iterator[Finding]:
+    volume = os.statvfs(path)
+    size, left = (blocks * volume.f_frsize for blocks in (volume.f_blocks, volume.f_bavail))
+    text = f"{_bytes(left)} of {_bytes(size)} are free on the volume"
+    if size and left < _LITTLE_ROOM:
+        yield Finding(
+            True, f"the volume is full: {text}; make it larger (sizeLimit of an emptyDir)"
+        )
+    elif not volume.f_favail and volume.f_files:
+        yield Finding(True, "no inodes are left on the volume: raise nr_inodes")
+    else:
+        yield Finding(False, text)
+
+
+def _contents(report: DirectoryReport) -> Iterator[Finding]:
+    for file in report.files:
+        full = os.path.join(report.path, file.name)
+        if file.damage:
+            yield Finding(True, f"{full}: {file.damage}; its next holder keeps what can be read")
+        elif not file.name.rpartition("_")[2].startswith("slot"):
+            text = "written by a process that does not use slots; import"
+            yield Finding(True, f"{full}: {text} obskit_gunicorn.multiprocess in it")
+    for name in report.damaged:
+        full = os.path.join(report.path, name)
+        yield Finding(True, f"{full}: was found damaged; look at it, then remove it")
+    for metric in report.metrics:
+        if metric.series >= MANY_SERIES:
+            yield Finding(True, f"{describe_metric(metric)}; give it fewer values, or drop it")
+
+
+def _holders(report: DirectoryReport) -> Iterator[Finding]:
+    held = report.held()
+    yield Finding(False, f"{len(held)} of {len(report.records)} slots are leased")
+    wanted = [record.get("workers") for record in held.values()]
+    workers = sum(count for count in wanted if type(count) is int)
+    ready = sum(map(is_ready_worker, held.values()))
+    if workers:
+        text = f"{ready} of {workers} workers have booted and hold a lease"
+        yield Finding(ready < workers, f"{text}; see the server's log" if ready < workers else text)
+    for slot, record in sorted(held.items()):
+        if record.get("values_not_shared"):
+            yield Finding(True, f"{slot} ({describe_holder(record)}): see the server's error log")
+
+
+def describe_holder(record: dict[str, Any] | None) -> str:
+    """Return one line about the holder of a slot."""
+    if record is None:
+        return "free"
+    words = [str(record.get("role", "?")), f"pid {record.get('pid', '?')}"]
+    words += [str(record[name]) for name in ("state", "reason") if record.get(name)]
+    if record.get("values_not_shared"):
+        words.append(f"{record['values_not_shared']} values not shared")
+    return "leased: " + ", ".join(words)
+
+
+def describe_metric(metric: MetricReport) -> str:
+    """Return one line about the size of a metric."""
+    if not metric.label:
+        return f"{metric.name} has {metric.series:,} series"
+    label = f"its label {metric.label} has {metric.label_values:,} values"
+    return f"{metric.name} has {metric.series:,} series: {label}"
+
+
+def describe_error(error: OSError) -> str:
+    """Return one line about an error: what failed, whose the file is, and who asked."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    text = f"{path}: {error.strerror or error}" if path else str(error)
+    return f"{text} ({access(path)})" if path else text
+
+
+def access(path: str) -> str:
+    """Return owner and mode of a file, or of the directory that it should be in, and who asks."""
+    status = None
+    while status is None:
+        try:
+            status = os.stat(path)
+        except OSError:
+            parent = os.path.dirname(path)
+            if parent == path or not parent:
+                break
+            path = parent
+    own = f"this is uid {os.geteuid()}, gid {os.getegid()}"
+    if status is None:
+        return own
+    mode = stat.S_IMODE(status.st_mode)
+    owner = f"{_user(status.st_uid)}:{_group(status.st_gid)}"
+    return f"{path} belongs to {owner}, mode {mode:04o}; {own}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{uid} ({pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return f"{gid} ({grp.getgrgid(gid).gr_name})"
+    except KeyError:
+        return str(gid)
+
+
+def _bytes(number: int) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 10_240 or unit == "GiB":
+            break
+        number //= 1024
+    return f"{number:,} {unit}"
