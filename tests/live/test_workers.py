@@ -160,13 +160,15 @@ def test_last_request_that_hangs(newest: Interpreter) -> None:
 @pytest.mark.parametrize("worker_class", APPLICATIONS)
 def test_killed_while_it_leaves(interpreter: Interpreter, worker_class: str) -> None:
     """One end is one end, however many have held the slot before the arbiter hears of it."""
-    hook = "def worker_exit(self, server, worker):\n        time.sleep(60)"
+    hook = """def worker_exit(self, server, worker):
+        open("left", "w").close()
+        time.sleep(60)"""
     with server(interpreter, worker_class, f"max_requests = 2\n    {hook}") as running:
         (worker,) = running.wait_for_workers(1)
         wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 1, "ready")
         with contextlib.suppress(OSError, http.client.HTTPException):
             get(running.port, "/", timeout=1)
-        wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 0, "it leaves")
+        wait_until((running.root / "left").exists, "it leaves")
         running.send_signal(signal.SIGSTOP, running.arbiter_pid)
         running.send_signal(signal.SIGKILL, worker)
         directory = SlotDirectory(str(running.metrics_directory))
@@ -180,7 +182,9 @@ def test_killed_while_it_leaves(interpreter: Interpreter, worker_class: str) -> 
             running, lambda m: value(m, "gunicorn_workers_ready") == 1, "another is ready"
         )
         exits = by_label(found, "gunicorn_worker_exits_total")
-        assert {reason: count for (reason,), count in exits.items() if count} == {"killed": 1}
+        # Before Gunicorn 24, the worker has counted its end before the kill.
+        expected = "killed" if interpreter.version >= (24,) else "max_requests"
+        assert {reason: count for (reason,), count in exits.items() if count} == {expected: 1}
         assert value(found, "gunicorn_worker_boots_total") == 2
 
 
