@@ -7,14 +7,16 @@ import logging
 import socket
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 from gunicorn.config import Config
 
 from obskit_gunicorn._exporter import program
 from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._exporter.protocol import BOOTED, STOP, Options, Order
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_order_of_another_release() -> None:
