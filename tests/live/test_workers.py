@@ -116,7 +116,7 @@ def request(running: GunicornProcess, path: str) -> socket.socket:
 def test_draining_worker_is_not_ready(interpreter: Interpreter, worker_class: str) -> None:
     """A recycled worker with a stream is not ready; if its time is up, that is no time-out."""
     settings = "max_requests = 4\n    timeout = 4"
-    patience = ("--graceful-timeout", "30")
+    patience = ("--graceful-timeout", "60")
     with server(interpreter, worker_class, settings, *patience) as running:
         wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 1, "ready")
         stream = request(running, "/stream")
