@@ -195,10 +195,6 @@ def test_killed_while_it_leaves(interpreter: Interpreter, worker_class: str) -> 
         # Before Gunicorn 24, the worker has counted its end before the kill.
         expected = "killed" if interpreter.version >= (24,) else "max_requests"
         assert {reason: count for (reason,), count in exits.items() if count} == {expected: 1}
-<<<<<<< HEAD
-=======
-        assert value(found, "gunicorn_workers_ready") == 1
->>>>>>> ten-x5
 
 
 @pytest.mark.releases_differ
