@@ -66,7 +66,9 @@ def _reference(value: Any) -> str:
         TypeError: It cannot be imported by a name.
     """
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-    if module == "__main__" or getattr(sys.modules.get(str(module)), name, None) is not value:
+    is_there = getattr(sys.modules.get(str(module)), name, None) is value
+    # Gunicorn calls the module of the configuration file so, and nobody can import it by that name.
+    if module in ("__main__", "__config__") or not is_there:
         raise TypeError
     return f"ext://{module}.{name}"
 

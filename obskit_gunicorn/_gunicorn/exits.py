@@ -5,7 +5,7 @@ it had timed out. So a worker says why it leaves, in memory that both share: tha
 slot nor a file, outlives a SIGKILL, and may be written in signal context. And the arbiter asks the
 kernel at SIGCHLD, before Gunicorn reaps the process, how it has ended.
 
-A worker counts its end itself only if nobody else will; see :data:`COUNTED`.
+A worker counts its end itself only where the arbiter cannot, or not soon; see :data:`COUNTED`.
 
 What runs in signal context only takes notes. The next core that runs elsewhere counts them.
 """
@@ -39,8 +39,10 @@ _BOOT_ERRORS = (3, 4)
 COUNTED = "counted"
 """What a worker says that has counted its end itself.
 
-It does if its arbiter is gone, or if it cannot boot: then Gunicorn stops the whole server, and
-calls no hook for that worker in the arbiter.
+It does if its arbiter is gone; if it cannot boot, for then Gunicorn stops the whole server and
+calls no hook for that worker in the arbiter; and before Gunicorn 24, where the arbiter hears of it
+in signal context, and counts only when its next hook runs, which may be much later. It says so just
+before it counts, so an end is never counted twice.
 """
 
 _WORDS = ("", COUNTED, *REASONS)
@@ -88,15 +90,20 @@ def said(worker: Worker) -> _Said:
     return found or _Said(bytearray((True, 0)))  # whether it has booted is unknown
 
 
-def say(worker: Worker, reason: str) -> None:
+def say(worker: Worker, reason: str) -> bool:
     """Say in a worker why it leaves; safe in signal context, and nothing in other processes.
 
     Args:
         worker: The worker.
         reason: One of :data:`REASONS`, or :data:`COUNTED`.
+
+    Returns:
+        Whether the arbiter hears it.
     """
-    if is_of(worker):  # its children have its handlers of signals
-        said(worker).reason = reason
+    if not is_of(worker):  # its children have its handlers of signals
+        return False
+    said(worker).reason = reason
+    return hasattr(worker, _ATTRIBUTE)
 
 
 def is_of(worker: Worker) -> bool:

@@ -352,9 +352,10 @@ def worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> No
             flush_failures()
         return
     reason = exits.own_reason(worker)
-    if reason == "boot_error" or (reason and os.getppid() != worker.ppid):
-        exits.say(worker, exits.COUNTED)
-        _count("gunicorn_worker_exits", reason)
+    is_orphan = os.getppid() != worker.ppid
+    if reason and (is_orphan or reason == "boot_error" or is_signal_context("child_exit")):
+        if exits.say(worker, exits.COUNTED):
+            _count("gunicorn_worker_exits", reason)
     elif reason:
         exits.say(worker, reason)
     membership.note(state="leaving", reason=reason)

@@ -265,12 +265,12 @@ def test_ready(nursery: Nursery, tmp_path: Path) -> None:
 def test_error_in_a_scrape(directory: Path) -> None:
     """What goes wrong inside is a 500 with or without a body, and the log says why."""
     sabotage = (
-        "from obskit_gunicorn._exporter import pages\n"
-        "from obskit_gunicorn._scrape import registry\n"
+        "from obskit_gunicorn._scrape import collector\n"
         "from prometheus_client.core import GaugeMetricFamily\n"
         "class Breaks:\n"
         "    def collect(self):\n"
-        "        registry.generate_latest = pages.SlotDirectory.records = None\n"
+        "        collector.DirectoryCollector.collect = None\n"
+        "        collector.DirectoryCollector.records = None\n"
         "        return []\n"
     )
     with ServeProcess(
@@ -637,19 +637,19 @@ def test_sighup(directory: Path) -> None:
 
 
 def test_directory_made_anew(nursery: Nursery, tmp_path: Path) -> None:
-    """A directory that is removed shows as unusable, and is read again when it is back."""
+    """A removed directory shows as unusable, still counts, and is read again when it is back."""
     path = tmp_path / "metrics"
     path.mkdir()
     process = nursery.start()
     _count(process, path)
     with ServeProcess(path) as served:
-        for _ in range(2):
-            assert served.metric("hits_total") == 3
+        for total in (3, 6):
+            assert served.metric("hits_total") == total
             assert served.metric("obskit_gunicorn_directory_usable") == 1
             process.kill()
             shutil.rmtree(path)
             metrics = served.scrape()
-            assert ("hits_total", frozenset()) not in metrics
+            assert metrics["hits_total", frozenset()] == total  # it keeps the removed files open
             assert metrics["obskit_gunicorn_directory_usable", frozenset()] == 0
             assert served.get("/-/healthy").status == 200
             served.get("/-/ready")

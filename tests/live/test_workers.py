@@ -77,14 +77,20 @@ class Config(ObskitGunicornConfig):
 
 
 def server(
-    interpreter: Interpreter, worker_class: str, settings: str, *, shared: bool = False
+    interpreter: Interpreter,
+    worker_class: str,
+    settings: str,
+    *arguments: str,
+    shared: bool = False,
 ) -> GunicornProcess:
     """Return a server with one worker and an exporter."""
     if not has_class(interpreter, worker_class):
         pytest.skip("this Gunicorn has no asgi worker")
     config = CONFIG.format(worker_class=worker_class, settings=settings)
     app = APPLICATIONS[worker_class]
-    return GunicornProcess(interpreter, config, app=app, exporter=True, shared=shared)
+    return GunicornProcess(
+        interpreter, config, app=app, exporter=True, shared=shared, arguments=arguments
+    )
 
 
 def exits_in(directory: Path) -> dict[str, float]:
@@ -109,8 +115,9 @@ def request(running: GunicornProcess, path: str) -> socket.socket:
 @pytest.mark.parametrize("worker_class", ["gthread", "gevent", "asgi", UVICORN])
 def test_draining_worker_is_not_ready(interpreter: Interpreter, worker_class: str) -> None:
     """A recycled worker with a stream is not ready; if its time is up, that is no time-out."""
-    settings = "max_requests = 4\n    timeout = 4\n    graceful_timeout = 2"
-    with server(interpreter, worker_class, settings) as running:
+    settings = "max_requests = 4\n    timeout = 4"
+    patience = ("--graceful-timeout", "60")
+    with server(interpreter, worker_class, settings, *patience) as running:
         wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 1, "ready")
         stream = request(running, "/stream")
 
@@ -131,6 +138,9 @@ def test_draining_worker_is_not_ready(interpreter: Interpreter, worker_class: st
         found = running.scrape()
         assert value(found, "gunicorn_workers_ready") == 0
         assert value(found, "gunicorn_capacity") == 0
+        assert stream.recv(1)
+        if worker_class in ("gthread", "gevent"):  # they give signs of life; others time out
+            stream.close()
         found = wait_for(
             running,
             lambda m: value(m, "gunicorn_worker_exits_total", reason="max_requests") == 1,
@@ -160,13 +170,15 @@ def test_last_request_that_hangs(newest: Interpreter) -> None:
 @pytest.mark.parametrize("worker_class", APPLICATIONS)
 def test_killed_while_it_leaves(interpreter: Interpreter, worker_class: str) -> None:
     """One end is one end, however many have held the slot before the arbiter hears of it."""
-    hook = "def worker_exit(self, server, worker):\n        time.sleep(60)"
+    hook = """def worker_exit(self, server, worker):
+        open("left", "w").close()
+        time.sleep(60)"""
     with server(interpreter, worker_class, f"max_requests = 2\n    {hook}") as running:
         (worker,) = running.wait_for_workers(1)
         wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 1, "ready")
         with contextlib.suppress(OSError, http.client.HTTPException):
             get(running.port, "/", timeout=1)
-        wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 0, "it leaves")
+        wait_until((running.root / "left").exists, "it leaves")
         running.send_signal(signal.SIGSTOP, running.arbiter_pid)
         running.send_signal(signal.SIGKILL, worker)
         directory = SlotDirectory(str(running.metrics_directory))
@@ -177,11 +189,12 @@ def test_killed_while_it_leaves(interpreter: Interpreter, worker_class: str) -> 
             lease.release()
         running.send_signal(signal.SIGCONT, running.arbiter_pid)
         found = wait_for(
-            running, lambda m: value(m, "gunicorn_workers_ready") == 1, "another is ready"
+            running, lambda m: value(m, "gunicorn_worker_boots_total") == 2, "another has booted"
         )
         exits = by_label(found, "gunicorn_worker_exits_total")
-        assert {reason: count for (reason,), count in exits.items() if count} == {"killed": 1}
-        assert value(found, "gunicorn_worker_boots_total") == 2
+        # Before Gunicorn 24, the worker has counted its end before the kill.
+        expected = "killed" if interpreter.version >= (24,) else "max_requests"
+        assert {reason: count for (reason,), count in exits.items() if count} == {expected: 1}
 
 
 @pytest.mark.releases_differ
@@ -198,8 +211,7 @@ def test_workers_without_an_arbiter(interpreter: Interpreter, worker_class: str)
 @pytest.mark.releases_differ
 def test_workers_killed_at_a_stop(interpreter: Interpreter) -> None:
     """A worker that Gunicorn kills when it stops, and tells no hook of, is counted as killed."""
-    settings = "graceful_timeout = 1\n    workers = 2"
-    with server(interpreter, "sync", settings, shared=True) as running:
+    with server(interpreter, "sync", "workers = 2", shared=True) as running:
         wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
         with pytest.raises(TimeoutError):
             get(running.port, "/block", timeout=0.3)

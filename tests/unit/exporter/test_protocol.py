@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from types import SimpleNamespace
-from typing import Any
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.config import Config
 
 from obskit_gunicorn._exporter import program
 from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._exporter.protocol import BOOTED, STOP, Options, Order
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_order_of_another_release() -> None:
@@ -54,3 +58,13 @@ def test_settings_of_the_log() -> None:
     found, lost = settings_of(settings)
     assert lost == ["logconfig_dict"]
     assert found.keys() == {"errorlog"}
+
+
+def test_logger_class_of_the_configuration_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that the configuration file defines is not asked for where there is no such file."""
+    module = ModuleType("__config__")
+    exec("from gunicorn.glogging import Logger\nclass Mine(Logger): pass", vars(module))
+    monkeypatch.setitem(sys.modules, "__config__", module)
+    settings = Config()
+    settings.set("logger_class", module.Mine)
+    assert settings_of(settings) == ({}, ["logger_class"])
