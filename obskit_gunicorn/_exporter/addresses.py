@@ -138,7 +138,7 @@ class Address(NamedTuple):
         if not os.path.isdir(_DESCRIPTORS):
             return self._listen_at_plain_path()
         with self._parent() as parent, self._private(parent) as private:
-            # A name that no other socket has: see _is_of.
+            # A name that no other socket has: see bound_name.
             name = os.urandom(8).hex()
             listener = self._listen_at(socket.AF_UNIX, f"{_DESCRIPTORS}/{private}/{name}")
             try:
@@ -240,7 +240,7 @@ class Address(NamedTuple):
             name = os.path.basename(self.path)
             with self._parent() as parent:
                 with _opened(name, parent) as file:
-                    is_ours = _is_of(listener, f"{_DESCRIPTORS}/{file}")
+                    is_ours = bound_name(f"{_DESCRIPTORS}/{file}") == listener.getsockname()
                 if is_ours:
                     os.unlink(name, dir_fd=parent)
 
@@ -268,16 +268,19 @@ def _is_dead(path: str) -> bool:
     return False
 
 
-def _is_of(listener: socket.socket, path: str) -> bool:
-    """Return whether a socket file is the one that a socket was bound to.
+def bound_name(path: str) -> str:
+    """Return the name that the socket was bound to which listens at a socket file.
 
     A socket does not know its file, and has perhaps come through an exec; but who connects is told
-    the name that the socket was bound to.
+    this name.
+
+    Raises:
+        OSError: Nobody listens there, or not for us.
     """
     with socket.socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         client.connect(path)
-        return bool(client.getpeername() == listener.getsockname())
+        return str(client.getpeername())
 
 
 def _not_a_socket(path: str) -> OSError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
+
+from obskit_gunicorn._exporter.addresses import bound_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,20 +53,24 @@ def _tcp(port: int) -> Iterator[tuple[str, str]]:
 
 
 def _unix(path: str) -> Iterator[tuple[str, str]]:
-    uid = str(os.stat(path).st_uid)
+    uid, names = str(os.stat(path).st_uid), {path}
+    with contextlib.suppress(OSError):
+        names.add(bound_name(path))
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             row = line.rstrip("\n").split(None, 7)
-            if row[-1] == path:
+            if row[-1] in names:
                 yield f"socket:[{row[6]}]", uid
 
 
 def _descriptors(pid: str) -> Iterator[str]:
     try:
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            yield os.readlink(f"/proc/{pid}/fd/{number}")
+        numbers = os.listdir(f"/proc/{pid}/fd")
     except OSError:  # it has ended, or is another user's
         return
+    for number in numbers:
+        with contextlib.suppress(OSError):  # closed by now
+            yield os.readlink(f"/proc/{pid}/fd/{number}")
 
 
 def _command(pid: str) -> str:

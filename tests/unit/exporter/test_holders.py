@@ -12,6 +12,13 @@ from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.holders import holder
 
 
+def test_names_who_listens_at_ours(tmp_path: Path) -> None:
+    """A Unix socket of our own is found too, although it was bound under another name."""
+    address = Address.parse(f"unix:{tmp_path}/m.sock", os.sep)
+    with address.listen():
+        assert f"by process {os.getpid()} " in holder(address)
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_names_the_process(kind: str, tmp_path: Path) -> None:
     """The line names pid and command of the process that listens, and nobody where none does."""
