@@ -65,6 +65,23 @@ def watch_connections(worker: Worker, connections: Callable[[], Connections]) ->
         _count_calls(worker, connections().add)
 
 
+def until(worker: Any, is_done: Callable[[], bool]) -> None:
+    """Have a function called at each heartbeat of the worker, until it returns ``True``.
+
+    Each class has them, also when there are no requests, at least twice in ``timeout``.
+    """
+    notify = worker.notify
+
+    @functools.wraps(notify)
+    def notified() -> None:
+        notify()
+        with contextlib.suppress(Exception):  # the worker must go on
+            if is_done():
+                worker.notify = notify
+
+    worker.notify = notified
+
+
 def _count_calls(worker: Any, add: Callable[[float], None]) -> None:
     """Count the calls of ``handle`` that run: of a connection, or of a thread with a connection."""
     handle = worker.handle

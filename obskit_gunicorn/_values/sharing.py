@@ -122,6 +122,12 @@ def take_lease(**facts: object) -> None:
     membership.note(**facts)
 
 
+def has_lease() -> bool:
+    """Return whether this process has a lease, after one more try if it is time for one."""
+    values.try_again()
+    return membership.lease is not None
+
+
 def _report_missing() -> None:
     """Log once which names prometheus_client no longer has."""
     missing, _missing[:] = _missing[:], []

@@ -233,6 +233,12 @@ def share(*, now: bool = False) -> None:
     _say()
 
 
+def try_again() -> None:
+    """Take the lease that was not to be had before, unless that was tried a moment ago."""
+    if time.monotonic() >= _retry_at:
+        share(now=True)
+
+
 def withdraw(*, take_along: bool = False) -> None:
     """Close this process's files, before it changes its lease or its directory.
 

@@ -93,6 +93,31 @@ def server(
     )
 
 
+WITHOUT_LOCKS = """
+    def post_fork(self, server, worker):
+        super().post_fork(server, worker)
+        import fcntl
+        flock, until = fcntl.flock, time.monotonic() + 3
+
+        def late(descriptor, operation):
+            if time.monotonic() < until:
+                raise OSError(37, "No locks available")
+            flock(descriptor, operation)
+
+        fcntl.flock = late
+"""
+
+
+@pytest.mark.parametrize("worker_class", list(APPLICATIONS))
+def test_idle_worker_gets_its_lease(interpreter: Interpreter, worker_class: str) -> None:
+    """A worker that cannot have a lease at first gets one soon, though nobody sends a request."""
+    settings = f"metrics_requests = False\n    timeout = 4{WITHOUT_LOCKS}"
+    with server(interpreter, worker_class, settings) as running:
+        wait_until(lambda: "stay in its memory" in running.log(), "there is no lease")
+        assert value(running.scrape(), "gunicorn_workers_ready") == 0
+        wait_for(running, lambda found: value(found, "gunicorn_workers_ready") == 1, "it has one")
+
+
 def exits_in(directory: Path) -> dict[str, float]:
     """Return how many workers have ended, by reason, as the files of a directory have it."""
     return {
