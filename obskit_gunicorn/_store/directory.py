@@ -153,10 +153,7 @@ class SlotDirectory:
                 generation = {**generation, **began}
             if not in_use or "protocol" not in generation:
                 generation["protocol"] = _best_protocol(lock_file)
-                with contextlib.suppress(OSError):
-                    lock_file.write(json.dumps(generation).encode())
-            with contextlib.suppress(OSError):
-                self._replace(GENERATION_NAME, generation, for_readers=True)
+                self._record(lock_file, generation)
             lease = self._acquire("arbiter", by_flock=_is_by_flock(generation), alone=True)
             assert lease is not None
             return lease, wiped
@@ -479,8 +476,14 @@ class SlotDirectory:
                 # Who opens it before the protocol is recorded is more careful than he need be.
                 if file.lock():
                     record = {"protocol": _best_protocol(file)}
-                    with contextlib.suppress(OSError):
-                        file.write(json.dumps(record).encode())
+                    self._record(file, record)
+
+    def _record(self, lock_file: LockedFile, generation: dict[str, Any]) -> None:
+        """Record the generation, in the lock file and for readers; never raises."""
+        with contextlib.suppress(OSError):
+            lock_file.write(json.dumps(generation).encode())
+        with contextlib.suppress(OSError):
+            self._replace(GENERATION_NAME, generation, for_readers=True)
 
 
 def _is_by_flock(generation: dict[str, Any]) -> bool:

@@ -660,11 +660,18 @@ def test_directory_made_anew(nursery: Nursery, tmp_path: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("way", ["mount", "user"])
+@pytest.mark.parametrize("way", ["mount", "user", "root without capabilities"])
 def test_read_only_directory(nursery: Nursery, way: str) -> None:
-    """Where it may not write, leases are read right: live gauges and readiness follow them."""
+    """Where it may not write, leases are read right: live gauges and readiness follow them.
+
+    Another user reads through the group of the directory, as with Kubernetes' fsGroup.
+    """
+    group = 4711
     with forks.public_directory() as path:
+        os.chown(path, NOBODY, group)
+        path.chmod(0o2755)
         worker = nursery.start()
+        worker.call(forks.become_nobody)
         _count(worker, path)
         worker.call(_boot)
         if way == "mount":
@@ -673,11 +680,13 @@ def test_read_only_directory(nursery: Nursery, way: str) -> None:
             if subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode:
                 pytest.skip("mounting is not allowed here")
             served = ServeProcess(path, prefix=prefix)
-        else:
-            path.chmod(0o755)
-            if not may_run(NOBODY):
+        elif way == "user":
+            if not may_run(group):
                 pytest.skip("another user may not run this interpreter")
-            served = ServeProcess(path, user=NOBODY)
+            served = ServeProcess(path, user=group)
+        else:
+            drop = ["--bounding-set=-all", "--inh-caps=-all"]
+            served = ServeProcess(path, prefix=["setpriv", f"--groups={group}", *drop])
         with served:
             metrics = served.scrape()
             assert metrics["hits_total", frozenset()] == 3
@@ -693,6 +702,7 @@ def test_read_only_directory(nursery: Nursery, way: str) -> None:
             assert metrics["obskit_gunicorn_slots_leased", frozenset()] == 0
             # Reading has left nothing that keeps a writer out.
             second = nursery.start()
+            second.call(forks.become_nobody)
             _count(second, path)
             assert served.metric("hits_total") == 6
             assert served.metric("obskit_gunicorn_slots") == 1
