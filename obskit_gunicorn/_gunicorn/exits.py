@@ -204,9 +204,8 @@ def flush() -> Iterator[str]:
 def _reason(worker: Worker, status: _Status | None) -> str:
     """Return why a worker has ended."""
     reason = said(worker).reason
-    if getattr(
-        worker, "aborted", False
-    ):  # by Gunicorn, perhaps while it waited for its last requests
+    if getattr(worker, "aborted", False):
+        # By Gunicorn, perhaps while the worker waited for its last requests.
         return reason if reason == "max_requests" else "timeout"
     if status is None:
         return reason or "killed"

@@ -247,7 +247,6 @@ def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     if sharing() is not None:
         with contextlib.suppress(OSError):
             exits.listen_to(worker)
-    # The arbiter notices here if its directory was removed or cleaned.
     _keep_directory(publication, server)
     membership.remove_live_gauges()
     _keep_exporter(publication, server)

@@ -68,10 +68,11 @@ class Supervisor:
             order = self._order(options, server)
             if before is not None:
                 before.follow(order)
-            is_wanted = before is not None and before.order == order
-            if not is_wanted or is_reload:
-                is_wanted = not self._has_new_code(order) and is_wanted
-            if before is not None and is_wanted:
+            is_same = before is not None and before.order == order
+            # The code is looked at when an exporter is started anyway, and at each reload.
+            if (not is_same or is_reload) and self._has_new_code(order):
+                is_same = False
+            if before is not None and is_same:
                 if before.listener is None and not before.is_running:
                     self._listen(before, source)
                 before.revive()
@@ -149,28 +150,21 @@ class Supervisor:
         The last answers are waited for: a container ends with the arbiter. Where workers are left,
         the exporter stays with them.
         """
-        self.remove_socket_file(server)
         exporter, self.exporter = self.exporter, None
         if exporter is None:
             return
         if os.getpid() != self._arbiter_pid:
             exporter.abandon()
             return
-        if exporter.listener is not None:  # clients that come now must not wait for anybody
+        # Unless another arbiter of this server still uses the socket: the one that a SIGUSR2 has
+        # started, or that has started this one.
+        if server.reexec_pid == server.master_pid == 0:
+            exporter.close_listener()
+        elif exporter.listener is not None:  # clients that come now must not wait for anybody
             exporter.listener.close()
         exporter.let_go()
         if not server.WORKERS:
             exporter.wait(_LAST_ANSWERS_SECONDS)
-
-    def remove_socket_file(self, server: Arbiter) -> None:
-        """Remove the file of a Unix socket, unless another arbiter of this server still uses it.
-
-        Runs when the arbiter ends; may be called again.
-        """
-        # Another one: the arbiter that a SIGUSR2 has started, or that has started this one.
-        is_last = server.reexec_pid == server.master_pid == 0
-        if self.exporter is not None and is_last and self._arbiter_pid == os.getpid():
-            self.exporter.close_listener()
 
     def forked_by_gunicorn(self) -> None:
         """Keep only what a worker needs of the exporter; runs in the worker."""

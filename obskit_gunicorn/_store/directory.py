@@ -522,6 +522,7 @@ def explain(error: OSError, path: str) -> str:
 
 
 def is_slot(name: str) -> bool:
+    """Return whether a name is a slot's; holders without slots are named by pid."""
     return name.startswith("slot") and name[4:].isdigit()
 
 

@@ -198,7 +198,8 @@ def test_killed_again_and_again(newest: Interpreter) -> None:
 
 def test_arbiter_waits_for_the_last_answer(newest: Interpreter) -> None:
     """A scrape that is under way when the server stops is answered before the arbiter ends."""
-    guest = FAILING.replace('raise ValueError("boom")', '__import__("time").sleep(1.5); return []')
+    slow = 'open("asked", "w").close(); __import__("time").sleep(1.5); return []'
+    guest = FAILING.replace('raise ValueError("boom")', slow)
     with server(
         newest, 'metrics_collectors = ["guest:Guest"]', files={"guest.py": guest}
     ) as running:
@@ -208,8 +209,10 @@ def test_arbiter_waits_for_the_last_answer(newest: Interpreter) -> None:
         thread = threading.Thread(
             target=lambda: answers.append(get(running.metrics_port, "/metrics").status)
         )
+        asked = running.root / "asked"
+        asked.unlink(missing_ok=True)  # an earlier scrape has asked too
         thread.start()
-        time.sleep(0.5)
+        wait_until(asked.exists, "the scrape is under way")
         running.send_signal(signal.SIGTERM)
         assert running.exit_status() == 0
         assert running.exporter_pids() == set()

@@ -80,14 +80,9 @@ import asyncio
 import sys
 
 
-async def application(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    path = scope["path"]
+"""
+    + apps.LIFESPAN
+    + """    path = scope["path"]
     if path == "/raise":
         raise ZeroDivisionError("on purpose")
     if path == "/leave":

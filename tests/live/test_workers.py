@@ -44,14 +44,9 @@ ASGI = (
 import asyncio
 
 
-async def application(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    await send({"type": "http.response.start", "status": 200, "headers": []})
+"""
+    + apps.LIFESPAN
+    + """    await send({"type": "http.response.start", "status": 200, "headers": []})
     while scope["path"] == "/stream":
         await send({"type": "http.response.body", "body": b"x", "more_body": True})
         await asyncio.sleep(0.2)

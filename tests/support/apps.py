@@ -104,6 +104,17 @@ def application(environ, start_response):
 """
 )
 
+LIFESPAN = """
+async def application(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+"""
+"""The beginning of an ASGI application, which serves the lifespan; what follows is indented."""
+
 ASGI = (
     COUNTED
     + """
@@ -114,14 +125,9 @@ from obskit_gunicorn.multiprocess import make_asgi_app
 metrics = make_asgi_app()
 
 
-async def application(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    path, query = scope["path"], scope["query_string"].decode()
+"""
+    + LIFESPAN
+    + """    path, query = scope["path"], scope["query_string"].decode()
     if path == "/metrics":
         return await metrics(scope, receive, send)
     body = b"ok\\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import http.client
 import threading
@@ -135,7 +136,7 @@ class Load:
             connection.close()
 
 
-class Repeating:
+class Repeating(abc.ABC):
     """A thread that does one thing again and again; a context manager."""
 
     def __init__(self, pause: float) -> None:
@@ -167,9 +168,9 @@ class Repeating:
         while not self._stopped.wait(self._pause):
             self.once()
 
+    @abc.abstractmethod
     def once(self) -> None:
         """Do it."""
-        raise NotImplementedError
 
 
 class Watch(Repeating):

@@ -53,6 +53,8 @@ def _named(tree: ast.AST) -> Iterator[str]:
                 yield inner if inner in MODULES else outer
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
+            if "." in node.value:  # as in _load("_values.sharing")
+                yield f"{PACKAGE.name}.{node.value}"
 
 
 def room(module: str) -> str:
@@ -125,6 +127,7 @@ def test_what_prometheus_client_does_not_promise_is_in_one_file() -> None:
         ("from obskit_gunicorn._store.locks import pause", {"obskit_gunicorn._store.locks"}),
         ("from obskit_gunicorn import __version__", {"obskit_gunicorn.__init__"}),
         ("import_module('obskit_gunicorn._log')", {"obskit_gunicorn._log"}),
+        ("_load('_values.sharing')", {"obskit_gunicorn._values.sharing"}),
     ],
 )
 def test_imports_are_found(source: str, found: set[str]) -> None:
