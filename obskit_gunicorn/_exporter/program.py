@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 1.0
 _DRAIN_SECONDS = 3.0
+
+_SWITCH_SECONDS = 0.0001
+"""How long a thread keeps the interpreter while another one wants it: a fiftieth of the default.
+
+A probe is answered in about twenty turns. Under 64 clients who ask for large bodies it takes less
+than 0.2 s so, and more than 0.5 s with the default.
+"""
 _IGNORED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 
 
@@ -59,6 +66,7 @@ def serve(
     if options.metrics_certfile:
         tls = TlsFiles(options.metrics_certfile, options.metrics_keyfile, options.metrics_ca_certs)
         tls.context()  # logs at once what is wrong with the files
+    sys.setswitchinterval(_SWITCH_SECONDS)
     server = MetricsServer(listener, pages, tls)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import http.client
 import logging
+import select
 import socket
 import sys
 import threading
@@ -103,6 +104,15 @@ class _Connection:
         self.stage = stage
         self.since = time.monotonic()
 
+    def has_unread(self) -> bool:
+        """Return whether something has come from the client that its thread has not read yet."""
+        poll = select.poll()
+        try:
+            poll.register(self.socket, select.POLLIN)
+        except ValueError:  # it is closed
+            return False
+        return bool(poll.poll(0))
+
     def cut(self) -> None:
         """Shut it down; the thread that serves it sees the end of the stream."""
         self.is_cut = True
@@ -114,8 +124,9 @@ class _Connection:
 class _Lines:
     """The lines of a request, up to the length that a request may have."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, connection: _Connection) -> None:
         self._file = file
+        self._connection = connection
         self._left = MOST_REQUEST_BYTES
 
     def readline(self, limit: int) -> bytes:
@@ -124,7 +135,10 @@ class _Lines:
         Raises:
             http.client.LineTooLong: The request is too long.
         """
+        # Only here it waits for the client; all else is our own time, however busy we are.
+        self._connection.stage = "waiting"
         line: bytes = self._file.readline(min(limit, self._left + 1))
+        self._connection.stage = "working"
         self._left -= len(line)
         if self._left < 0:
             raise http.client.LineTooLong("request")
@@ -161,7 +175,7 @@ class _Handler(WSGIRequestHandler):
 
     def handle(self) -> None:
         """Read the request and answer it."""
-        self.rfile: Any = _Lines(self.rfile)
+        self.rfile: Any = _Lines(self.rfile, self.server.connection())
         try:
             self.raw_requestline = self.rfile.readline(MOST_REQUEST_BYTES + 1)
         except http.client.LineTooLong:
@@ -237,6 +251,11 @@ class MetricsServer(WSGIServer):
                         connection.cut()
             time.sleep(0.01)
 
+    def connection(self) -> _Connection:
+        """Return the connection that this thread serves."""
+        connection: _Connection = self._served.connection
+        return connection
+
     def work(self, environ: dict[str, Any]) -> bool:
         """Note that a request is complete, and its answer is made next.
 
@@ -246,16 +265,18 @@ class MetricsServer(WSGIServer):
         Returns:
             Whether there is room for the answer.
         """
-        connection: _Connection = self._served.connection
+        connection = self.connection()
+        connection.enter("working")
         connection.socket.settimeout(RESPONSE_SECONDS)
         is_scrape = self.app.is_scrape(environ)
         deadline = time.monotonic() + _ROOM_SECONDS
         with self._has_room:
-            # Until there is room it counts as waiting, and a new connection may take its place.
             while is_scrape and sum(each.is_scrape for each in self._open) >= MOST_SCRAPES:
+                # It counts as waiting again, and a new connection may take its place.
+                connection.stage = "waiting"
                 if connection.is_cut or time.monotonic() > deadline:
                     return False
-                self._cut("sending", older_than=_RECEIVE_SECONDS)
+                self._cut(self._in("sending"), older_than=_RECEIVE_SECONDS)
                 self._has_room.wait(_ROOM_POLL_SECONDS)
             connection.is_scrape = is_scrape
             connection.enter("working")
@@ -263,7 +284,7 @@ class MetricsServer(WSGIServer):
 
     def send(self, body: bytes) -> None:
         """Note that an answer is made and is sent next; keep all of them from being too large."""
-        connection: _Connection = self._served.connection
+        connection = self.connection()
         connection.body = body
         connection.enter("sending")
         if not body:
@@ -375,22 +396,27 @@ class MetricsServer(WSGIServer):
     def _make_room(self) -> None:
         """Cut off the connection that has waited longest, or else received longest.
 
+        One whose request has come, and only waits for its thread, is not cut off: that is our time.
         The caller holds the lock.
         """
-        if not self._cut("waiting"):
-            self._cut("sending")
+        waiting = self._in("waiting")
+        if not self._cut([each for each in waiting if not each.has_unread()]) and not waiting:
+            self._cut(self._in("sending"))
 
-    def _cut(self, stage: Stage, *, older_than: float = 0.0) -> bool:
-        """Cut off the connection that has been longest in a stage, unless one is ending already.
+    def _in(self, stage: Stage) -> list[_Connection]:
+        """Return the connections in a stage; the caller holds the lock."""
+        return [each for each in self._open if each.stage == stage]
+
+    def _cut(self, connections: list[_Connection], *, older_than: float = 0.0) -> bool:
+        """Cut off the one that has been longest in its stage, unless one is ending already.
 
         Returns:
             Whether there is one.
         """
-        found = [each for each in self._open if each.stage == stage]
-        if any(each.is_cut for each in found):
+        if any(each.is_cut for each in connections):
             return True
         latest = time.monotonic() - older_than
-        oldest = min(found, key=lambda connection: connection.since, default=None)
+        oldest = min(connections, key=lambda connection: connection.since, default=None)
         if oldest is None or oldest.since > latest:
             return False
         oldest.cut()

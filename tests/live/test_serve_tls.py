@@ -208,6 +208,7 @@ def test_expiry(directory: Path, files: Files, authority: trustme.CA) -> None:
         return (now + after).timestamp()
 
     with ServeProcess(directory, *files.arguments()) as served:
+        expiry(served, authority)  # it has read the first files, before others are written
         for name, level, count, validity in (
             ("fresh", "WARNING", 0, (1 * day, 90 * day)),
             ("ending", "WARNING", 1, (77 * day, 13 * day)),
