@@ -16,6 +16,8 @@ import stat
 import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from obskit_gunicorn._doctor import exporter
+from obskit_gunicorn._doctor.finding import Finding
 from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
 from obskit_gunicorn._store.directory import SlotDirectory, explain
 from obskit_gunicorn._store.fileformat import MetricFileName, is_key, key_text
@@ -30,16 +32,6 @@ if TYPE_CHECKING:
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LITTLE_ROOM = 64 << 10
 _LARGEST_SHOWN = 5
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    is_problem: bool
-    """Whether something is wrong, and should be fixed."""
-
-    text: str
-    """What was found, and what to do about it."""
 
 
 class FileReport(NamedTuple):
@@ -138,6 +130,9 @@ def examine(path: str) -> Iterator[Finding]:
     yield from _volume(path)
     yield from _contents(report)
     yield from _holders(report)
+    for record in report.held().values():
+        if isinstance(record.get("exporter"), dict):
+            yield from exporter.ask(record["exporter"])
 
 
 def _write(path: str) -> Iterator[Finding]:

@@ -64,6 +64,7 @@ class ExporterProcess:
         problem: Why it could not be started, if it could not.
         is_busy: Whether the process is being started or reaped at this moment.
         is_lost: Whether the process has found that the directory was taken away from the arbiter.
+        predecessor: The exporter that serves until this one does, after a reload.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ExporterProcess:
         self.listener: socket.socket | None = None
         self.has_booted = False
         self.problem = ""
+        self.predecessor: ExporterProcess | None = None
         self._name = f"gunicorn: metrics exporter [{settings.proc_name}]"
         self._starts = 0
         self._report_start = started
@@ -117,6 +119,8 @@ class ExporterProcess:
 
     def close_listener(self) -> None:
         """Close the listening socket, if there is one, and remove its file."""
+        if self.predecessor is not None and self.predecessor.listener is not self.listener:
+            self.predecessor.close_listener()
         if self.listener is not None:
             self.address.remove_file(self.listener)
             self._refuse()
@@ -173,12 +177,17 @@ class ExporterProcess:
             )
         except BaseException as error:
             self._failures += 1  # the child could not exec, and has ended
-            self.problem = str(error)
-            self._refuse()
+            self._fail(str(error))
             raise
         self._pid = process.pid
         process.returncode = 0  # we reap it ourselves, and a worker cannot
         self._report_start(reason)
+
+    def _fail(self, problem: str) -> None:
+        """Note why there is no process; clients are refused, unless the predecessor serves."""
+        self.problem = problem
+        if self.predecessor is None:
+            self._refuse()
 
     def _ending(self) -> str:
         """Return what to say of the end of the exporter before; in a crash loop less and less."""
@@ -237,6 +246,12 @@ class ExporterProcess:
             self._reap()
 
     def _reap(self) -> None:
+        if self.predecessor is not None:
+            self.predecessor._reap()
+            if not self.predecessor.is_running:
+                self._retire_predecessor()
+                if self.problem:
+                    self._refuse()
         if self._pid is None:
             return
         try:
@@ -255,8 +270,7 @@ class ExporterProcess:
         elif has_failed or is_early:
             self._failures += 1
         if has_failed:
-            self.problem = f"it ends before it serves ({self._ended[1]})"
-            self._refuse()
+            self._fail(f"it ends before it serves ({self._ended[1]})")
 
     @property
     def is_running(self) -> bool:
@@ -265,12 +279,15 @@ class ExporterProcess:
 
     def stop(self) -> None:
         """Let the process finish its answers, then end; the listening socket stays open."""
+        self._retire_predecessor()
         with contextlib.suppress(OSError):
             self._ours.send(STOP)
         self.let_go()
 
     def let_go(self) -> None:
         """Let the process end when the workers have ended; the listening socket stays open."""
+        if self.predecessor is not None:
+            self.predecessor.let_go()
         self._ours.close()
         self._theirs.close()
 
@@ -282,11 +299,27 @@ class ExporterProcess:
             time.sleep(0.01)
 
     def take_over(self, before: ExporterProcess) -> None:
-        """Continue with what the exporter before this one knew."""
+        """Continue with what the exporter before this one knew.
+
+        If that one serves, it becomes the predecessor: it ends when this one serves. If it has not
+        come so far, its own predecessor does.
+        """
         before._hear()
         self.has_booted = before.has_booted
         if before.address == self.address:
             self.listener = before.listener
+        if before.is_running and before._serves:
+            self.predecessor = before
+        else:
+            self.predecessor, before.predecessor = before.predecessor, None
+
+    def _retire_predecessor(self) -> None:
+        """End the exporter before this one; it is not needed any more."""
+        before, self.predecessor = self.predecessor, None
+        if before is not None:
+            before.stop()
+            if before.listener is not self.listener:
+                before.close_listener()
 
     def follow(self, order: Order) -> None:
         """Have the process go on in another directory, if an order differs in nothing else.
@@ -317,6 +350,8 @@ class ExporterProcess:
 
     def keep_in_worker(self) -> None:
         """Keep, in a worker, only the socket that shows the exporter that the worker lives."""
+        if self.predecessor is not None:
+            self.predecessor.keep_in_worker()
         if self.listener is not None:
             self.listener.close()
             self.listener = None
@@ -324,6 +359,8 @@ class ExporterProcess:
 
     def abandon(self) -> None:
         """Keep nothing of the exporter, in a process that is neither arbiter nor worker."""
+        if self.predecessor is not None:
+            self.predecessor.abandon()
         self.keep_in_worker()
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(self._ours.fileno()), self._status):
@@ -344,11 +381,12 @@ class ExporterProcess:
                     os.set_inheritable(descriptor, False)
                     self._refuse()
                     self.listener = socket.socket(fileno=descriptor)
+                if peek:
+                    break
                 if SERVING in said:
                     self._serves = True
                     self.problem = ""
-                if peek:
-                    break
+                    self._retire_predecessor()
 
 
 def _wake_by(end: int) -> None:

@@ -7,7 +7,9 @@ bytes; the end of file means that the last of these processes has ended.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,6 +75,17 @@ class Order(NamedTuple):
     has_booted: bool = False
     """Whether a worker without a lease has reported that it serves."""
 
+    def facts(self) -> dict[str, object]:
+        """Return what the arbiter records for who wants to know where the exporter serves."""
+        return {
+            "address": self.options.metrics_bind,
+            "path": self.options.metrics_path,
+            "directory": self.directory,
+            "tls": bool(self.options.metrics_certfile),
+            "client_certificates": bool(self.options.metrics_ca_certs),
+            "network": network(),
+        }
+
     def to_json(self, **more: object) -> str:
         """Return the order as text, together with what the start of the interpreter needs."""
         order = self._asdict() | {"options": vars(self.options), "logging": dict(self.logging)}
@@ -87,3 +100,10 @@ class Order(NamedTuple):
         """
         known = {name: order[name] for name in cls._fields if name in order}
         return cls(**{**known, "options": Options(**order["options"])})
+
+
+def network() -> str | None:
+    """Return what tells the network of this process from that of another container, if known."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/net")
+    return None

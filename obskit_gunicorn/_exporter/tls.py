@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import calendar
 import logging
 import os
-import re
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from obskit_gunicorn._exporter.certificates import Validity, read_validity
 from obskit_gunicorn._log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 HANDSHAKE = b"\x16"
 """The first byte of every TLS connection."""
-
-_WARNING_SECONDS = 14 * 86_400.0
-_WARNING_SHARE = 0.2
-"""Of a certificate's life: one that lives for a day is not renewed two weeks before."""
-
-_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
-_VERSION, _UTC_TIME = 0xA0, 0x17  # tags of DER
 
 
 class TlsFiles(Collector):
@@ -107,20 +99,19 @@ class TlsFiles(Collector):
         """Log once that the certificate expires soon, and once that it has expired."""
         if self._validity is None:
             return
-        start, end = self._validity
-        left = end - time.time()
-        if left > min(_WARNING_SECONDS, _WARNING_SHARE * (end - start)):
+        now = time.time()
+        if not self._validity.ends_soon(now):
             return
-        level, what = (logging.WARNING, "expires") if left > 0 else (logging.ERROR, "has expired")
+        has_ended = self._validity.end <= now
+        level, what = (logging.ERROR, "has expired") if has_ended else (logging.WARNING, "expires")
         if level != self._said:
             self._said = level
             log.log(
                 level,
-                "TLS: the certificate in %s %s on %s UTC: renew the file; it is used without a "
-                "restart",
+                "TLS: the certificate in %s %s on %s: renew the file; it is used without a restart",
                 self._certfile,
                 what,
-                time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(end)),
+                self._validity.end_text(),
             )
 
     @staticmethod
@@ -131,48 +122,3 @@ class TlsFiles(Collector):
             return ()
         times = (status.st_mtime_ns, status.st_ctime_ns)
         return (status.st_dev, status.st_ino, status.st_size, *times)
-
-
-class Validity(NamedTuple):
-    """When a certificate is valid, in Unix time."""
-
-    start: float
-    end: float
-
-
-def read_validity(certfile: str) -> Validity | None:
-    """Return when the first certificate of a PEM file is valid; ``None`` if that cannot be read.
-
-    The standard library tells it of certificates that have been verified, so not of one's own and
-    not of one that has expired. But it stands at a fixed place (RFC 5280, 4.1).
-    """
-    try:
-        with open(certfile, encoding="latin-1") as file:
-            pem = _PEM.search(file.read())
-        der = ssl.PEM_cert_to_DER_cert(pem[0] if pem else "")
-        ((_, certificate),) = _elements(der)
-        (_, signed), *_ = _elements(certificate)
-        # A version, if it is not the first one; serial number, algorithm, issuer; validity.
-        fields = [content for tag, content in _elements(signed) if tag != _VERSION]
-        start, end = _elements(fields[3])
-        return Validity(_unix_time(*start), _unix_time(*end))
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Return tag and content of each element of DER."""
-    while data:
-        tag, length, at = data[0], data[1], 2
-        if length & 0x80:
-            at += length & 0x7F
-            length = int.from_bytes(data[2:at], "big")
-        yield tag, data[at : at + length]
-        data = data[at + length :]
-
-
-def _unix_time(tag: int, text: bytes) -> float:
-    digits = text.decode()
-    if tag == _UTC_TIME:  # two digits of the year; from 1950 on
-        digits = ("19" if digits >= "5" else "20") + digits
-    return calendar.timegm(time.strptime(digits, "%Y%m%d%H%M%SZ"))

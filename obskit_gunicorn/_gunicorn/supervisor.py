@@ -64,8 +64,11 @@ class Supervisor:
         """
         self._arbiter_pid = os.getpid()
         before, after = self.exporter, None
-        if options is not None:
+        if options is None:
+            membership.note(exporter=None)
+        else:
             order = self._order(options, server)
+            membership.note(exporter=order.facts())
             if before is not None:
                 before.follow(order)
             is_same = before is not None and before.order == order
@@ -91,7 +94,7 @@ class Supervisor:
                 atexit.register(lambda: self.end(server))
             self._start(after, "start" if before is None and not is_reload else "reload")
         handover.drop_listener()
-        if before is not None:
+        if before is not None and (after is None or after.predecessor is not before):
             before.stop()
             if after is None or after.listener is not before.listener:
                 before.close_listener()
@@ -131,10 +134,11 @@ class Supervisor:
         """Log that the exporter cannot be started, which could not be logged in signal context."""
         if exporter.problem and exporter.problem != self._failure:
             log.error(
-                "obskit: the exporter cannot be started: %s; no metrics at %s until the next fork "
-                "or reload (SIGHUP) tries again with success",
+                "obskit: the exporter cannot be started: %s; %s at %s until the next fork or "
+                "reload (SIGHUP) tries again with success",
                 exporter.problem,
-                exporter.address,
+                "no metrics" if exporter.predecessor is None else "the previous one serves",
+                (exporter.predecessor or exporter).address,
             )
         self._failure = exporter.problem
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import glob
 import os
 from typing import Any
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._store.locks import open_directory
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 
 
@@ -31,10 +31,20 @@ def take_over() -> list[str]:
     _prometheus.close_their_files()
     directory = os.environ.get(DIRECTORY_VARIABLE)
     if directory:
-        for path in glob.glob(os.path.join(glob.escape(directory), f"*_{os.getpid()}.db")):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        with contextlib.suppress(OSError):
+            _remove_own_files(os.path.abspath(directory))
     return sorted(set(map(_name_of, _strays())))
+
+
+def _remove_own_files(directory: str) -> None:
+    """Remove the files that carry this process's pid, and nothing that a link leads to."""
+    opened = open_directory(directory)
+    try:
+        for name in os.listdir(directory):
+            if name.endswith(f"_{os.getpid()}.db"):
+                os.unlink(name, dir_fd=opened)
+    finally:
+        os.close(opened)
 
 
 def _strays() -> list[Any]:

@@ -64,7 +64,10 @@ def released(root: Path, release: str, *, broken: bool = False) -> None:
 
 
 def test_deploy_by_symlink(newest: Interpreter, place: Path) -> None:
-    """A reload brings the new release without a gap; if that cannot run, clients are refused."""
+    """A reload brings the new release without a gap; until that can run, the old one serves.
+
+    If that ends too, clients are refused at once.
+    """
     released(place, "1")
     settings = 'metrics_collectors = ["guest:Guest"]'
     where = {"PYTHONPATH": str(place / "current")}
@@ -81,11 +84,18 @@ def test_deploy_by_symlink(newest: Interpreter, place: Path) -> None:
         wait_until(lambda: starts(running, "reload") == 1, "it is counted")
 
         released(place, "3", broken=True)
-        running.send_signal(signal.SIGHUP)
-        running.wait_for_log("the exporter cannot run: RuntimeError: broken")
+        pid = exporter_pid(running)
+        with Watch(running, port=running.metrics_port) as watch:
+            running.send_signal(signal.SIGHUP)
+            running.wait_for_log("the exporter cannot run: RuntimeError: broken")
+            running.send_signal(signal.SIGTTIN)
+            running.wait_for_log("before it serves (exit status 0); the previous one serves at")
+            watch.wait_for_scrapes(5)
+        assert watch.refused == 0
+        assert running.scrape()["guest_release", NO_LABELS] == 2
+        assert exporter_pid(running) == pid
+        running.send_signal(signal.SIGKILL, pid)
         wait_until(lambda: is_free(running.metrics_port), "clients are refused", seconds=10)
-        running.send_signal(signal.SIGTTIN)
-        running.wait_for_log("the exporter cannot be started: it ends before it serves")
         assert running.get("/").status == 200
         released(place, "4")
         running.send_signal(signal.SIGHUP)

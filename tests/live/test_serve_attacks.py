@@ -422,6 +422,7 @@ def test_waiting_scrapes_leave_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.load
+@pytest.mark.timeout(2400)
 def test_memory_stays_flat(many_series: Path) -> None:
     """A hundred thousand requests of every form leave nothing behind."""
     with ServeProcess(many_series) as served:

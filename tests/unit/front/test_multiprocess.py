@@ -252,6 +252,27 @@ class TestTakeOver:
         assert "WARNING" in line
         assert "Mine" in line
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+    def test_root_removes_nothing_behind_a_strangers_link(self, tmp_path: Path) -> None:
+        """The files of the old values stay where a link of another user leads to them."""
+        target, theirs = tmp_path / "target", tmp_path / "theirs"
+        target.mkdir()
+        theirs.mkdir()
+        link = theirs / "link"
+        link.symlink_to(target)
+        os.chown(theirs, 65534, 65534)
+        code = """if True:
+            import os, sys
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+            from prometheus_client import Counter
+            Counter("c", "Help.").inc()
+            from obskit_gunicorn._values import adoption, sharing
+            print(os.getpid())
+            sharing.install()
+        """
+        done = run_python(code, str(link))
+        assert only_files(str(target)) == {f"counter_{int(done.stdout)}.db"}, done.stderr
+
     def test_installing_again_takes_over_nothing(self, holder: RemoteProcess) -> None:
         """Installing again does not walk the process's objects a second time."""
         holder.call(act, "counter", "c", "inc")

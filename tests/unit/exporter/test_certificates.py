@@ -10,7 +10,7 @@ import pytest
 import trustme
 from cryptography import x509
 
-from obskit_gunicorn._exporter.tls import Validity, read_validity
+from obskit_gunicorn._exporter.certificates import Validity, read_validity
 
 if TYPE_CHECKING:
     from pathlib import Path
