@@ -326,7 +326,9 @@ class MetricsServer(WSGIServer):
         """Cut off what has taken too long; runs several times a second."""
         now = time.monotonic()
         for connection in self._connections():
-            limit = REQUEST_SECONDS if connection.stage == "waiting" else RESPONSE_SECONDS
+            limit = RESPONSE_SECONDS
+            if connection.stage == "waiting" and not connection.has_unread():
+                limit = REQUEST_SECONDS
             if now - connection.since > limit:
                 connection.cut()
 
