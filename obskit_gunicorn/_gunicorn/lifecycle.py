@@ -267,10 +267,9 @@ def post_worker_init(publication: Publication, worker: Worker) -> None:
     from obskit_gunicorn._gunicorn import telemetry
 
     shared.take_lease(state="booted")
-    if membership.lease is None:
-        if supervisor.exporter is not None:
-            supervisor.exporter.tell_booted()
-        worker_classes.until(worker, shared.has_lease)
+    if membership.lease is None and supervisor.exporter is not None:
+        supervisor.exporter.tell_booted()
+    worker_classes.at_heartbeats(worker, shared.keep_place)
     forked_at = counting.forked_at
     exits.said(worker).has_booted = True
     telemetry.count_boot(None if forked_at is None else time.monotonic() - forked_at)

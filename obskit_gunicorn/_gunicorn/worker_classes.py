@@ -65,10 +65,11 @@ def watch_connections(worker: Worker, connections: Callable[[], Connections]) ->
         _count_calls(worker, connections().add)
 
 
-def until(worker: Any, is_done: Callable[[], bool]) -> None:
-    """Have a function called at each heartbeat of the worker, until it returns ``True``.
+def at_heartbeats(worker: Any, function: Callable[[], object]) -> None:
+    """Have a function called at each heartbeat of the worker; it must return at once.
 
-    Each class has them, also when there are no requests, at least twice in ``timeout``.
+    Each class has them, also when there are no requests, at least twice in ``timeout``; a sync
+    worker also before each request.
     """
     notify = worker.notify
 
@@ -76,8 +77,7 @@ def until(worker: Any, is_done: Callable[[], bool]) -> None:
     def notified() -> None:
         notify()
         with contextlib.suppress(Exception):  # the worker must go on
-            if is_done():
-                worker.notify = notify
+            function()
 
     worker.notify = notified
 

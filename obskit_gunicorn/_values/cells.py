@@ -165,6 +165,11 @@ class Store:
         self.cells[key] = cell
         return cell
 
+    def is_in_place(self) -> bool:
+        """Return whether readers still find the lease and all files."""
+        linked = all(file.is_linked() for file in self.files.values())
+        return linked and self.lease.is_in_place()
+
     def known(self) -> dict[Key, Cell]:
         """Return all cells of this lease, those that were closed and not used since among them."""
         return {**self._earlier, **self.cells}

@@ -122,10 +122,9 @@ def take_lease(**facts: object) -> None:
     membership.note(**facts)
 
 
-def has_lease() -> bool:
-    """Return whether this process has a lease, after one more try if it is time for one."""
-    values.try_again()
-    return membership.lease is not None
+def keep_place() -> None:
+    """Make sure that readers find this process's values; call it again and again."""
+    values.keep_place()
 
 
 def _report_missing() -> None:

@@ -58,7 +58,7 @@ _closed: Store | None = None
 _memory: dict[Key, Cell] = {}
 """The cells without a file."""
 
-_retry_at = 0.0
+_retry_at = _look_at = 0.0
 _said: set[int | None] = set()
 _notices: list[tuple[int, str]] = []
 """Lines to log after the lock is released."""
@@ -233,10 +233,24 @@ def share(*, now: bool = False) -> None:
     _say()
 
 
-def try_again() -> None:
-    """Take the lease that was not to be had before, unless that was tried a moment ago."""
-    if time.monotonic() >= _retry_at:
-        share(now=True)
+def keep_place() -> None:
+    """Take a lease if there is none, and another one if this one or its files were removed.
+
+    Looks at most once a second, so it may be called again and again.
+    """
+    global _look_at  # noqa: PLW0603
+    now = time.monotonic()
+    if now < _look_at:
+        return
+    _look_at = now + _RETRY_SECONDS
+    with _lock, forks.guard():
+        if _store is not None and not _store.is_in_place():
+            _give_up(_store, MetricFileInUseError(_store.lease.path))
+        if now >= _retry_at and (membership.lease is None or _memory):
+            _open_store()
+            _move_in()
+            _settle()
+    _say()
 
 
 def withdraw(*, take_along: bool = False) -> None:
@@ -308,14 +322,7 @@ def _add(key: Key) -> bool:
         try:
             cell = store.add(key, _memory.get(key))
         except MetricFileInUseError as error:
-            # Give up the whole slot. Values that readers can no longer find move to the next slot.
-            _note(
-                error,
-                f"obskit: {error.filename} was removed, replaced or taken by another process; "
-                f"{store.lease.slot} is given up for another slot",
-            )
-            _detach()
-            membership.release()
+            _give_up(store, error)
         except OSError as error:
             _fail(error)
             return False
@@ -324,6 +331,17 @@ def _add(key: Key) -> bool:
             _tell_of_salvage(cell)
             return True
     return False
+
+
+def _give_up(store: Store, error: MetricFileInUseError) -> None:
+    """Give up the whole slot; values that readers can no longer find move to the next one."""
+    _note(
+        error,
+        f"obskit: {error.filename} was removed, replaced or taken by another process; "
+        f"{store.lease.slot} is given up for another slot",
+    )
+    _detach()
+    membership.release()
 
 
 def _tell_of_salvage(cell: Cell) -> None:

@@ -526,9 +526,15 @@ def test_directory_removed_under_a_running_server(interpreter: Interpreter, what
         assert "removed or cleaned" in server.log()
 
 
-def test_running_worker_carries_over_what_it_has_counted(newest: Interpreter) -> None:
-    """A worker whose directory was removed keeps its counts and shares them when it notices."""
+@pytest.mark.parametrize("asks", ["new series", "again", "nothing"])
+def test_running_worker_carries_over_what_it_has_counted(newest: Interpreter, asks: str) -> None:
+    """A worker whose directory was removed keeps its counts, notices it, and shares them again.
+
+    It notices when it needs a new series, and otherwise at a heartbeat.
+    """
     config = CONFIG.replace("workers = 2", "workers = 1")
+    if asks == "nothing":
+        config += '\n    worker_class = "gthread"'  # an idle sync worker beats every 15 seconds
     with GunicornProcess(newest, config, shared=True) as server:
         worker = server.wait_for_workers(1)
         for _ in range(20):
@@ -537,9 +543,11 @@ def test_running_worker_carries_over_what_it_has_counted(newest: Interpreter) ->
         server.metrics_directory.mkdir()
 
         def carried() -> bool:
-            server.get(f"/label?x={server.tally()}")  # a label set that it has not met
-            server.get("/")
-            return server.metric("app_requests_total") == server.tally()
+            if asks == "new series":
+                server.get(f"/label?x={server.tally()}")
+            if asks != "nothing":
+                server.get("/")
+            return total_as_others_read_it(server.metrics_directory) == server.tally()
 
         wait_until(carried, "the worker has carried its counts over")
         assert server.worker_pids() == worker
