@@ -152,9 +152,11 @@ class ExporterProcess:
         self._hear()
         self._serves = False
         listener = None if self.listener is None else self.listener.fileno()
+        predecessor = None if self.predecessor is None else self.predecessor._ours.fileno()
         order = self.order._replace(
             sys_path=[_absolute(path) for path in sys.path],
             listener=listener,
+            predecessor=predecessor,
             has_booted=self.has_booted,
             ended=self._ending(),
         )
@@ -170,7 +172,7 @@ class ExporterProcess:
                 [sys.executable, *_flags(), "-c", _COMMAND, self._name],
                 executable=sys.executable if os.path.exists(sys.executable) else _INTERPRETER,
                 stdin=self._theirs.fileno(),
-                pass_fds=() if listener is None else (listener,),
+                pass_fds=[each for each in (listener, predecessor) if each is not None],
                 env=_environment() | {VARIABLE: _program(), ORDER_VARIABLE: started},
                 start_new_session=True,
                 **self._credentials,
@@ -249,7 +251,7 @@ class ExporterProcess:
         if self.predecessor is not None:
             self.predecessor._reap()
             if not self.predecessor.is_running:
-                self._retire_predecessor()
+                self.retire_predecessor()
                 if self.problem:
                     self._refuse()
         if self._pid is None:
@@ -279,7 +281,7 @@ class ExporterProcess:
 
     def stop(self) -> None:
         """Let the process finish its answers, then end; the listening socket stays open."""
-        self._retire_predecessor()
+        self.retire_predecessor()
         with contextlib.suppress(OSError):
             self._ours.send(STOP)
         self.let_go()
@@ -313,7 +315,7 @@ class ExporterProcess:
         else:
             self.predecessor, before.predecessor = before.predecessor, None
 
-    def _retire_predecessor(self) -> None:
+    def retire_predecessor(self) -> None:
         """End the exporter before this one; it is not needed any more."""
         before, self.predecessor = self.predecessor, None
         if before is not None:
@@ -386,7 +388,7 @@ class ExporterProcess:
                 if SERVING in said:
                     self._serves = True
                     self.problem = ""
-                    self._retire_predecessor()
+                    self.retire_predecessor()
 
 
 def _wake_by(end: int) -> None:

@@ -114,7 +114,7 @@ Memory and descriptors of a process that has changed its user are closed to othe
 
 
 class Processes(Collector):
-    """Figures of the arbiter and the workers of one multiprocess directory."""
+    """Figures of this process, the exporter, and of arbiter and workers of one directory."""
 
     def __init__(self, directory: str) -> None:
         """Name the directory; nothing is read."""
@@ -136,6 +136,7 @@ class Processes(Collector):
             figure.kind(_PREFIX + figure.name, figure.help, labels=["role", "worker"])
             for figure in _FIGURES
         ]
+        self._add(families, "exporter", "", os.getpid())
         elsewhere = 0
         for slot, record in held.items():
             role, pid = record.get("role"), record.get("pid")
@@ -144,13 +145,7 @@ class Processes(Collector):
             if record.get("pid_namespace") != self._namespace:
                 elsewhere += 1
                 continue
-            with contextlib.suppress(*_UNREADABLE):
-                process = _Process(pid)
-                if process.field(22) != record.get("start_ticks"):
-                    continue  # another process has this pid now
-                for family, figure in zip(families, _FIGURES, strict=True):
-                    with contextlib.suppress(*_UNREADABLE):
-                        family.add_metric([role, slot], figure.read(process))
+            self._add(families, role, slot, pid, record.get("start_ticks"))
         if elsewhere and not self._has_reported:
             self._has_reported = True
             log.warning(
@@ -160,6 +155,19 @@ class Processes(Collector):
                 _PREFIX,
             )
         return (family for family in families if family.samples)
+
+    @staticmethod
+    def _add(
+        families: list[Any], role: str, slot: str, pid: int, start_ticks: int | None = None
+    ) -> None:
+        """Add what can be read of a process; nothing if the pid is another process's now."""
+        with contextlib.suppress(*_UNREADABLE):
+            process = _Process(pid)
+            if start_ticks not in (None, process.field(22)):
+                return
+            for family, figure in zip(families, _FIGURES, strict=True):
+                with contextlib.suppress(*_UNREADABLE):
+                    family.add_metric([role, slot], figure.read(process))
 
 
 def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:

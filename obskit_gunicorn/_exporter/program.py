@@ -112,6 +112,8 @@ def main(order: dict[str, Any]) -> None:
     pages.has_booted = told.has_booted
     # It wakes the arbiter; each request asks again, until the directory is there.
     pages.tell_lost = lambda: _tell(control, LOST)
+    if told.predecessor is not None:
+        os.set_inheritable(told.predecessor, False)
     listener = _listener(told.listener, told.options, control, pages)
     if listener is not None:
 
@@ -125,6 +127,9 @@ def main(order: dict[str, Any]) -> None:
         def wait() -> None:
             """Read messages until one of them says that it is time to end."""
             _tell(control, SERVING)
+            if told.predecessor is not None:
+                with socket.socket(fileno=told.predecessor) as predecessor:
+                    _tell(predecessor, STOP)
             while _continues(control, pages):
                 pass
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 STOP = b"s"
-"""Arbiter to exporter: finish the answers that are under way, then end."""
+"""Arbiter, or the next exporter, to exporter: finish the answers that are under way, then end."""
 
 BOOTED = b"b"
 """Worker to exporter: I serve, but could get no lease that shows it. The exporter passes it on to
@@ -71,6 +71,10 @@ class Order(NamedTuple):
 
     listener: int | None = None
     """The descriptor of the listening socket; ``None`` while the address is taken."""
+
+    predecessor: int | None = None
+    """The descriptor of the arbiter's end of another exporter's socket: tell it to stop when this
+    one serves. Not left to the arbiter, whose handler of SIGCHLD an application may replace."""
 
     has_booted: bool = False
     """Whether a worker without a lease has reported that it serves."""

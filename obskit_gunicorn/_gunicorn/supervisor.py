@@ -86,6 +86,8 @@ class Supervisor:
                 after.take_over(before)
             if after.listener is None:
                 self._listen(after, source)
+            if after.listener is None:  # perhaps because the one before listens there
+                after.retire_predecessor()
         self.exporter = after
         self._failure = ""
         if after is not None:

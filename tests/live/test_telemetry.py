@@ -341,7 +341,7 @@ def test_recycled_workers(interpreter: Interpreter, worker_class: str) -> None:
 
 
 def test_figures_of_processes(newest: Interpreter) -> None:
-    """CPU, memory, descriptors, threads and start time of arbiter and workers, by slot."""
+    """CPU, memory, descriptors, threads and start time of each process, by slot."""
     with server(newest, "gthread") as running:
         running.wait_for_workers(2)
         found = wait_for(running, lambda m: value(m, "gunicorn_workers_ready") == 2, "ready")
@@ -355,9 +355,10 @@ def test_figures_of_processes(newest: Interpreter) -> None:
             "start_time_seconds",
         ):
             figures = by_label(found, f"gunicorn_process_{name}")
-            assert sorted(role for role, _slot in figures) == ["arbiter", "worker", "worker"]
+            roles = sorted(role for role, _slot in figures)
+            assert roles == ["arbiter", "exporter", "worker", "worker"]
             assert all(figure > 0 for figure in figures.values()) or name == "cpu_seconds_total"
-            assert {slot for _role, slot in figures} == {"slot0", "slot1", "slot2"}
+            assert {slot for _role, slot in figures} == {"", "slot0", "slot1", "slot2"}
 
 
 def test_listen_backlog(newest: Interpreter) -> None:
