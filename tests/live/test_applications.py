@@ -10,6 +10,7 @@ from tests.support.process import GunicornProcess, Interpreter, wait_until
 
 WORKERS = 3
 REQUESTS = 40
+UNSHOWN = "not shown, because files cannot hold them: "
 
 CONFIG = """
 from obskit_gunicorn import ObskitGunicornConfig
@@ -100,22 +101,21 @@ def test_what_cannot_be_shown_is_named(interpreter: Interpreter) -> None:
     config = CONFIG.format(preload=False, more='metrics_collectors = ["app:Stock"]')
     with GunicornProcess(interpreter, config, UNSHARED, exporter=True) as server:
         send(server)
-        for times in (1, 2):
-            server.wait_for_log("not shown, because files cannot hold them", count=times)
-            wait_until(lambda: server.scrape().get(("gunicorn_workers_ready", frozenset())) == 3, "")
-            named = [line for line in complaints(server) if "not shown, because" in line]
-            assert len(named) == times
-            assert named[-1].partition("hold them: ")[2].partition(". Run them")[0] == (
-                "shop_build (Info), shop_state (Enum), shop_depth (set_function; shown as 0), "
-                "shop_lag (set_function; shown as 0), app.Queue"
-            )
-            server.signal(signal.SIGHUP)
+        server.wait_for_log(UNSHOWN)
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log(UNSHOWN, count=2)
+        wait_until(lambda: len(server.booted_pids()) == 2 * WORKERS, "all workers have booted")
+        named = [line.partition(UNSHOWN)[2] for line in complaints(server) if UNSHOWN in line]
+        assert [line.partition(". Run them")[0] for line in named] == 2 * [
+            "shop_build (Info), shop_state (Enum), shop_depth (set_function; shown as 0), "
+            "shop_lag (set_function; shown as 0), app.Queue"
+        ]
         assert len([line for line in complaints(server) if "exemplars" in line]) == 1
 
 
 @pytest.mark.parametrize("preload", [False, True])
 def test_moved_directory_is_put_back(interpreter: Interpreter, preload: bool) -> None:
-    """Its own page shows all workers, through collectors made before and after; one line says so."""
+    """Its own page shows all workers, through collectors made before and after; a line says so."""
     moved = "import os\nos.makedirs('own', exist_ok=True)\n"
     moved += "os.environ['PROMETHEUS_MULTIPROC_DIR'] = os.path.abspath('own')\n"
     config = CONFIG.format(preload=preload, more="")
@@ -128,8 +128,8 @@ def test_moved_directory_is_put_back(interpreter: Interpreter, preload: bool) ->
         (line,) = complaints(server)
         assert "has set PROMETHEUS_MULTIPROC_DIR to " in line
         assert not list((server.root / "own").iterdir())
-        server.signal(signal.SIGHUP)
-        server.wait_for_log("Booting worker", count=2 * WORKERS)
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(server.booted_pids()) == 2 * WORKERS, "all workers have booted")
         assert server.scrape()["app_requests_total", frozenset()] == REQUESTS
 
 
