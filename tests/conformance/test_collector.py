@@ -112,7 +112,9 @@ class _Fixed(Collector):
 
 
 def _text(families: Iterable[Metric]) -> bytes:
-    return prometheus_client.generate_latest(_Fixed(families))  # type: ignore[arg-type,unused-ignore]
+    text = prometheus_client.generate_latest(_Fixed(families))  # type: ignore[arg-type,unused-ignore]
+    # Releases before 0.26 write 1e10 as 1e+010, which is the same number.
+    return re.sub(rb"e\+0(\d\d)(?=[\n\"])", rb"e+\1", text)
 
 
 def _lines(text: bytes) -> list[str]:
