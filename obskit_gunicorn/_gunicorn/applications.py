@@ -9,7 +9,6 @@ speaks.
 
 from __future__ import annotations
 
-import logging
 import operator
 import sys
 from typing import TYPE_CHECKING
@@ -34,12 +33,14 @@ class Turn:
     Attributes:
         is_due: In the arbiter: whether the next worker speaks.
         is_ours: In a worker: whether it speaks.
+        said: The lines that were logged, by the arbiter too; workers inherit them.
     """
 
     def __init__(self) -> None:
         """Let the first worker speak."""
         self.is_due = True
         self.is_ours = False
+        self.said: set[str] = set()
 
     def pass_on(self) -> None:
         """Give the turn to the worker that is forked next; runs in the arbiter."""
@@ -52,7 +53,7 @@ turn = Turn()
 
 def look_in_arbiter() -> None:
     """Put back what a preloaded application has changed, before workers are forked."""
-    _log(line for line in sharing.put_back() if line[0] < logging.ERROR)
+    _log(sharing.put_back())
 
 
 def look_in_worker(options: Options, worker: Worker) -> None:
@@ -68,7 +69,9 @@ def look_in_worker(options: Options, worker: Worker) -> None:
 
 def _log(lines: Iterable[tuple[int, str]]) -> None:
     for level, line in lines:
-        log.log(level, "%s", line)
+        if line not in turn.said:
+            turn.said.add(line)
+            log.log(level, "%s", line)
 
 
 def _name_unshared(options: Options) -> None:

@@ -275,7 +275,10 @@ def post_worker_init(publication: Publication, worker: Worker) -> None:
     from obskit_gunicorn._gunicorn import applications, telemetry
 
     shared.take_lease(state="booted")
-    applications.look_in_worker(publication.options, worker)
+    try:
+        applications.look_in_worker(publication.options, worker)
+    except Exception:  # it looks at objects of the application; the rest must happen
+        log.exception("obskit: it is unknown what the application has changed")
     if membership.lease is None:
         if supervisor.exporter is not None:
             supervisor.exporter.tell_booted()

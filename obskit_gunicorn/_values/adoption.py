@@ -53,10 +53,7 @@ def count_of(kind: type) -> int:
 
 def has_values_in(directory: str | None) -> bool:
     """Return whether values that are not ours are in files of a directory."""
-    return bool(directory) and any(
-        os.path.dirname(_file_of(value) or "") == os.path.abspath(directory or "")
-        for value in _strays()
-    )
+    return any(_is_in(_file_of(value), directory) for value in _strays())
 
 
 def redirect_collectors(path: str, to: str) -> None:
@@ -98,10 +95,13 @@ def _is_of_this_process(path: str | None) -> bool:
 
 def _is_shared(value: Any) -> bool:
     """Return whether a value is in a file that scrapes read."""
-    path = _file_of(value)
     directory = os.environ.get(DIRECTORY_VARIABLE)
     if membership.directory is not None:
         directory = membership.directory.path
+    return _is_in(_file_of(value), directory)
+
+
+def _is_in(path: str | None, directory: str | None) -> bool:
     if not path or not directory:
         return False
     return os.path.realpath(os.path.dirname(path)) == os.path.realpath(directory)

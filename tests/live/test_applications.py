@@ -198,9 +198,10 @@ def test_replaced_value_class_is_put_back(interpreter: Interpreter, way: str) ->
         assert len(lines) == (1 if in_hook else 2)
 
 
-def test_value_class_of_others_is_an_error(newest: Interpreter) -> None:
+@pytest.mark.parametrize("preload", [False, True])
+def test_value_class_of_others_is_an_error(newest: Interpreter, preload: bool) -> None:
     """One line and a gauge say that the metrics of another value class are not shared."""
-    config = CONFIG.format(preload=False, more="")
+    config = CONFIG.format(preload=preload, more="")
     with GunicornProcess(newest, config, FOREIGN + ANSWER, exporter=True) as server:
         send(server)
         metrics = server.scrape()
