@@ -35,6 +35,7 @@ _PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _UNADOPTED = "metrics created before sharing begins are not shared"
 _SLOWER = "counting a request costs more"
 _UNCLOSED = "close_all_multiprocess_files() leaves our files open"
+_CALLBACKS = "gauges with set_function are not recognised"
 _WITHOUT = {
     "Counter._metric_init": _UNADOPTED,
     "Counter._value": _SLOWER,
@@ -42,6 +43,9 @@ _WITHOUT = {
     "Histogram._sum": _SLOWER,
     "CollectorRegistry._collector_to_names": "replace_registry() does nothing, and nothing says "
     "which metrics cannot be shown",
+    "Gauge._child_samples": _CALLBACKS,
+    "Gauge._labelnames": _CALLBACKS,
+    "Gauge._metrics": _CALLBACKS,
     "exposition.choose_encoder": "only the text format 0.0.4 is served",
     "values._multi_process_cleanups": _UNCLOSED,
     "values.close_all_multiprocess_files": _UNCLOSED,
@@ -75,6 +79,9 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
     try:
         counter = Counter("probe", "", registry=None)
         histogram = Histogram("probe", "", registry=None)
+        gauge = Gauge("probe", "", ["label"], registry=None)
+        child = gauge.labels("")
+        child.set_function(float)
     finally:
         values.ValueClass = value_class
     cleanups = getattr(values, "_multi_process_cleanups", None)
@@ -87,6 +94,9 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
         "Histogram._buckets": bool(getattr(histogram, "_buckets", None)),
         "Histogram._sum": isinstance(getattr(histogram, "_sum", None), _Probe),
         "CollectorRegistry._collector_to_names": hasattr(REGISTRY, "_collector_to_names"),
+        "Gauge._child_samples": "_child_samples" in vars(child),
+        "Gauge._labelnames": hasattr(gauge, "_labelnames"),
+        "Gauge._metrics": hasattr(gauge, "_metrics"),
         "exposition.choose_encoder": hasattr(exposition, "choose_encoder"),
         "values._multi_process_cleanups": cleanups is not None or not has_closing,
         "values.close_all_multiprocess_files": has_closing or cleanups is None,
@@ -151,10 +161,15 @@ def make_values_anew(metric: Any) -> bool:
 
 
 def file_of(value: Any) -> str | None:
-    """Return the path of the file of one of prometheus_client's own values; ``None`` without."""
+    """Return the path of the file of one of prometheus_client's own values; empty if unknown.
+
+    ``None`` if it has no file.
+    """
+    if not getattr(value, "_multiprocess", True):
+        return None
     value.get()  # after a fork it opens another file when it is next used
     file = getattr(getattr(value, "_file", None), "_f", None)
-    return None if file is None else str(file.name)
+    return "" if file is None else str(file.name)
 
 
 def kept_values(kind: type) -> list[Any]:

@@ -222,5 +222,4 @@ def _without_pid(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _name_of(metric: Any) -> str:
-    (described,) = metric.describe()
-    return str(described.name)
+    return next((str(family.name) for family in metric.describe()), type(metric).__name__)

@@ -204,8 +204,8 @@ def test_value_class_of_others_is_an_error(newest: Interpreter, preload: bool) -
     config = CONFIG.format(preload=preload, more="")
     with GunicornProcess(newest, config, FOREIGN + ANSWER, exporter=True) as server:
         send(server)
-        metrics = server.scrape()
-        assert metrics["obskit_gunicorn_values_not_shared", frozenset()] >= WORKERS
+        gauge = ("obskit_gunicorn_values_not_shared", frozenset[tuple[str, str]]())
+        wait_until(lambda: server.scrape()[gauge] >= WORKERS, "the gauge counts all workers")
         (line,) = complaints(server)
         assert "[ERROR]" in line
         assert "ValueClass by app.Mine" in line
