@@ -12,6 +12,8 @@ import gc
 import os
 from typing import Any
 
+from prometheus_client import Gauge
+
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 
@@ -119,8 +121,11 @@ def _take_over_metric(metric: Any, staying: set[type]) -> None:
         old = value if isinstance(value, list) else [value]
         new = getattr(metric, name)
         for theirs, ours in zip(old, new if isinstance(new, list) else [new], strict=True):
-            if theirs.get():
-                ours.set(theirs.get(), getattr(theirs, "_timestamp", None))
+            number = theirs.get()
+            if number and issubclass(type(metric), Gauge):
+                ours.set(number, getattr(theirs, "_timestamp", None))
+            elif number:
+                ours.inc(number)  # a thread of the application may have counted in between
 
 
 def _holds_values(value: object, staying: set[type]) -> bool:

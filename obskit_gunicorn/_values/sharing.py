@@ -24,6 +24,7 @@ from obskit_gunicorn._values import adoption, values
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_has_installed = False
 _missing: list[str] = []
 _last_problem: list[str] = []
 """What :func:`begin` logged last; it logs a problem once, not at every fork."""
@@ -36,8 +37,9 @@ def install() -> list[str]:
         The names of metrics that could not be taken over, which are also logged; see
         :func:`obskit_gunicorn._values.adoption.take_over`.
     """
-    if values.is_installed():
-        return []
+    is_theirs = _prometheus.is_their_class(_prometheus.installed())
+    if values.is_installed() or (_has_installed and not is_theirs):
+        return []  # what put_back() leaves alone stays
     stray = adoption.names_of(_install())
     if stray:
         log.warning(
@@ -49,6 +51,8 @@ def install() -> list[str]:
 
 def _install() -> list[Any]:
     """Install the value class, and return the values that are left, which no scrape sees."""
+    global _has_installed  # noqa: PLW0603
+    _has_installed = True
     _missing[:] = values.install()
     left = adoption.take_over()
     values.note_elsewhere(len(left))

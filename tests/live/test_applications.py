@@ -206,6 +206,9 @@ def test_value_class_of_others_is_an_error(newest: Interpreter, preload: bool) -
         send(server)
         gauge = ("obskit_gunicorn_values_not_shared", frozenset[tuple[str, str]]())
         wait_until(lambda: server.scrape()[gauge] >= WORKERS, "the gauge counts all workers")
+        server.send_signal(signal.SIGTTIN)
+        wait_until(lambda: len(server.booted_pids()) == WORKERS + 1, "there is one worker more")
+        wait_until(lambda: server.scrape()[gauge] > WORKERS, "the gauge counts it too")
         (line,) = complaints(server)
         assert "[ERROR]" in line
         assert "ValueClass by app.Mine" in line

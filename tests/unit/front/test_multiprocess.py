@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -295,11 +296,33 @@ class TestTakeOver:
         assert read_ours(directory) == {"c_total": 6.0, "d_total": 7.0}
         assert "counter_shared.db" in os.listdir(directory)
 
+    def test_what_is_not_safe_is_left_and_said(self, nursery: Nursery, tmp_path: Path) -> None:
+        """Values of others in another directory stay there: errors and the gauge say so."""
+        ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+        theirs.mkdir()
+        process = nursery.start()
+        process.call(_begin, str(ours))
+        levels, counted, named = process.call(_move_away, str(theirs))
+        assert levels == [logging.WARNING, logging.ERROR, logging.ERROR]
+        assert counted == 1
+        assert named == str(theirs)
+        assert read_ours(theirs) == {"c_total": 5.0}
+        assert read_ours(ours) == {"d_total": 1.0}
+
     def test_installing_again_takes_over_nothing(self, holder: RemoteProcess) -> None:
         """Installing again does not walk the process's objects a second time."""
         holder.call(act, "counter", "c", "inc")
         assert holder.call(sharing.install) == []
         assert holder.call(own_value, "counter", "c") == 1
+
+
+def _move_away(path: str) -> tuple[list[int], int, str]:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = path
+    prometheus_values.ValueClass = prometheus_values.MultiProcessValue(lambda: "w1")  # type: ignore[no-untyped-call]
+    act("counter", "c", "inc", 5)
+    levels = [level for level, _line in sharing.put_back()]
+    act("counter", "d", "inc", 1)
+    return levels, values.not_shared(), os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 def _begin(path: str | None, *, keep: bool = False) -> str | None:
