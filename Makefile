@@ -24,7 +24,15 @@ export OBSKIT_TEST_PYTHONS = $(subst $(space),:,$(INTERPRETERS))
 
 PIP := -m pip --disable-pip-version-check --quiet install
 
-.PHONY: help run test test-quick check format bench soak clean
+# prometheus_client's oldest release alone, to be found before the newest one.
+OLDEST_CLIENT := .venvs/oldest-client
+# The tests of what depends on its releases; the live tests of Gunicorn 22 have that release too.
+OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
+	tests/unit/front/test_multiprocess.py tests/unit/front/test_replace_collector.py \
+	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
+	tests/conformance/test_repeated_keys.py
+
+.PHONY: help run test test-oldest test-quick check format bench soak clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -36,6 +44,11 @@ run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
+	@$(if $(ARGS),,$(MAKE) --no-print-directory test-oldest)
+
+test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready  ## Run the tests that depend on prometheus_client with its oldest release
+	PYTHONPATH=$(CURDIR)/$(OLDEST_CLIENT) $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal \
+		-m "not live and not load" $(OF_CLIENTS) $(ARGS)
 
 test-quick: $(VENV)/.ready  ## Run unit and conformance tests, which start no Gunicorn: less than a minute
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not live and not load" \
@@ -77,4 +90,9 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --editable . --group servers $(REQUIRES_$*)
+	@touch $@
+
+$(OLDEST_CLIENT)/.ready: $(VENV)/.ready
+	@rm -rf $(@D)
+	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "prometheus-client==0.20.*"
 	@touch $@

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         make_wsgi_app,
         mark_process_dead,
         replace_collector,
+        replace_registry,
         setup_multiprocess_registry,
     )
 
@@ -57,6 +58,7 @@ __all__ = [
     "make_wsgi_app",
     "mark_process_dead",
     "replace_collector",
+    "replace_registry",
     "setup_multiprocess_registry",
 ]
 

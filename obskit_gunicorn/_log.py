@@ -7,6 +7,7 @@ settings say. Must not be used in signal context.
 from __future__ import annotations
 
 import logging
+import mmap
 from typing import Any
 
 
@@ -27,3 +28,16 @@ class Log:
 
 log = Log()
 """The log of this process."""
+
+
+class Once:
+    """Whether something is still to be said, by this process or any that was forked from it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing said, in memory that forks share."""
+        self._said = mmap.mmap(-1, 1)
+
+    def first(self) -> bool:
+        """Return whether nobody has asked before."""
+        before, self._said[0] = self._said[0], 1
+        return not before

@@ -12,22 +12,40 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
-from prometheus_client import Counter, Enum, Gauge, Histogram, Info, Summary, exposition, values
+from prometheus_client import (
+    REGISTRY,
+    Counter,
+    Enum,
+    Gauge,
+    Histogram,
+    Info,
+    Summary,
+    exposition,
+    values,
+)
 from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from prometheus_client.registry import Collector, CollectorRegistry
+
 _PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _UNADOPTED = "metrics created before sharing begins are not shared"
 _SLOWER = "counting a request costs more"
 _UNCLOSED = "close_all_multiprocess_files() leaves our files open"
+_CALLBACKS = "gauges with set_function are not recognised"
 _WITHOUT = {
     "Counter._metric_init": _UNADOPTED,
     "Counter._value": _SLOWER,
     "Histogram._buckets": _SLOWER,
     "Histogram._sum": _SLOWER,
+    "CollectorRegistry._collector_to_names": "replace_registry() does nothing, and nothing says "
+    "which metrics cannot be shown",
+    "Gauge._child_samples": _CALLBACKS,
+    "Gauge._labelnames": _CALLBACKS,
+    "Gauge._metrics": _CALLBACKS,
     "exposition.choose_encoder": "only the text format 0.0.4 is served",
     "values._multi_process_cleanups": _UNCLOSED,
     "values.close_all_multiprocess_files": _UNCLOSED,
@@ -61,17 +79,24 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
     try:
         counter = Counter("probe", "", registry=None)
         histogram = Histogram("probe", "", registry=None)
+        gauge = Gauge("probe", "", ["label"], registry=None)
+        child = gauge.labels("")
+        child.set_function(float)
     finally:
         values.ValueClass = value_class
     cleanups = getattr(values, "_multi_process_cleanups", None)
     if cleanups is not None and close not in cleanups:
         cleanups.append(close)
-    has_closing = hasattr(values, "close_all_multiprocess_files")  # from 0.21 on
+    has_closing = hasattr(values, "close_all_multiprocess_files")  # from 0.26 on
     has_all = {
         "Counter._metric_init": hasattr(counter, "_metric_init"),
         "Counter._value": isinstance(getattr(counter, "_value", None), _Probe),
         "Histogram._buckets": bool(getattr(histogram, "_buckets", None)),
         "Histogram._sum": isinstance(getattr(histogram, "_sum", None), _Probe),
+        "CollectorRegistry._collector_to_names": hasattr(REGISTRY, "_collector_to_names"),
+        "Gauge._child_samples": "_child_samples" in vars(child),
+        "Gauge._labelnames": hasattr(gauge, "_labelnames"),
+        "Gauge._metrics": hasattr(gauge, "_metrics"),
         "exposition.choose_encoder": hasattr(exposition, "choose_encoder"),
         "values._multi_process_cleanups": cleanups is not None or not has_closing,
         "values.close_all_multiprocess_files": has_closing or cleanups is None,
@@ -80,20 +105,51 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
     return [f"{name} ({_WITHOUT[name]})" for name, is_there in has_all.items() if not is_there]
 
 
-def is_installed(value_class: type) -> bool:
-    """Return whether metrics that are created now store their numbers in this value class."""
-    return values.ValueClass is value_class
+def installed() -> type:
+    """Return the value class in which metrics that are created now store their numbers."""
+    found: type = values.ValueClass
+    return found
+
+
+def is_their_class(kind: type) -> bool:
+    """Return whether a class is any of prometheus_client's own value classes."""
+    return kind.__module__ == values.__name__ and hasattr(kind, "get_exemplar")
 
 
 def is_their_value(found: object) -> bool:
     """Return whether an object is an instance of any of prometheus_client's own value classes."""
-    kind = type(found)
-    return kind.__module__ == values.__name__ and hasattr(kind, "get_exemplar")
+    return is_their_class(type(found))
 
 
 def is_their_metric(found: object) -> bool:
     """Return whether an object is a metric, or a child of a metric with labels."""
-    return isinstance(found, (Counter, Gauge, Histogram, Summary, Info, Enum))
+    # Not isinstance(), which would make lazy objects of the application evaluate themselves.
+    return issubclass(type(found), (Counter, Gauge, Histogram, Summary, Info, Enum))
+
+
+def collectors_of(registry: CollectorRegistry) -> list[Collector] | None:
+    """Return what is registered with a registry, or ``None`` if it does not say."""
+    registered = getattr(registry, "_collector_to_names", None)
+    if registered is None:
+        return None
+    with getattr(registry, "_lock", contextlib.nullcontext()):
+        return list(registered)
+
+
+def callback_labels(metric: object) -> list[dict[str, str]]:
+    """Return the labels of each series of a gauge whose value is that of a function.
+
+    ``set_function`` gives the series its method that returns the samples.
+    """
+    if "_child_samples" in vars(metric):
+        return [{}]
+    names = getattr(metric, "_labelnames", ())
+    children = dict(getattr(metric, "_metrics", {}))
+    return [
+        dict(zip(names, labels, strict=True))
+        for labels, child in children.items()
+        if "_child_samples" in vars(child)
+    ]
 
 
 def make_values_anew(metric: Any) -> bool:
@@ -104,9 +160,40 @@ def make_values_anew(metric: Any) -> bool:
     return make is not None
 
 
-def close_their_files() -> None:
-    """Close the metric files of prometheus_client's own values in this process."""
-    getattr(values, "close_all_multiprocess_files", lambda: None)()
+def file_of(value: Any) -> str | None:
+    """Return the path of the file of one of prometheus_client's own values; empty if unknown.
+
+    ``None`` if it has no file.
+    """
+    if not getattr(value, "_multiprocess", True):
+        return None
+    value.get()  # after a fork it opens another file when it is next used
+    file = getattr(getattr(value, "_file", None), "_f", None)
+    return "" if file is None else str(file.name)
+
+
+def kept_values(kind: type) -> list[Any]:
+    """Return the list in which one of their value classes keeps all its values, to be changed."""
+    found = _enclosed(kind, "values")
+    return found if isinstance(found, list) else []
+
+
+def close_files(kind: type) -> None:
+    """Close the files of one of their value classes that has no values any more."""
+    files = _enclosed(kind, "files")
+    if isinstance(files, dict):
+        for file in files.values():
+            file.close()
+        files.clear()
+
+
+def _enclosed(kind: type, name: str) -> object:
+    """Return what the methods of a value class share: variables of the function that made it."""
+    for method in vars(kind).values():
+        names = getattr(getattr(method, "__code__", None), "co_freevars", ())
+        if name in names:
+            return method.__closure__[names.index(name)].cell_contents
+    return None
 
 
 def adder(metric: Any) -> Callable[[float], None]:
@@ -138,9 +225,22 @@ def observer(metric: Any, bounds: Sequence[float]) -> Callable[[float], None]:
     return add_to_bucket
 
 
-def collector_path(collector: MultiProcessCollector) -> str | None:
+def collector_path(collector: object) -> str | None:
     """Return the directory of one of prometheus_client's collectors, if known."""
     return getattr(collector, "_path", None)
+
+
+def set_collector_path(collector: Any, path: str) -> None:
+    """Make one of prometheus_client's collectors read another directory."""
+    collector._path = path
+
+
+def is_collector(found: object) -> bool:
+    """Return whether an object is a collector of a multiprocess directory, theirs or ours."""
+    kind = type(found)
+    return issubclass(kind, MultiProcessCollector) or (
+        kind.__name__ == MultiProcessCollector.__name__ and hasattr(kind, "merge")
+    )
 
 
 def choose_encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:

@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import mark_process_dead as _their_mark_proc
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._scrape.apps import make_asgi_app, make_multiprocess_app, make_wsgi_app
 from obskit_gunicorn._scrape.collector import MultiProcessCollector, directory_collector
+from obskit_gunicorn._scrape.default_registry import replace_registry
 from obskit_gunicorn._scrape.registry import (
     generate_latest,
     is_multiprocess_mode,
@@ -44,6 +45,7 @@ __all__ = [
     "make_wsgi_app",
     "mark_process_dead",
     "replace_collector",
+    "replace_registry",
     "setup_multiprocess_registry",
 ]
 

@@ -193,6 +193,9 @@ def _private_path() -> str | None:
 
 def when_ready(publication: Publication, server: Arbiter) -> None:
     """Start the exporter."""
+    applications = _load("_gunicorn.applications")
+    if applications is not None:
+        applications.look_in_arbiter()
     _listen(publication, server)
     _describe(server, server.num_workers)
     _show_zeros(publication)
@@ -204,6 +207,9 @@ def on_reload(publication: Publication, server: Arbiter) -> None:
     _listen(publication, server)
     _show_zeros(publication)
     _count("gunicorn_reloads")
+    applications = _load("_gunicorn.applications")
+    if applications is not None:
+        applications.turn.is_due = True
     _keep_exporter(publication, server, is_reload=True)
 
 
@@ -244,7 +250,9 @@ def _keep_exporter(publication: Publication, server: Arbiter, *, is_reload: bool
 def pre_fork(publication: Publication, server: Arbiter, worker: Worker) -> None:
     """Make sure that the directory and the exporter still exist; clean up after ended workers."""
     flush_failures()
-    if sharing() is not None:
+    applications = _load("_gunicorn.applications")
+    if applications is not None:
+        applications.turn.pass_on()
         with contextlib.suppress(OSError):
             exits.listen_to(worker)
     _keep_directory(publication, server)
@@ -264,9 +272,13 @@ def post_worker_init(publication: Publication, worker: Worker) -> None:
     shared = sharing()
     if shared is None:
         return
-    from obskit_gunicorn._gunicorn import telemetry
+    from obskit_gunicorn._gunicorn import applications, telemetry
 
     shared.take_lease(state="booted")
+    try:
+        applications.look_in_worker(publication.options, worker)
+    except Exception:  # it looks at objects of the application; the rest must happen
+        log.exception("obskit: it is unknown what the application has changed")
     if membership.lease is None and supervisor.exporter is not None:
         supervisor.exporter.tell_booted()
     worker_classes.at_heartbeats(worker, shared.keep_place)

@@ -117,7 +117,7 @@ def _slots_leased(scrape: Scrape) -> Reading:
 
 @_gauge(
     "obskit_gunicorn_values_not_shared",
-    "Values that live in a process's memory, where no scrape sees them.",
+    "Values that no scrape sees: in a process's memory, or in a value class of other code.",
 )
 def _values_not_shared(scrape: Scrape) -> Reading:
     counts = [record.get("values_not_shared") for record in scrape.held]

@@ -77,19 +77,8 @@ class SharedRegistry(CollectorRegistry):
             types[gauge.name] = gauge.type
             yield gauge
         taken = {name for family in types.items() for name in _exposed_names(*family)}
-        for collector in self._others:
-            for family in collector.collect():
-                names = _exposed_names(family.name, family.type)
-                if taken.isdisjoint(names):
-                    taken |= names
-                    yield family
-                elif family.name not in self._reported:
-                    self._reported.add(family.name)
-                    log.error(
-                        "obskit: %s is exposed once; another collector has a metric with the same "
-                        "name, which is left out",
-                        family.name,
-                    )
+        others = (family for collector in self._others for family in collector.collect())
+        yield from exposed_once(others, taken, self._reported)
 
 
 class Exposition:
@@ -150,6 +139,30 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     if isinstance(registry, SharedRegistry):
         return Exposition(registry).rendered(TEXT)
     return prometheus_client.generate_latest(registry)
+
+
+def exposed_once(
+    metrics: Iterable[Metric], taken: set[str], reported: set[str]
+) -> Iterator[Metric]:
+    """Yield families unless their name is taken.
+
+    Args:
+        metrics: The families.
+        taken: The names that are taken; those of the families are added.
+        reported: The families that were left out and logged before; more are added.
+    """
+    for family in metrics:
+        names = _exposed_names(family.name, family.type)
+        if taken.isdisjoint(names):
+            taken |= names
+            yield family
+        elif family.name not in reported:
+            reported.add(family.name)
+            log.error(
+                "obskit: %s is exposed once; another collector has a metric with the same name, "
+                "which is left out",
+                family.name,
+            )
 
 
 _SUFFIXES = {

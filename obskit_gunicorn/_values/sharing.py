@@ -7,8 +7,11 @@ metrics stay in memory. Must not run in signal context.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import (
@@ -18,6 +21,10 @@ from obskit_gunicorn._store.membership import (
 )
 from obskit_gunicorn._values import adoption, values
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_has_installed = False
 _missing: list[str] = []
 _last_problem: list[str] = []
 """What :func:`begin` logged last; it logs a problem once, not at every fork."""
@@ -30,17 +37,91 @@ def install() -> list[str]:
         The names of metrics that could not be taken over, which are also logged; see
         :func:`obskit_gunicorn._values.adoption.take_over`.
     """
-    if values.is_installed():
-        return []
-    _missing[:] = values.install()
-    stray = adoption.take_over()
-    values.install()  # after the takeover prometheus_client may no longer close our files
+    is_theirs = _prometheus.is_their_class(_prometheus.installed())
+    if values.is_installed() or (_has_installed and not is_theirs):
+        return []  # what put_back() leaves alone stays
+    stray = adoption.names_of(_install())
     if stray:
         log.warning(
             "obskit: %s: created before obskit_gunicorn.multiprocess was imported, so not shared",
             ", ".join(stray),
         )
     return stray
+
+
+def _install() -> list[Any]:
+    """Install the value class, and return the values that are left, which no scrape sees."""
+    global _has_installed  # noqa: PLW0603
+    _has_installed = True
+    _missing[:] = values.install()
+    left = adoption.take_over()
+    values.note_elsewhere(len(left))
+    return left
+
+
+def put_back() -> list[tuple[int, str]]:
+    """Put back what other code has changed since it was installed, where that is safe.
+
+    That is the value class, and the variable that names the directory; runs when the application is
+    loaded.
+
+    Returns:
+        The lines to log, each with its level.
+    """
+    return [*_put_class_back(), *_put_directory_back()]
+
+
+def _put_class_back() -> Iterator[tuple[int, str]]:
+    found = _prometheus.installed()
+    name = f"{found.__module__}.{found.__qualname__}"
+    if values.is_installed():
+        return
+    if not _prometheus.is_their_class(found):
+        values.note_elsewhere(max(1, adoption.count_of(found)))
+        yield (
+            logging.ERROR,
+            f"obskit: other code has replaced prometheus_client.values.ValueClass by {name}: "
+            "metrics that were created since then are not shared, and neither are those of "
+            "requests. Remove that code: nothing is needed in its place",
+        )
+        return
+    left = _install()
+    yield (
+        logging.WARNING,
+        f"obskit: other code had replaced prometheus_client.values.ValueClass by {name}; it is put "
+        "back, so that all workers share their metrics. Remove that code: nothing is needed in its "
+        "place",
+    )
+    if left:
+        yield (
+            logging.ERROR,
+            f"obskit: {', '.join(adoption.names_of(left))}: created while ValueClass was replaced, "
+            "and not to be taken over, so not shared",
+        )
+
+
+def _put_directory_back() -> Iterator[tuple[int, str]]:
+    directory = membership.directory
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    if directory is None or (named and os.path.realpath(named) == os.path.realpath(directory.path)):
+        return
+    change = f"set {DIRECTORY_VARIABLE} to {named}" if named else f"unset {DIRECTORY_VARIABLE}"
+    if not values.is_installed() or adoption.has_values_in(named):
+        yield (
+            logging.ERROR,
+            f"obskit: the application has {change}, and other code has metrics there; they are not "
+            f"among those of this server, which are in {directory.path}. Remove that assignment",
+        )
+        return
+    os.environ[DIRECTORY_VARIABLE] = directory.path
+    if named:
+        adoption.redirect_collectors(named, directory.path)
+    yield (
+        logging.WARNING,
+        f"obskit: the application has {change} while the metrics of this server are in "
+        f"{directory.path}; the variable names that again, and so do collectors that were made "
+        "meanwhile. Remove that assignment, or set multiproc_dir instead",
+    )
 
 
 def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:

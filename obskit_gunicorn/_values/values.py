@@ -25,7 +25,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._log import log
+from obskit_gunicorn._log import Once, log
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
 from obskit_gunicorn._store.fileformat import encode_key
@@ -58,8 +58,12 @@ _closed: Store | None = None
 _memory: dict[Key, Cell] = {}
 """The cells without a file."""
 
+_elsewhere = 0
+"""How many values of other classes no scrape sees."""
+
 _retry_at = _look_at = 0.0
 _said: set[int | None] = set()
+_exemplars = Once()
 _notices: list[tuple[int, str]] = []
 """Lines to log after the lock is released."""
 
@@ -160,7 +164,9 @@ class Value:
             return cell.own
 
     def set_exemplar(self, exemplar: object) -> None:
-        """Do nothing, like prometheus_client in multiprocess mode: files have no exemplars."""
+        """Store nothing, like prometheus_client in multiprocess mode: files have no exemplars."""
+        if _exemplars.first():
+            log.warning("obskit: exemplars are not shown: they cannot be shared by files")
 
     def get_exemplar(self) -> None:
         """Return ``None``, like prometheus_client in multiprocess mode."""
@@ -214,7 +220,7 @@ def install() -> list[str]:
 
 def is_installed() -> bool:
     """Return whether prometheus_client uses this value class."""
-    return _prometheus.is_installed(Value)
+    return _prometheus.installed() is Value
 
 
 def share(*, now: bool = False) -> None:
@@ -275,8 +281,16 @@ def close_files() -> None:
 
 
 def not_shared() -> int:
-    """Return how many values of this process are in memory, where no reader can see them."""
-    return len(_memory)
+    """Return how many values of this process no reader can see, in memory or elsewhere."""
+    return len(_memory) + _elsewhere
+
+
+def note_elsewhere(count: int) -> None:
+    """Note how many values of other classes no reader can see."""
+    global _elsewhere  # noqa: PLW0603
+    with _lock:
+        _elsewhere = count
+        _settle()
 
 
 # Below: the caller holds _lock. Nothing may log or yield to another greenlet.
@@ -377,8 +391,8 @@ def _settle() -> None:
     global _settled  # noqa: PLW0603
     _settled = None if _memory else _store
     lease = membership.lease
-    if lease is not None and lease.record["values_not_shared"] != len(_memory):
-        lease.note(values_not_shared=len(_memory))
+    if lease is not None and lease.record["values_not_shared"] != not_shared():
+        lease.note(values_not_shared=not_shared())
 
 
 def _detach(*, take_along: bool = False) -> None:

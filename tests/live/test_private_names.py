@@ -6,6 +6,7 @@ file. The application must serve, its counts must be right, and one line must sa
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -38,6 +39,10 @@ USED = {
     "_multi_process_cleanups": "values._multi_process_cleanups",
     "close_all_multiprocess_files": "values.close_all_multiprocess_files",
     "_path": "MultiProcessCollector._path",
+    "_collector_to_names": "CollectorRegistry._collector_to_names",
+    "_child_samples": "Gauge._child_samples",
+    "_metrics": "Gauge._metrics",
+    "_labelnames": "Gauge._labelnames",
 }
 """What we use where it is there, and how the log calls it."""
 
@@ -49,6 +54,9 @@ NOT_USED = (
     "ThreadingWSGIServer",
     "_MULTIPROC_MODES",
     "_accumulate_metrics",
+    "_f",
+    "_file",
+    "_lock",
     "_multiprocess_mode",
     "_read_metrics",
     "escape_metric_name",
@@ -70,7 +78,8 @@ def next_release(directory: Path, renamed: Iterable[str]) -> None:
 
 def serve(interpreter: Interpreter, directory: Path) -> str:
     """Serve under load with the prometheus_client of a directory; return the log."""
-    environment = {"PYTHONPATH": str(directory)}
+    paths = [str(directory), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with GunicornProcess(interpreter, CONFIG, environment=environment, exporter=True) as server:
         with Load(server.port) as load:
             load.wait_for(200)

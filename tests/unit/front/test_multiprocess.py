@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -273,11 +274,76 @@ class TestTakeOver:
         done = run_python(code, str(link))
         assert only_files(str(target)) == {f"counter_{int(done.stdout)}.db"}, done.stderr
 
+    def test_what_other_code_keeps_goes_on_working(self, directory: str) -> None:
+        """A value of a file of its own can still be used, in a child too; others are not named."""
+        code = """if True:
+            import os, sys
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+            from prometheus_client import Counter
+            counter, other = Counter("c", "Help."), Counter("d", "Help.")
+            keep = counter._value
+            counter.inc(5)
+            other.inc(7)
+            import logging
+            logging.basicConfig(level=logging.WARNING)
+            import obskit_gunicorn.multiprocess
+            keep.inc(1)
+            counter.inc(1)
+            if os.fork() == 0:
+                keep.inc(1)
+                os._exit(0)
+            sys.exit(os.wait()[1])
+        """
+        done = run_python(code, directory)
+        (line,) = done.stderr.splitlines()
+        assert "obskit: c: created before" in line
+        found = read_ours(directory)
+        assert (found["c_total"], found["d_total"]) == (7.0, 7.0)
+
+    def test_values_of_other_processes_stay(self, directory: str) -> None:
+        """Values in files that are not this process's alone go on there, and count as they did."""
+        code = """if True:
+            import os, sys
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+            from prometheus_client import Counter, values
+            values.ValueClass = values.MultiProcessValue(lambda: "shared")
+            counter = Counter("c", "Help.")
+            counter.inc(5)
+            import obskit_gunicorn.multiprocess
+            counter.inc(1)
+            Counter("d", "Help.").inc(7)
+        """
+        assert run_python(code, directory).stderr == ""
+        assert read_ours(directory) == {"c_total": 6.0, "d_total": 7.0}
+        assert "counter_shared.db" in os.listdir(directory)
+
+    def test_what_is_not_safe_is_left_and_said(self, nursery: Nursery, tmp_path: Path) -> None:
+        """Values of others in another directory stay there: errors and the gauge say so."""
+        ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+        theirs.mkdir()
+        process = nursery.start()
+        process.call(_begin, str(ours))
+        levels, counted, named = process.call(_move_away, str(theirs))
+        assert levels == [logging.WARNING, logging.ERROR, logging.ERROR]
+        assert counted == 1
+        assert named == str(theirs)
+        assert read_ours(theirs) == {"c_total": 5.0}
+        assert read_ours(ours) == {"d_total": 1.0}
+
     def test_installing_again_takes_over_nothing(self, holder: RemoteProcess) -> None:
         """Installing again does not walk the process's objects a second time."""
         holder.call(act, "counter", "c", "inc")
         assert holder.call(sharing.install) == []
         assert holder.call(own_value, "counter", "c") == 1
+
+
+def _move_away(path: str) -> tuple[list[int], int, str]:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = path
+    prometheus_values.ValueClass = prometheus_values.MultiProcessValue(lambda: "w1")  # type: ignore[no-untyped-call]
+    act("counter", "c", "inc", 5)
+    levels = [level for level, _line in sharing.put_back()]
+    act("counter", "d", "inc", 1)
+    return levels, values.not_shared(), os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 def _begin(path: str | None, *, keep: bool = False) -> str | None:
