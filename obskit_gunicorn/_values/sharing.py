@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 
+from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import (
@@ -30,7 +31,7 @@ def install() -> list[str]:
         The names of metrics that could not be taken over, which are also logged; see
         :func:`obskit_gunicorn._values.adoption.take_over`.
     """
-    if values.is_installed():
+    if values.is_installed() or _prometheus.problem():
         return []
     _missing[:] = values.install()
     stray = adoption.take_over()
@@ -97,6 +98,11 @@ def join() -> None:
     """
     path = os.environ.get(DIRECTORY_VARIABLE)
     if not path or membership.directory is not None or membership.is_led:
+        return
+    problem = _prometheus.problem()
+    if problem:
+        if membership.role == "process":  # else the arbiter has said so
+            log.error("obskit: metrics of this process are not shared: %s", problem)
         return
     install()
     if membership.is_configuring or is_loading_configuration():
