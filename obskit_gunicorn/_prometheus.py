@@ -51,7 +51,9 @@ def problem() -> str:
     """Return why this release of prometheus_client cannot be used, and what to do; empty if it can.
 
     Before 0.16 it does not tell its values the help text of their metric, which is part of their
-    key in the file. What works is used, though releases before 0.20 are not tested.
+    key in the file. What works is used, though releases before 0.20 are not tested. With one that
+    cannot be used, metrics that are made from now on stay in the memory of their process: its own
+    files would need a directory that nobody prepares or reads.
     """
     before, values.ValueClass = values.ValueClass, _Probe
     try:
@@ -60,6 +62,7 @@ def problem() -> str:
         values.ValueClass = before
     if not isinstance(value, _Probe) or len(value.arguments) > 5:
         return ""
+    values.ValueClass = getattr(values, "MutexValue", before)  # no later release needs it
     from importlib import metadata  # heavy
 
     try:

@@ -246,6 +246,7 @@ def _publish(config: type[Configuration], namespace: dict[str, Any], source: str
                 name,
                 "this release of Gunicorn has no such hook and never calls it",
             )
+    checks.refuse_unrun(publication, "hook_event", publication.config.hook_event)
     for name in published:
         if name in namespace:
             raise ConfigurationError(
