@@ -336,8 +336,8 @@ class ObskitGunicornConfig(Configuration):
 
         - Process: worker. Once per request (HTTP/2: per stream), on the thread, greenlet or event
           loop that serves it, so several may run at once.
-        - Never under: UvicornWorker, tornado, gevent_pywsgi. Skipped for websockets and for
-          requests that cannot be parsed.
+        - Never under: UvicornWorker, tornado, gevent_pywsgi, aiohttp. Skipped for websockets and
+          for requests that cannot be parsed.
         - Signal context: no.
         - Base: logs method and path at debug level, as Gunicorn does without the hook.
         - super(): first. Without it, that line is missing; counts are never lost.
@@ -363,8 +363,8 @@ class ObskitGunicornConfig(Configuration):
         - Process: worker. Once per request (HTTP/2: per stream), where ``pre_request`` ran; the
           connection waits for it. In Gunicorn 27 under ``asgi``, overriding it makes the next
           request of the connection wait for the application's background work as well.
-        - Never under: UvicornWorker, tornado, gevent_pywsgi. Skipped for websockets, for requests
-          that cannot be parsed, and when the worker is killed in the middle of a request.
+        - Never under: UvicornWorker, tornado, gevent_pywsgi, aiohttp. Skipped for websockets, for
+          requests that cannot be parsed, and when the worker is killed in the middle of a request.
         - Signal context: no.
         - Base: nothing.
         - super(): last. Without it, mixins are skipped; counts are never lost.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import signal
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.live.test_telemetry import by_label, send, value, wait_for
-from tests.support.process import GunicornProcess, get
+from tests.support.process import GunicornProcess, get, wait_until
 
 if TYPE_CHECKING:
     from tests.support.process import Interpreter
@@ -240,9 +241,11 @@ def test_resizes_and_upgrades(interpreter: Interpreter) -> None:
                 value(found, "gunicorn_upgrades_total"),
             )
 
-        wait_for(
-            running, lambda m: ("gunicorn_upgrades_total", frozenset()) in m, "all is shown as 0"
-        )
+        def has_counted(expected: tuple[float, ...]) -> bool:
+            return counts() == expected
+
+        shown = ("gunicorn_upgrades_total", frozenset[tuple[str, str]]())
+        wait_for(running, lambda m: shown in m, "all is shown as 0")
         assert counts() == (0, 0, 0, 0)
         for number, size, expected in [
             (signal.SIGTTIN, 3, (1, 0, 0, 0)),
@@ -253,9 +256,8 @@ def test_resizes_and_upgrades(interpreter: Interpreter) -> None:
             (signal.SIGTTOU, 1, (2, 2, 1, 0)),  # Gunicorn keeps the last worker
         ]:
             running.send_signal(number)
-            wait_for(running, lambda m, size=size: value(m, "gunicorn_workers") == size, "resized")
-            wait_for(running, lambda m, expected=expected: counts() == expected, f"{expected}")
             running.wait_for_workers(size)
+            wait_until(functools.partial(has_counted, expected), f"{number.name}: {expected}")
         old = running.arbiter_pid
         running.send_signal(signal.SIGUSR2)
         wait_for(running, lambda m: value(m, "gunicorn_worker_boots_total") >= 8, "it serves")

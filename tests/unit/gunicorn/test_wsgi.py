@@ -66,13 +66,13 @@ def test_the_body_is_closed() -> None:
 
     counts = Counts()
     counted: Any = CountedApplication(application, counts)  # type: ignore[arg-type]
-    body = counted({}, lambda *args: print)
+    body = counted({"REQUEST_METHOD": "GET"}, lambda *args: print)
     assert not hasattr(body, "__len__")
     sent += body
     with pytest.raises(ZeroDivisionError):
         body.close()
     assert sent == [b"a", b"closed"]
-    assert counts.ended == [(None, 200)]
+    assert counts.ended == [("GET", 200)]
 
 
 def answers(status: str = "", *body: bytes, error: Exception | None = None) -> Any:
