@@ -93,28 +93,6 @@ def checked_method(publication: Publication, name: str) -> Callable[..., Any]:
     return method  # type: ignore[no-any-return]
 
 
-def refuse_unrun(publication: Publication, name: str, method: Callable[..., Any]) -> None:
-    """Refuse a method that only returns a coroutine or a generator, which nobody would run."""
-    called: Any = inspect.unwrap(method)
-    while isinstance(called, functools.partial):
-        called = inspect.unwrap(called.func)
-    for function in (called, getattr(type(called), "__call__", None)):  # noqa: B004 - of the class
-        if any(is_unrun(function) for is_unrun in _UNRUN):
-            raise publication.wrong(
-                name,
-                method,
-                "something plain to call: nobody runs the body of a coroutine or a generator",
-                f"Write def {name} without async and without yield.",
-            )
-
-
-_UNRUN = (
-    inspect.iscoroutinefunction,
-    inspect.isgeneratorfunction,
-    inspect.isasyncgenfunction,
-)
-
-
 def _import(publication: Publication, name: str, path: str) -> Any:
     module, _, attribute = path.rpartition(".")
     try:
@@ -142,6 +120,28 @@ def accepted_arguments(name: str, method: Callable[..., Any]) -> int | None:
             continue
         return count
     return None
+
+
+def refuse_unrun(publication: Publication, name: str, method: Callable[..., Any]) -> None:
+    """Refuse a method that only returns a coroutine or a generator, which nobody would run."""
+    called: Any = inspect.unwrap(method)
+    while isinstance(called, functools.partial):
+        called = inspect.unwrap(called.func)
+    for function in (called, getattr(type(called), "__call__", None)):  # noqa: B004 - of the class
+        if any(is_unrun(function) for is_unrun in _UNRUN):
+            raise publication.wrong(
+                name,
+                method,
+                "something plain to call: nobody runs the body of a coroutine or a generator",
+                f"Write def {name} without async and without yield.",
+            )
+
+
+_UNRUN = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
 
 
 def suggest_names(publication: Publication, known: dict[str, Any]) -> None:
