@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_left
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
@@ -61,6 +61,33 @@ class _Probe:
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """Accept all arguments."""
+        self.arguments = args
+
+
+@cache
+def problem() -> str:
+    """Return why this release of prometheus_client cannot be used, and what to do; empty if it can.
+
+    Before 0.16 it does not tell its values the help text of their metric, which is part of their
+    key in the file. What works is used, though releases before 0.20 are not tested. With one that
+    cannot be used, metrics that are made from now on stay in the memory of their process: its own
+    files would need a directory that nobody prepares or reads.
+    """
+    before, values.ValueClass = values.ValueClass, _Probe
+    try:
+        value = getattr(Counter("probe", "", registry=None), "_value", None)
+    finally:
+        values.ValueClass = before
+    if not isinstance(value, _Probe) or len(value.arguments) > 5:
+        return ""
+    values.ValueClass = getattr(values, "MutexValue", before)  # no later release needs it
+    from importlib import metadata  # heavy
+
+    try:
+        version = f" {metadata.version('prometheus-client')}"
+    except metadata.PackageNotFoundError:
+        version = ""
+    return f"prometheus-client{version} is too old; pip install 'prometheus-client>=0.20'"
 
 
 def install(value_class: type, close: Callable[[], None]) -> list[str]:

@@ -146,7 +146,8 @@ class ObskitGunicornConfig(Configuration):
         - Never under: none.
         - Signal context: no. But from Gunicorn 25.1 ``gunicornc worker add`` and ``remove`` call it
           on another thread, the control thread.
-        - Base: nothing. The core before it chooses the directory and begins the generation.
+        - Base: nothing. The core before it chooses the directory and begins the generation, or
+          counts the change.
         - super(): first. Without it, mixins are skipped; counts are never lost.
         - Exception: contained once the server runs. At the start (``old_value`` is ``None``) it
           stops the start with exit code 1.
@@ -336,8 +337,8 @@ class ObskitGunicornConfig(Configuration):
 
         - Process: worker. Once per request (HTTP/2: per stream), on the thread, greenlet or event
           loop that serves it, so several may run at once.
-        - Never under: UvicornWorker, tornado, gevent_pywsgi. Skipped for websockets and for
-          requests that cannot be parsed.
+        - Never under: UvicornWorker, tornado, gevent_pywsgi, aiohttp. Skipped for websockets and
+          for requests that cannot be parsed.
         - Signal context: no.
         - Base: logs method and path at debug level, as Gunicorn does without the hook.
         - super(): first. Without it, that line is missing; counts are never lost.
@@ -363,8 +364,8 @@ class ObskitGunicornConfig(Configuration):
         - Process: worker. Once per request (HTTP/2: per stream), where ``pre_request`` ran; the
           connection waits for it. In Gunicorn 27 under ``asgi``, overriding it makes the next
           request of the connection wait for the application's background work as well.
-        - Never under: UvicornWorker, tornado, gevent_pywsgi. Skipped for websockets, for requests
-          that cannot be parsed, and when the worker is killed in the middle of a request.
+        - Never under: UvicornWorker, tornado, gevent_pywsgi, aiohttp. Skipped for websockets, for
+          requests that cannot be parsed, and when the worker is killed in the middle of a request.
         - Signal context: no.
         - Base: nothing.
         - super(): last. Without it, mixins are skipped; counts are never lost.
@@ -472,7 +473,8 @@ class ObskitGunicornConfig(Configuration):
         - Process: forked child of the arbiter. Once per SIGUSR2; the old arbiter still serves.
         - Never under: none. Skipped if the SIGUSR2 is ignored, for example during an upgrade.
         - Signal context: no.
-        - Base: nothing. The core before it hands the multiprocess directory on.
+        - Base: nothing. The core before it hands the multiprocess directory on, counts the upgrade,
+          and has a server that was started by ``python -m`` started so again.
         - super(): last. Without it, mixins are skipped; counts are never lost.
         - Exception: contained. The upgrade continues; otherwise the child would stop the workers of
           the old arbiter and remove its pid file.

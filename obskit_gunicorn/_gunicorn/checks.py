@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -75,15 +76,7 @@ def checked_method(publication: Publication, name: str) -> Callable[..., Any]:
             f"a method with the parameters (self, {parameters})",
             f"Write: def {name}(self, {parameters}): ...",
         )
-    unwrapped = inspect.unwrap(method)
-    if inspect.iscoroutinefunction(unwrapped) or inspect.isgeneratorfunction(unwrapped):
-        raise publication.wrong(
-            name,
-            method,
-            "a plain method: Gunicorn calls it and never runs the body of a coroutine or a "
-            "generator",
-            f"Write def {name} without async and without yield.",
-        )
+    refuse_unrun(publication, name, method)
     if accepted_arguments(name, method) is None:
         hint = f"Write: def {name}(self, {parameters}): ... Make further parameters optional."
         if inspect.ismethod(method) and not inspect.getattr_static(
@@ -127,6 +120,28 @@ def accepted_arguments(name: str, method: Callable[..., Any]) -> int | None:
             continue
         return count
     return None
+
+
+def refuse_unrun(publication: Publication, name: str, method: Callable[..., Any]) -> None:
+    """Refuse a method that only returns a coroutine or a generator, which nobody would run."""
+    called: Any = inspect.unwrap(method)
+    while isinstance(called, functools.partial):
+        called = inspect.unwrap(called.func)
+    for function in (called, getattr(type(called), "__call__", None)):  # noqa: B004 - of the class
+        if any(is_unrun(function) for is_unrun in _UNRUN):
+            raise publication.wrong(
+                name,
+                method,
+                "something plain to call: nobody runs the body of a coroutine or a generator",
+                f"Write def {name} without async and without yield.",
+            )
+
+
+_UNRUN = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
 
 
 def suggest_names(publication: Publication, known: dict[str, Any]) -> None:

@@ -97,13 +97,15 @@ def _request_function(
     counting = lifecycle.counting
 
     def run_before(worker: Worker, req: Request) -> Any:
-        if counting.requests is not None:
-            counting.requests.arrived_hook(req)
+        requests = counting.requests or counting.by_hook()
+        if requests is not None:
+            requests.arrived_hook(req)
         return method(worker, req)
 
     def run_after(worker: Worker, req: Request, environ: Any, resp: Any) -> Any:
-        if counting.requests is not None:
-            counting.requests.answered_hook(req, resp)
+        requests = counting.requests
+        if requests is not None:
+            requests.answered_hook(req, resp)
         if accepted == 4:
             return method(worker, req, environ, resp)
         return method(*(worker, req, environ, resp)[:accepted])

@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import stat
+import sys
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
@@ -71,6 +72,21 @@ class Handover:
         membership.role = "arbiter"
         with contextlib.suppress(OSError):
             environment[LEASE_VARIABLE] = str(membership.acquire().hand_on())
+
+    def give_command(self, command: list[str]) -> None:
+        """Have the new arbiter started as this one was, if that was ``python -m``.
+
+        Gunicorn starts it by the path of the module's file. Then Python looks for modules beside
+        that file first; beside Gunicorn's there is an ``http`` that hides Python's.
+
+        Args:
+            command: The new arbiter's command: the interpreter, the program, its arguments.
+        """
+        main = sys.modules["__main__"]
+        module = getattr(getattr(main, "__spec__", None), "name", "").removesuffix(".__main__")
+        # A folder or an archive that is run has a __main__ of no package.
+        if module and module != "__main__" and command[1:2] == [getattr(main, "__file__", None)]:
+            command[1:2] = ["-m", module]
 
     def take(self, environment: MutableMapping[str, str]) -> None:
         """Take what another arbiter has handed on, and remove it from the environment.

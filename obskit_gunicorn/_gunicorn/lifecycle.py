@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import platform
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +44,35 @@ failures: list[tuple[str, str, bool]] = []
 """What could not be logged or counted in signal context: hook, text, whether to count it."""
 
 _import_error: list[str] = []
+"""Why prometheus_client cannot be used, and what to do."""
 
 
 def _load(name: str) -> Any:
-    """Return a module of ours that needs prometheus_client; ``None`` without prometheus_client."""
+    """Return a module of ours that needs prometheus_client; ``None`` if that cannot be used."""
     try:
-        return importlib.import_module(f"obskit_gunicorn.{name}")
+        problem = importlib.import_module("obskit_gunicorn._prometheus").problem()
+        if not problem:
+            return importlib.import_module(f"obskit_gunicorn.{name}")
     except ImportError as error:
-        _import_error[:] = [str(error)]
-        return None
+        problem = _explain(error)
+    _import_error[:] = [problem]
+    return None
+
+
+def _explain(error: ImportError) -> str:
+    """Return why a module cannot be imported, and what to do."""
+    import gunicorn
+
+    if error.name == "prometheus_client":
+        return f"prometheus-client is not installed ({error}); pip install prometheus-client"
+    path = os.path.dirname(os.path.abspath(gunicorn.__file__))
+    hint = ""
+    if path in map(os.path.abspath, sys.path):
+        hint = (
+            f"; {path} is in sys.path and hides modules of Python's: start Gunicorn by its "
+            "command, or as python -m gunicorn"
+        )
+    return f"prometheus-client cannot be imported ({error}){hint}"
 
 
 def sharing() -> Any:
@@ -101,19 +122,41 @@ def nworkers_changed(
     membership.role, log.target = "arbiter", server.log
     flush_failures()
     shared = sharing()
+    is_new, arbiter.settings = arbiter.settings is not server.cfg, server.cfg
     if shared is None:
         if old_value is None:
-            log.warning(
-                "obskit: prometheus-client cannot be imported (%s), there are no metrics; "
-                "pip install prometheus-client",
-                _import_error[-1],
-            )
+            log.warning("obskit: there are no metrics: %s", _import_error[-1])
         return
     if old_value is None:
         _say_if_untested()
     shared.install()
     _begin(publication, server, shared)
     _describe(server, new_value)
+    if is_new:
+        _say_if_uncounted(publication, server)
+    elif old_value is not None and new_value != old_value:
+        _count("gunicorn_resizes", "up" if new_value > old_value else "down")
+
+
+class _Arbiter:
+    """What this process knows, if it is an arbiter."""
+
+    settings: Any = None
+    """Gunicorn's settings; each SIGHUP makes new ones."""
+
+
+arbiter = _Arbiter()
+
+
+def _say_if_uncounted(publication: Publication, server: Arbiter) -> None:
+    if not publication.options.metrics_requests:
+        return
+    if not worker_classes.kind_of(server.worker_class).requests:
+        log.warning(
+            "obskit: worker class %s is not known to call Gunicorn's request hooks; unless it "
+            "does, requests are not counted (docs/metrics.md)",
+            server.cfg.worker_class_str,
+        )
 
 
 def _say_if_untested() -> None:
@@ -133,17 +176,10 @@ def _describe(server: Arbiter, workers: int) -> None:
     import gunicorn
 
     settings = server.cfg
-    kind = settings.worker_class_str
-    capacity = {
-        "sync": 1,
-        "gthread": settings.threads,
-        "gevent": settings.worker_connections,
-        "asgi": settings.worker_connections,
-    }.get(kind)
     membership.note(
         workers=workers,
-        capacity=capacity,
-        worker_class=kind,
+        capacity=worker_classes.capacity(server.worker_class, settings),
+        worker_class=settings.worker_class_str,
         gunicorn=gunicorn.__version__,
         python=platform.python_version(),
         backlog=settings.backlog,
@@ -302,27 +338,23 @@ def _leave(worker: Worker, is_used_up: bool) -> None:
 
 
 def _count_requests(publication: Publication, worker: Worker) -> None:
-    """Begin to count requests: by the request hooks, or under ASGI workers by a wrapper."""
-    from obskit_gunicorn._gunicorn import asgi, telemetry
+    """Begin to count requests: by the request hooks, or where its class shows them."""
+    from obskit_gunicorn._gunicorn import seams, telemetry
 
-    buckets = publication.options.metrics_buckets
-    name = "asgi" if hasattr(worker, "asgi") else "wsgi"
-    if name == "wsgi" and not worker_classes.is_uvicorns(worker):
-        counting.requests = telemetry.requests(buckets)
-        return
-    application = getattr(worker, name)
-    if name == "wsgi" and not asgi.is_asgi3(application):
-        log.warning(
-            "obskit: requests are not counted: %r is not an ASGI 3 application", application
-        )
-        return
-    requests = telemetry.requests(buckets)
-    setattr(worker, name, asgi.CountedApplication(application, requests, worker))
-    # Hooks that nobody overrides need not be called for each request.
-    for hook in ("pre_request", "post_request"):
-        if not overrides(publication.config, hook):
-            setting = worker.cfg.settings[hook]
-            setting.value = setting.default
+    make = functools.partial(telemetry.requests, publication.options.metrics_buckets)
+    seen_by = worker_classes.kind_of(type(worker)).requests
+    if seen_by == worker_classes.HOOKS:
+        counting.requests = make()
+    elif not seen_by:
+        # Nothing is shown as 0 that may never be counted.
+        counting.make_requests = make
+    else:
+        seams.count(worker, seen_by, make)
+        # Hooks that nobody overrides need not be called for each request.
+        for hook in ("pre_request", "post_request"):
+            if not overrides(publication.config, hook):
+                setting = worker.cfg.settings[hook]
+                setting.value = setting.default
 
 
 class Counting:
@@ -332,7 +364,17 @@ class Counting:
     """When it was forked, on the monotonic clock."""
 
     requests: Requests | None = None
-    """Where request hooks count; ``None`` if a wrapper counts, or if requests are not counted."""
+    """Where request hooks count; ``None`` if they are not called, or if they do not count."""
+
+    make_requests: Callable[[], Requests] | None = None
+    """Makes :attr:`requests` when a request hook is called for the first time; ``None`` if there is
+    nothing to make."""
+
+    def by_hook(self) -> Requests | None:
+        """Return where request hooks count, if they do."""
+        if self.requests is None and self.make_requests is not None:
+            self.requests = self.make_requests()
+        return self.requests
 
 
 counting = Counting()
@@ -380,6 +422,10 @@ def pre_exec(publication: Publication, server: Arbiter) -> None:
     """
     exporter = supervisor.exporter
     handover.give(server.cfg.env_orig, exporter.hand_on() if exporter is not None else None)
+    _count("gunicorn_upgrades")
+    command = server.START_CTX["args"]
+    if isinstance(command, list):
+        handover.give_command(command)
 
 
 def on_exit(publication: Publication, server: Arbiter) -> None:

@@ -228,6 +228,7 @@ def _publish(config: type[Configuration], namespace: dict[str, Any], source: str
     """Return the checked settings and hooks of a class by name, and install the value class."""
     publication = _load(config, source)
     known = checks.gunicorn_settings()
+    checks.refuse_unrun(publication, "hook_event", publication.config.hook_event)
     published: dict[str, Any] = {}
     not_settings = {*PARAMETERS, *(option.name for option in OPTIONS)}
     # dir() of the instance: a dataclass keeps a field with a factory out of its class.

@@ -40,6 +40,9 @@ _OTHER = "other"
 START_REASONS = ("ended", "killed", "reload", "start")
 """Why the exporter is started."""
 
+DIRECTIONS = ("down", "up")
+"""How the number of workers changes."""
+
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -57,11 +60,13 @@ class Requests:
     metrics with the same names.
     """
 
-    def __init__(self, buckets: tuple[float, ...]) -> None:
+    def __init__(self, buckets: tuple[float, ...], *, sees_arrivals: bool = True) -> None:
         """Make the metrics; the value class must be installed.
 
         Args:
             buckets: Upper bounds of the durations, in seconds.
+            sees_arrivals: Whether :meth:`arrived` is called; if not, nothing says how many requests
+                are in progress.
         """
         self._total = Counter(
             "gunicorn_requests",
@@ -76,14 +81,8 @@ class Requests:
             buckets=buckets,
             registry=None,
         )
-        self._in_progress = Gauge(
-            "gunicorn_requests_in_progress",
-            "Requests that workers are answering.",
-            multiprocess_mode="livesum",
-            registry=None,
-        )
         # The metrics' public methods check what is known here, and each check costs every request.
-        self._count_in_progress = _prometheus.adder(self._in_progress)
+        self._count_in_progress = _prometheus.adder(_in_progress()) if sees_arrivals else _ignore
         self._bounds = buckets
         self._children: dict[tuple[str | None, int], _Child] = {}
 
@@ -122,7 +121,7 @@ class Requests:
         """
         code = getattr(resp, "status_code", None)
         if code is None or not getattr(resp, "headers_sent", True):
-            code = _code_of(sys.exc_info()[1], code)
+            code = code_of(sys.exc_info()[1], code)
         self.answered(getattr(req, "method", None), code, getattr(req, "obskit_started", None))
 
     def _child(self, method: str | None, code: int) -> _Child:
@@ -140,7 +139,7 @@ class Requests:
         return child
 
 
-def _code_of(error: BaseException | None, code: int | None) -> int:
+def code_of(error: BaseException | None, code: int | None) -> int:
     """Return the code of a request that ended before its headers were sent.
 
     Args:
@@ -153,10 +152,23 @@ def _code_of(error: BaseException | None, code: int | None) -> int:
     return 500 if code is None or not (error is None or is_lost) else code
 
 
+def _in_progress() -> Gauge:
+    return Gauge(
+        "gunicorn_requests_in_progress",
+        "Requests that workers are answering.",
+        multiprocess_mode="livesum",
+        registry=None,
+    )
+
+
+def _ignore(_amount: float) -> None:
+    """Count nothing."""
+
+
 @functools.cache
-def requests(buckets: tuple[float, ...]) -> Requests:
+def requests(buckets: tuple[float, ...], *, sees_arrivals: bool = True) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
-    return Requests(buckets)
+    return Requests(buckets, sees_arrivals=sees_arrivals)
 
 
 class Connections(NamedTuple):
@@ -181,6 +193,11 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gunicorn_worker_boots": ("Workers that have booted and begun to serve.", ()),
     "gunicorn_worker_exits": ("Workers that have ended, by reason.", ("reason",)),
     "gunicorn_reloads": ("Reloads of the configuration by SIGHUP.", ()),
+    "gunicorn_resizes": (
+        "Changes of the number of workers while the server runs, by direction.",
+        ("direction",),
+    ),
+    "gunicorn_upgrades": ("Binary upgrades that SIGUSR2 has begun.", ()),
     "gunicorn_exporter_starts": ("Starts of the exporter, by reason.", ("reason",)),
     "gunicorn_hook_failures": (
         "Exceptions in overridden server hooks that were contained.",
@@ -239,6 +256,9 @@ def show_zeros(hooks: Iterable[str]) -> None:
     """
     _counter("gunicorn_worker_boots")
     _counter("gunicorn_reloads")
+    _counter("gunicorn_upgrades")
+    for direction in DIRECTIONS:
+        _counter("gunicorn_resizes", direction)
     for reason in REASONS:
         _counter("gunicorn_worker_exits", reason)
     for reason in START_REASONS:

@@ -1,8 +1,9 @@
-"""What a worker knows of itself, class by class: when it stops accepting, what it is busy with.
+"""What is known of each class of workers, and of the classes that are derived from it.
 
-Gunicorn has no hook for either. Its own classes keep both in attributes of the worker and pass each
-connection to its method ``handle``; Uvicorn's worker has a server with methods of its own. All runs
-in the worker. What a class does not have, it does not tell.
+How many requests one of them can answer at a time, and how requests are seen. And what a worker
+knows of itself: when it stops accepting, what it is busy with. Gunicorn has no hook for either. Its
+own classes keep both in attributes of the worker and pass each connection to its method ``handle``;
+Uvicorn's worker has a server with methods of its own. What a class does not have, it does not tell.
 """
 
 from __future__ import annotations
@@ -10,21 +11,72 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._gunicorn import exits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gunicorn.workers.base import Worker
 
     from obskit_gunicorn._gunicorn.telemetry import Connections
 
 
-def is_uvicorns(worker: Worker) -> bool:
-    """Return whether a worker is of Uvicorn's class, or of one that is derived from it."""
-    return hasattr(worker, "CONFIG_KWARGS")
+HOOKS = "hooks"
+"""Requests are seen by Gunicorn's request hooks, which the worker calls for each."""
+
+
+class Kind(NamedTuple):
+    """What is known of a class of workers."""
+
+    requests: str
+    """How requests are seen: :data:`HOOKS`, a name in :data:`seams.SEAMS`, or empty: perhaps not
+    at all."""
+
+    capacity: Callable[[Any], int] | None = None
+    """Returns from Gunicorn's settings how many requests a worker can answer at the same time."""
+
+    connections: str = ""
+    """What of the worker shows its connections: ``handle`` is called for each, ``nr_conns`` is
+    their number, ``server`` has them; empty if nothing does."""
+
+
+_ASYNC = Kind(HOOKS, lambda settings: settings.worker_connections, "handle")  # gevent, eventlet
+_KINDS = {
+    "gunicorn.workers.sync.SyncWorker": Kind(HOOKS, lambda settings: 1, "handle"),
+    "gunicorn.workers.gthread.ThreadWorker": Kind(
+        HOOKS, lambda settings: settings.threads, "handle"
+    ),
+    "gunicorn.workers.base_async.AsyncWorker": _ASYNC,
+    "gunicorn.workers.gasgi.ASGIWorker": Kind(
+        "asgi", lambda settings: settings.worker_connections, "nr_conns"
+    ),
+    "gunicorn.workers.gtornado.TornadoWorker": Kind("tornado"),
+    "aiohttp.worker.GunicornWebWorker": Kind("aiohttp"),
+}
+"""By where a class is defined: most of them are of packages that need not be installed."""
+
+_PYWSGI = Kind("wsgi", _ASYNC.capacity)  # gevent hands the application to a server of its own
+_UVICORNS = Kind("uvicorn", None, "server")
+_UNKNOWN = Kind("")
+
+
+def kind_of(worker_class: type) -> Kind:
+    """Return what is known of a class of workers: by itself, or by what it is derived from."""
+    if hasattr(worker_class, "CONFIG_KWARGS"):  # it is in two packages, and copied into others
+        return _UVICORNS
+    for base in worker_class.__mro__:
+        kind = _KINDS.get(f"{base.__module__}.{base.__qualname__}")
+        if kind is not None:
+            is_pywsgi = kind is _ASYNC and getattr(worker_class, "server_class", None) is not None
+            return _PYWSGI if is_pywsgi else kind
+    return _UNKNOWN
+
+
+def capacity(worker_class: type, settings: Any) -> int | None:
+    """Return how many requests a worker can answer at the same time; ``None`` if not known."""
+    of = kind_of(worker_class).capacity
+    return None if of is None else of(settings)
 
 
 def is_sync(worker: Worker) -> bool:
@@ -40,7 +92,7 @@ def when_leaving(worker: Worker, tell: Callable[[bool], object]) -> None:
         tell: Called perhaps in signal context or on another thread, with whether the worker leaves
             because it has served its number of requests.
     """
-    if is_uvicorns(worker):
+    if kind_of(type(worker)) is _UVICORNS:
         _before_server("shutdown", lambda server: tell(not server.should_exit))
     else:
         _watch(worker, "alive", lambda alive: alive or tell(exits.is_used_up(worker)))
@@ -53,15 +105,16 @@ def watch_connections(worker: Worker, connections: Callable[[], Connections]) ->
         worker: The worker, before it runs.
         connections: Returns where to show it; called only if this class can tell.
     """
-    if is_uvicorns(worker):
+    shown_by = kind_of(type(worker)).connections
+    if shown_by == "server":
         show = connections().show
         _before_server("on_tick", lambda server: show(len(server.server_state.connections)))
-    elif hasattr(worker, "asgi"):
+    elif shown_by == "nr_conns":
         import gunicorn
 
         if gunicorn.version_info >= (26,):  # before, it does not notice the end of each connection
             _watch(worker, "nr_conns", connections().show)
-    elif hasattr(worker, "handle") and not getattr(worker, "server_class", None):
+    elif shown_by == "handle":
         _count_calls(worker, connections().add)
 
 

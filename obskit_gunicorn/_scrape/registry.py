@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 from prometheus_client.core import CollectorRegistry, Metric
 
+from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format, Names
 from obskit_gunicorn._scrape.own_metrics import Scrape
@@ -126,7 +127,9 @@ def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:
 
 def is_multiprocess_mode() -> bool:
     """Return whether this process shares its metrics with others, or is configured to."""
-    return values.is_installed() or bool(os.environ.get(DIRECTORY_VARIABLE))
+    if values.is_installed():
+        return True
+    return bool(os.environ.get(DIRECTORY_VARIABLE)) and not _prometheus.problem()
 
 
 def generate_latest(registry: CollectorRegistry | None = None) -> bytes:

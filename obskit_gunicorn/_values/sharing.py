@@ -38,7 +38,7 @@ def install() -> list[str]:
         :func:`obskit_gunicorn._values.adoption.take_over`.
     """
     is_theirs = _prometheus.is_their_class(_prometheus.installed())
-    if values.is_installed() or (_has_installed and not is_theirs):
+    if values.is_installed() or (_has_installed and not is_theirs) or _prometheus.problem():
         return []  # what put_back() leaves alone stays
     stray = adoption.names_of(_install())
     if stray:
@@ -74,7 +74,7 @@ def put_back() -> list[tuple[int, str]]:
 def _put_class_back() -> Iterator[tuple[int, str]]:
     found = _prometheus.installed()
     name = f"{found.__module__}.{found.__qualname__}"
-    if values.is_installed():
+    if values.is_installed() or _prometheus.problem():
         return
     if not _prometheus.is_their_class(found):
         values.note_elsewhere(max(1, adoption.count_of(found)))
@@ -178,6 +178,11 @@ def join() -> None:
     """
     path = os.environ.get(DIRECTORY_VARIABLE)
     if not path or membership.directory is not None or membership.is_led:
+        return
+    problem = _prometheus.problem()
+    if problem:
+        if membership.role == "process":  # else the arbiter has said so
+            log.error("obskit: metrics of this process are not shared: %s", problem)
         return
     install()
     if membership.is_configuring or is_loading_configuration():

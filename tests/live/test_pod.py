@@ -12,25 +12,34 @@ import functools
 import http.client
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import obskit_gunicorn
 from tests.support import apps
 from tests.support.checks import total_as_others_read_it
 from tests.support.client import Load
 from tests.support.manifests import BASE, DEMO, SIDECAR, pod_spec, render
 from tests.support.pod import Pod, sandbox_problem
-from tests.support.process import HOST, Metrics, metric_files, parse_metrics, wait_until
+from tests.support.process import (
+    HOST,
+    Interpreter,
+    Metrics,
+    metric_files,
+    parse_metrics,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.support.pod import Container
-    from tests.support.process import Interpreter
 
 HTTP, METRICS = 8000, 9764
 TALLY = {apps.TALLY_VARIABLE: "/tmp/tally"}
@@ -217,6 +226,20 @@ def test_the_sandbox_is_what_the_manifests_say(newest: Interpreter, name: str) -
     assert {path for path, problem in facts["refused"].items() if not problem} == writable
     assert facts["metrics"] == "0o42777"
     assert facts["bytes"] == 64 * 1024**2
+
+
+def test_what_a_volume_would_hide(newest: Interpreter, tmp_path: Path) -> None:
+    """A checkout below /tmp is there in a container that has a volume at /tmp."""
+    command = [newest.path, "-m", "venv", "--without-pip", str(tmp_path / "venv")]
+    subprocess.run(command, check=True, timeout=60)
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    shutil.copytree(Path(obskit_gunicorn.__file__).parent, packages / "obskit_gunicorn")
+    inside = Interpreter(str(tmp_path / "venv/bin/python"), newest.version)
+    assert tmp_path.is_relative_to("/tmp")
+    with pod_with(inside) as pod:
+        code = "import obskit_gunicorn; print(obskit_gunicorn.__file__)"
+        assert pod.run("app", "python", "-c", code).startswith(str(packages))
+        assert json.loads(pod.run("app", "python", "-c", FACTS))["refused"]["/tmp/x"] == ""
 
 
 @pytest.mark.parametrize("directory", [BASE, SIDECAR], ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""A prometheus_client that has renamed what it does not promise.
+"""A prometheus_client that has renamed what it does not promise, and one that is too old.
 
 A copy of the installed one stands in for its next release: one name is another one there, in every
 file. The application must serve, its counts must be right, and one line must say what is missing.
@@ -6,9 +6,12 @@ file. The application must serve, its counts must be right, and one line must sa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ import prometheus_client
 import pytest
 
 from tests.support.client import Load
-from tests.support.process import GunicornProcess, Interpreter
+from tests.support.process import GunicornProcess, Interpreter, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -111,3 +114,66 @@ def test_names_that_are_not_used(newest: Interpreter, tmp_path: Path) -> None:
     log = serve(newest, tmp_path)
     assert "[ERROR]" not in log
     assert "this release of prometheus-client" not in log
+
+
+OLD = "0.14.1"
+
+OWN_PAGE = """
+from prometheus_client import Counter
+
+from obskit_gunicorn.multiprocess import make_wsgi_app
+
+REQUESTS = Counter("app_requests", "Requests.")
+metrics = make_wsgi_app()
+
+
+def application(environ, start_response):
+    REQUESTS.inc()
+    return metrics(environ, start_response)
+"""
+
+
+@pytest.fixture(name="old_release", scope="module")
+def _old_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install a prometheus_client that is too old, or cut the installed one to what makes it so."""
+    directory = tmp_path_factory.mktemp("old")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            [*command, "--target", str(directory), f"prometheus-client=={OLD}"],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        return directory
+    shutil.rmtree(directory)
+    shutil.copytree(Path(prometheus_client.__file__).parent, directory / "prometheus_client")
+    # Every value is made with the help text of its metric after the label values; old ones are not.
+    for name, found, left in [
+        ("metrics.py", r"(labelvalues|\(b\),\)),\s*self\._documentation", r"\1"),
+        ("values.py", r"\bhelp_text, \*\*kwargs", "help_text='', **kwargs"),
+    ]:
+        path = directory / "prometheus_client" / name
+        cut, count = re.subn(found, left, path.read_text(encoding="utf-8"))
+        assert count
+        path.write_text(cut, encoding="utf-8")
+    return directory
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_release_that_is_too_old(newest: Interpreter, old_release: Path, shared: bool) -> None:
+    """The application serves, with a page of each worker's own; one line says what to install."""
+    path = os.pathsep.join([str(old_release), os.environ.get("PYTHONPATH", "")])
+    environment = {"PYTHONPATH": path}
+    with GunicornProcess(
+        newest, CONFIG, OWN_PAGE, environment=environment, exporter=True, shared=shared
+    ) as server:
+        assert "\napp_requests_total " in server.get("/").body
+        server.kill_a_worker()
+        wait_until(lambda: len(server.booted_pids()) >= 3, "another worker has booted")
+        assert server.stop() == 0
+        log = server.log()
+    (line,) = [line for line in log.splitlines() if "there are no metrics" in line]
+    assert "is too old; pip install 'prometheus-client>=0.20'" in line
+    assert "Traceback" not in log
+    assert all("SIGKILL" in line for line in log.splitlines() if "[ERROR]" in line)

@@ -42,7 +42,7 @@ __all__ = ["APPLICATION", "Container", "Pod", "sandbox_problem"]
 APPLICATION = "/app"
 """Where the application's files are, the working directory of every container."""
 
-_TOOLS = ("chroot", "env", "mount", "nsenter", "setpriv", "sh", "unshare")
+_TOOLS = ("chroot", "env", "mkdir", "mount", "nsenter", "setpriv", "sh", "unshare")
 _NAMESPACES = ("--mount", "--net", "--ipc", "--uts")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64")
@@ -252,10 +252,7 @@ class Pod:
             (image / path.relative_to("/")).mkdir(parents=True, exist_ok=True)
         for container in self._container_specs.values():
             for mount in container.get("volumeMounts", []):
-                place = Path(mount["mountPath"])
-                hidden = [path for path in self._read_only_paths if path.is_relative_to(place)]
-                assert not hidden, f"a volume at {place} would hide {hidden[0]}"
-                (image / place.relative_to("/")).mkdir(parents=True, exist_ok=True)
+                (image / mount["mountPath"][1:]).mkdir(parents=True, exist_ok=True)
 
     def _make_namespaces(self) -> None:
         """Start the process that holds what the containers share, as long as our pipe is open."""
@@ -353,10 +350,6 @@ class Pod:
             mount("-o", "remount,bind,ro", path)
 
         mount("--bind", image, image)
-        for path in self._read_only_paths:
-            inside = image / path.relative_to("/")
-            mount("--bind", path, inside)
-            make_read_only(inside)
         mount("-t", "proc", "proc", image / "proc")
         mount("-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", image / "dev")
         for device in _DEVICES:
@@ -367,6 +360,12 @@ class Pod:
             mount("--bind", self._root / "volumes" / volume["name"], inside)
             if volume.get("readOnly"):
                 make_read_only(inside)
+        # After the volumes: a checkout below /tmp would be hidden by the volume there.
+        for path in self._read_only_paths:
+            inside = image / path.relative_to("/")
+            commands.append(shlex.join(["mkdir", "-p", str(inside)]))
+            mount("--bind", path, inside)
+            make_read_only(inside)
         if spec["securityContext"]["readOnlyRootFilesystem"]:
             make_read_only(image)
         return commands

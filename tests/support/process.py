@@ -301,7 +301,6 @@ class GunicornProcess:
         self.command = [
             *prefix,
             interpreter.path,
-            # Not -m gunicorn: the arbiter of a SIGUSR2 would find gunicorn.http in place of http.
             str(Path(interpreter.path).parent / "gunicorn"),
             *(config_arguments if config is not None else ()),
             "--bind",

@@ -253,8 +253,8 @@ class TestDocstrings:
             "worker_int": ["UvicornWorker"],
             "worker_abort": ["UvicornWorker"],
             "ssl_context": ["UvicornWorker"],
-            "pre_request": ["UvicornWorker", "tornado", "gevent_pywsgi"],
-            "post_request": ["UvicornWorker", "tornado", "gevent_pywsgi"],
+            "pre_request": ["UvicornWorker", "tornado", "gevent_pywsgi", "aiohttp"],
+            "post_request": ["UvicornWorker", "tornado", "gevent_pywsgi", "aiohttp"],
         }
 
 

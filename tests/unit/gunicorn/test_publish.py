@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from obskit_gunicorn._gunicorn import checks, contract, dispatch, handover, life
 from obskit_gunicorn._store.membership import Membership, membership
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 KNOWN = checks.gunicorn_settings()
@@ -166,6 +168,40 @@ class TestRefused:
 
         with pytest.raises(ConfigurationError, match="without async"):
             as_options(Config)
+
+    @pytest.mark.parametrize("name", ["when_ready", "hook_event"])
+    @pytest.mark.parametrize("kind", ["method", "object", "partial", "generator"])
+    def test_what_is_called_and_never_runs(self, name: str, kind: str) -> None:
+        """However it is written, what only returns a coroutine or a generator is refused."""
+
+        async def method(self: Any, argument: Any) -> None: ...
+
+        async def generator(self: Any, argument: Any) -> AsyncIterator[None]:
+            yield
+
+        class Object:
+            async def __call__(self, argument: Any) -> None: ...
+
+        hook = {
+            "method": method,
+            "object": Object(),
+            "partial": staticmethod(functools.partial(Object())),
+            "generator": generator,
+        }[kind]
+        with pytest.raises(ConfigurationError, match=f"Config.{name} .*without async"):
+            as_options(type("Config", (ObskitGunicornConfig,), {name: hook}))
+
+    def test_an_object_that_can_be_called(self) -> None:
+        """An object with a plain ``__call__`` is a hook like any other."""
+        seen: list[Any] = []
+
+        class Object:
+            def __call__(self, server: Any) -> None:
+                seen.append(server)
+
+        config = type("Config", (ObskitGunicornConfig,), {"when_ready": Object()})
+        as_options(config)["when_ready"]("server")
+        assert seen == ["server"]
 
     def test_a_method_in_place_of_a_setting(self) -> None:
         """A method named like a setting is refused with the hint to make it a property."""
