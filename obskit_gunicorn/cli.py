@@ -19,6 +19,7 @@ from obskit_gunicorn._doctor.findings import (
     describe_error,
     describe_holder,
     describe_metric,
+    describe_server,
     examine,
 )
 from obskit_gunicorn._exporter.addresses import Address
@@ -197,7 +198,8 @@ def _directory(given: argparse.Namespace) -> str:
     path: str | None = given.directory or (found[0] if len(found) == 1 else None)
     if not path or not os.path.isdir(path):
         is_flag = given.run is _serve
-        several = f" There are several private ones: {', '.join(found)}." if found else ""
+        shown = "; ".join(f"{each} ({describe_server(each)})" for each in found)
+        several = f" There are several private ones: {shown}." if found else ""
         raise ConfigurationError(
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import socket
 import ssl
 import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TIMEOUT_SECONDS = 5.0
+_CLOCKS_DIFFER_SECONDS = 60.0
+_MANY_EXITS_PER_HOUR = 6
+_QUERY = "&".join(
+    f"name[]={name}"
+    for name in (
+        "obskit_gunicorn_info",
+        "obskit_gunicorn_generation_start_time_seconds",
+        "gunicorn_worker_exits_total",
+    )
+)
+_SAMPLE = re.compile(r'^(\w+)(?:\{reason="(\w+)"\})? (\S+)$', re.MULTILINE)
+_BAD_ENDS = {
+    "killed": "were killed by a signal",
+    "timeout": "were killed by Gunicorn, because they hung",
+    "boot_error": "could not boot",
+    "error": "ended with an error",
+}
+"""The reasons of a worker's end that are nobody's wish, see docs/metrics.md."""
+
 _ANY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -53,14 +74,17 @@ def ask(facts: dict[str, Any]) -> Iterator[Finding]:
                 text = f"the exporter answers at {where}; its page needs a client's certificate"
                 yield Finding(False, text)
                 return
-            text = _get(client, f"{quote(path)}?name[]=obskit_gunicorn_info")
+            sent, text = _get(client, f"{quote(path)}?{_QUERY}")
     except (OSError, http.client.HTTPException) as error:
         problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
         text = f"the exporter cannot be reached at {where}: {problem}; "
         yield Finding(True, text + 'see the server\'s log for "exporter"')
         return
     if f'directory="{_escaped(directory)}"' in text:
-        yield Finding(False, f"the exporter answers at {where}")
+        whom = " to a client that takes any certificate" if is_tls else ""
+        yield Finding(False, f"the exporter answers at {where}{whom}")
+        yield from _clock(sent)
+        yield from _exits(text)
     else:
         text = f"{where} is answered by somebody else, not by this server's exporter: "
         yield Finding(True, text + "give each server a metrics_bind of its own")
@@ -104,8 +128,37 @@ def _certificate(client: ssl.SSLSocket, where: str) -> Iterator[Finding]:
     yield Finding(True, f"{text}; it is used without a restart")
 
 
-def _get(client: socket.socket, target: str) -> str:
-    """Return a page.
+def _clock(sent: str) -> Iterator[Finding]:
+    """Compare the clock of the server with that of this process."""
+    try:
+        ahead = parsedate_to_datetime(sent).timestamp() - time.time()
+    except ValueError:
+        return
+    if abs(ahead) > _CLOCKS_DIFFER_SECONDS:
+        word = "ahead of" if ahead > 0 else "behind"
+        text = f"the clock of the server is {abs(ahead):.0f} s {word} that of this process: "
+        yield Finding(True, text + "it was set, or one of the two machines is wrong")
+
+
+def _exits(text: str) -> Iterator[Finding]:
+    """Say how many workers ended as nobody wished, and whether that is often."""
+    start, ends = 0.0, {}
+    for name, reason, number in _SAMPLE.findall(text):
+        if name == "obskit_gunicorn_generation_start_time_seconds":
+            start = float(number)
+        elif name == "gunicorn_worker_exits_total" and float(number) and reason in _BAD_ENDS:
+            ends[reason] = int(float(number))
+    if not ends or not start:
+        return
+    hours = max(time.time() - start, 0.0) / 3600
+    words = " and ".join(f"{ends[reason]} {_BAD_ENDS[reason]}" for reason in ends)
+    when = f"since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(start))}"
+    is_often = sum(ends.values()) > max(_MANY_EXITS_PER_HOUR * hours, 3)
+    yield Finding(is_often, f"of the workers {when}, {words}; the server's log says more")
+
+
+def _get(client: socket.socket, target: str) -> tuple[str, str]:
+    """Return when a page was sent, as HTTP says it, and the page.
 
     Raises:
         OSError: The connection failed.
@@ -115,7 +168,7 @@ def _get(client: socket.socket, target: str) -> str:
     answer = http.client.HTTPResponse(client)
     try:
         answer.begin()
-        return answer.read(1 << 20).decode("utf-8", "replace")
+        return answer.getheader("Date", ""), answer.read(1 << 20).decode("utf-8", "replace")
     finally:
         answer.close()
 

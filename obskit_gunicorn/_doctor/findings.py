@@ -127,7 +127,7 @@ def examine(path: str) -> Iterator[Finding]:
         return
     yield Finding(False, f"{path} can be read: {len(report.files)} metric files")
     yield from _write(path)
-    yield from _volume(path)
+    yield from _volume(report)
     yield from _contents(report)
     yield from _holders(report)
     for record in report.held().values():
@@ -157,17 +157,19 @@ def _write(path: str) -> Iterator[Finding]:
         else:
             yield Finding(True, explain(error, path))
         return
-    yield Finding(False, "a metric file can be made, locked and mapped")
+    by = f"by uid {os.geteuid()}; the workers' user must be able to, too"
+    yield Finding(False, f"a metric file can be made, locked and mapped {by}")
 
 
-def _volume(path: str) -> Iterator[Finding]:
-    volume = os.statvfs(path)
+def _volume(report: DirectoryReport) -> Iterator[Finding]:
+    volume = os.statvfs(report.path)
     size, left = (blocks * volume.f_frsize for blocks in (volume.f_blocks, volume.f_bavail))
     text = f"{_bytes(left)} of {_bytes(size)} are free on the volume"
     if size and left < _LITTLE_ROOM:
-        yield Finding(
-            True, f"the volume is full: {text}; make it larger (sizeLimit of an emptyDir)"
-        )
+        largest = "".join(f"; {describe_metric(metric)}" for metric in report.metrics[:1])
+        what = f"only {text}, and a metric file that grows needs as much again{largest}"
+        hint = "enlarge the volume (sizeLimit, if it is an emptyDir)"
+        yield Finding(True, f"the volume is full: {what}; {hint}")
     elif not volume.f_favail and volume.f_files:
         yield Finding(True, "no inodes are left on the volume: raise nr_inodes")
     else:
@@ -213,6 +215,17 @@ def describe_holder(record: dict[str, Any] | None) -> str:
     if record.get("values_not_shared"):
         words.append(f"{record['values_not_shared']} values not shared")
     return "leased: " + ", ".join(words)
+
+
+def describe_server(path: str) -> str:
+    """Return one line about the server that uses a directory."""
+    with contextlib.suppress(OSError):
+        for record in SlotDirectory(path).records().values():
+            if record is not None and record.get("role") == "arbiter":
+                facts = record.get("exporter")
+                where = f", metrics at {facts.get('address')}" if isinstance(facts, dict) else ""
+                return f"arbiter {record.get('pid', '?')}{where}"
+    return "no arbiter"
 
 
 def describe_metric(metric: MetricReport) -> str:

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import trustme
 
+from obskit_gunicorn._doctor import exporter
 from obskit_gunicorn._doctor.exporter import ask
 from obskit_gunicorn._exporter.protocol import network
 from tests.support.exporters import server, wait_until_scraped
@@ -74,12 +77,12 @@ def test_an_exporter_that_answers_and_one_that_does_not(newest: Interpreter) -> 
         _, fine = check(running)
         where = f"{HOST}:{running.metrics_port}/metrics"
         assert f"the exporter answers at {where}" in fine
-        (exporter,) = running.exporter_pids()
-        running.send_signal(signal.SIGSTOP, exporter)
+        (pid,) = running.exporter_pids()
+        running.send_signal(signal.SIGSTOP, pid)
         try:
             (problem,), _ = check(running)
         finally:
-            running.send_signal(signal.SIGCONT, exporter)
+            running.send_signal(signal.SIGCONT, pid)
         assert problem.startswith(f"the exporter cannot be reached at {where}: timed out")
         assert running.stop() == 0
 
@@ -135,6 +138,42 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     assert found == [(False, f"the exporter answers at unix:{path}/metrics")]
 
 
+def exposition(started: float, **ends: int) -> str:
+    """Return a page with how often workers ended, by reason, and since when that is counted."""
+    lines = [f"obskit_gunicorn_generation_start_time_seconds {started}"]
+    lines += [
+        f'gunicorn_worker_exits_total{{reason="{reason}"}} {count}.0'
+        for reason, count in ends.items()
+    ]
+    return "# HELP x y\n" + "\n".join(lines) + "\n"
+
+
+def test_how_workers_ended() -> None:
+    """Ends that nobody wished are named, and are a problem where there are many in an hour."""
+    now = time.time()
+    assert list(exporter._exits(exposition(now, graceful=7, max_requests=3, killed=0))) == []
+    ((is_problem, text),) = exporter._exits(exposition(now - 600, killed=61, graceful=3, timeout=2))
+    assert is_problem
+    assert "61 were killed by a signal and 2 were killed by Gunicorn, because they hung" in text
+    ((is_problem, _),) = exporter._exits(exposition(now - 86_400, killed=61))
+    assert not is_problem
+    assert list(exporter._exits(exposition(0, killed=61))) == []
+    assert list(exporter._exits("garbage")) == []
+
+
+def test_clocks() -> None:
+    """A clock that differs from this one is a problem; its seconds do not matter."""
+    now = time.time()
+    assert list(exporter._clock(formatdate(now, usegmt=True))) == []
+    assert list(exporter._clock("")) == list(exporter._clock("garbage")) == []
+    ((is_problem, text),) = exporter._clock(formatdate(now - 7200, usegmt=True))
+    assert is_problem
+    assert "720" in text
+    assert "behind" in text
+    ((_, text),) = exporter._clock(formatdate(now + 7200, usegmt=True))
+    assert "ahead of" in text
+
+
 def test_certificates(tmp_path: Path) -> None:
     """It says until when the certificate that is served is valid, and what is wrong with it."""
     authority = trustme.CA()
@@ -160,7 +199,8 @@ def test_certificates(tmp_path: Path) -> None:
             write(start, end)
             certificate, page = said(directory, served.port, tls=True)
             assert (certificate[0], text in certificate[1]) == (is_problem, True), certificate
-            assert page == (False, f"the exporter answers at 0.0.0.0:{served.port}/metrics")
+            assert page[0] is False
+            assert f"answers at 0.0.0.0:{served.port}/metrics to a client that" in page[1]
     arguments += ["--ca-certs", str(tmp_path / "ca.crt")]
     write(-90 * DAY, -DAY)
     with ServeProcess(directory, *arguments) as served:
