@@ -82,8 +82,8 @@ HOOKS: Mapping[str, Callable[..., Any]] = {name: _stand_in(name) for name in PAR
 
 def is_ours(value: Any) -> bool:
     """Return whether something stands for our part of a hook, or contains it."""
-    is_stand_in = HOOKS.get(getattr(value, "__name__", None)) is value  # type: ignore[arg-type]
-    return is_stand_in or dispatch.is_made_here(value)
+    stand_in = HOOKS.get(getattr(value, "__name__", ""))
+    return (stand_in is not None and stand_in is value) or dispatch.is_made_here(value)
 
 
 def asked(namespace: dict[str, Any], name: str, replaced_there: Any = None) -> None:

@@ -33,7 +33,7 @@ from obskit_gunicorn._gunicorn.options import (
     read_options,
 )
 from obskit_gunicorn._log import log
-from obskit_gunicorn._store.membership import membership
+from obskit_gunicorn._store.membership import is_loading_configuration, membership
 from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 
 if TYPE_CHECKING:
@@ -108,13 +108,18 @@ def expose(config: type[Configuration], namespace: dict[str, Any]) -> None:
         namespace: The ``globals()`` of the configuration file.
 
     Raises:
-        ConfigurationError: The class is wrong, or the file defines one of its names too. At a
-            SIGHUP this is logged instead, and the previous configuration stays in use.
+        ConfigurationError: The class is wrong, or the file defines one of its names too. While
+            Gunicorn loads the file, it is raised when the file has run.
     """
-    _check_arguments("expose", config, namespace)
-    before = namespace.get(_EXPOSED, {})
-    taken = {name: value for name, value in namespace.items() if name not in before}
-    _write(lambda: _publish(config, taken, _source(namespace)), namespace)
+
+    def make() -> dict[str, Any]:
+        _check_class("expose", config, _source(namespace))
+        before = _written_before(namespace)
+        taken = {name: value for name, value in namespace.items() if name not in before}
+        return _publish(config, taken, _source(namespace))
+
+    _check_namespace("expose", namespace)
+    _write(make, namespace)
 
 
 def adopt(namespace: dict[str, Any]) -> None:
@@ -132,10 +137,9 @@ def adopt(namespace: dict[str, Any]) -> None:
         namespace: The ``globals()`` of the configuration file.
 
     Raises:
-        ConfigurationError: A function or an option is wrong, or there is a class. At a SIGHUP this
-            is logged instead, and the previous configuration stays in use.
+        ConfigurationError: A function or an option is wrong, or there is a class. While Gunicorn
+            loads the file, it is raised when the file has run.
     """
-    _check_arguments("adopt", public_class(), namespace)
 
     def make() -> dict[str, Any]:
         source = _source(namespace)
@@ -148,6 +152,7 @@ def adopt(namespace: dict[str, Any]) -> None:
             )
         return _publish_functions(namespace, source)
 
+    _check_namespace("adopt", namespace)
     _write(make, namespace)
 
 
@@ -166,24 +171,27 @@ def as_options(config: type[Configuration]) -> dict[str, Any]:
     Raises:
         ConfigurationError: The class is wrong.
     """
-    _check_arguments("as_options", config)
+    _check_class("as_options", config, "the program")
     return _publish(config, {}, config.__module__)
 
 
-def _check_arguments(function: str, config: object, namespace: object = None) -> None:
+def _check_class(function: str, config: object, source: str) -> None:
     if not (isinstance(config, type) and issubclass(config, Configuration)):
         is_instance = isinstance(config, Configuration)
         name = type(config).__name__ if is_instance else "Config"
         raise ConfigurationError(
-            where=f"the first argument of {function}",
+            where=f"the first argument of {function} in {source}",
             value=config,
             expected="a class that derives from ObskitGunicornConfig"
             + (", not an instance of it" if is_instance else ""),
             hint=f"Write {name} in its place{', without ()' if is_instance else ''}.",
         )
-    if namespace is not None and not isinstance(namespace, dict):
+
+
+def _check_namespace(function: str, namespace: object) -> None:
+    if not isinstance(namespace, dict):
         raise ConfigurationError(
-            where=f"an argument of {function}",
+            where=f"the last argument of {function}",
             value=namespace,
             expected="the names of the configuration file",
             hint="Write globals() in its place.",
@@ -192,20 +200,28 @@ def _check_arguments(function: str, config: object, namespace: object = None) ->
 
 def _write(make: Callable[[], dict[str, Any]], namespace: dict[str, Any]) -> None:
     """Write what is published into a file."""
-    known = checks.gunicorn_settings()
     try:
         published = make()
     except ConfigurationError as error:
-        previous = _previous(error)
-        published = {name: previous[name] for name in previous if name in known}
-        for name in known:
-            namespace.pop(name, None)
-    for name in (*namespace.get(_EXPOSED, ()), *PARAMETERS):
-        if name in namespace.get(_EXPOSED, ()) or functions.is_ours(namespace.get(name)):
+        name = str(namespace.get("__name__"))
+        if not (is_loading_configuration() and name in sys.modules and watch_module(name)):
+            raise
+        # For when Gunicorn asks: raised here, it would come with a traceback, and end a server
+        # that gets a SIGHUP.
+        namespace[_EXPOSED] = error
+        return
+    before = _written_before(namespace)
+    for name in (*before, *PARAMETERS):
+        if name in before or functions.is_ours(namespace.get(name)):
             namespace.pop(name, None)
     namespace.update(published)
     namespace[_EXPOSED] = published
-    handover.published = dict(namespace)
+
+
+def _written_before(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier call has written into a file."""
+    before = namespace.get(_EXPOSED)
+    return before if isinstance(before, dict) else {}
 
 
 def watch_module(name: str) -> bool:
@@ -290,6 +306,8 @@ def _previous(error: ConfigurationError) -> dict[str, Any]:
 def _published(namespace: dict[str, Any], source: str) -> dict[str, Any] | None:
     """Return the names of a module with what is published of it; ``None`` if nothing is."""
     exposed = namespace.get(_EXPOSED)
+    if isinstance(exposed, ConfigurationError):
+        raise exposed
     if exposed is not None:
         _check_exposed(exposed, namespace, source)
         return namespace

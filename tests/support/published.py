@@ -393,7 +393,8 @@ def adopted(shape: str, way: str, lines: Sequence[str] = ()) -> str:
             "adopt": f"{text}\nfrom obskit_gunicorn import adopt\nadopt(globals())\n",
             "class": f"{text}\nfrom obskit_gunicorn import ObskitGunicornConfig\n"
             f"class Config(ObskitGunicornConfig):\n{body}",
-            "peer's names": "from obskit_gunicorn.hooks import default_on_exit, default_on_starting\n"
+            "peer's names": "from obskit_gunicorn.hooks import default_on_exit\n"
+            "from obskit_gunicorn.hooks import default_on_starting\n"
             f"on_starting = default_on_starting\non_exit = default_on_exit\n{text}",
         }[way]
     )
