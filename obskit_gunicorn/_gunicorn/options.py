@@ -265,11 +265,13 @@ def normalize_environment(environment: MutableMapping[str, str], base: str) -> N
         environment[DIRECTORY_VARIABLE] = absolute(wished, base)
 
 
-def misnamed_variables(environment: Mapping[str, str]) -> list[str]:
+def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> list[str]:
     """Return a sentence for each variable that nobody reads, but that was meant for us.
 
     Args:
         environment: The environment, before :mod:`handover` has taken its own variables from it.
+        has_address: The configuration says where the exporter listens, so that the variables of
+            another exporter may be there for that one.
     """
     if "GUNICORN_PID" in environment:
         # The arbiter of a SIGUSR2: what it was handed is ours, and the first one has said the rest.
@@ -283,7 +285,7 @@ def misnamed_variables(environment: Mapping[str, str]) -> list[str]:
         if name in known or prefix not in ("OBSKIT", "PROMETHEUS"):
             continue
         if name in _ADDRESS_VARIABLES:
-            if prefix == "OBSKIT" or not environment.get(bind):
+            if prefix == "OBSKIT" or not (has_address or bind in environment):
                 meant = [f"{bind}={_address_in(environment)}"]
         else:
             # What has the other prefix and resembles nothing of ours belongs to somebody else.

@@ -404,7 +404,7 @@ def _load(config: type[Configuration], namespace: Mapping[str, Any], source: str
     """Make an instance and read its options; changes only this process's memory."""
     # Until an arbiter has begun, no file changes, so that --check-config leaves no trace.
     membership.is_configuring = membership.role == "process" and not membership.has_ever_begun
-    misnamed = misnamed_variables(os.environ)
+    environment = dict(os.environ)
     handover.take(os.environ)
     normalize_environment(os.environ, handover.started_in)
     try:
@@ -416,19 +416,21 @@ def _load(config: type[Configuration], namespace: Mapping[str, Any], source: str
             expected=f"a class that can be called without arguments ({error})",
             hint="Give the parameters of __init__ defaults.",
         ) from error
+    beside = {
+        option.name: namespace[option.name]
+        for option in OPTIONS
+        if option.name in namespace and not overrides(instance, option.name)
+    }
     options = read_options(
         instance,
         os.environ,
         source=source,
         base=handover.started_in,
         exported=handover.exported,
-        beside={
-            option.name: namespace[option.name]
-            for option in OPTIONS
-            if option.name in namespace and not overrides(instance, option.name)
-        },
+        beside=beside,
     )
-    for text in misnamed:
+    has_address = "metrics_bind" in beside or overrides(instance, "metrics_bind")
+    for text in misnamed_variables(environment, has_address=has_address):
         checks.say(text, source)
     return Publication(instance, source, options)
 

@@ -312,6 +312,25 @@ def test_file_without_a_class_of_its_own_is_whole(interpreter: Interpreter, shap
         assert ("run, after ours" in log) == ("shadowed" in shape)
 
 
+def test_module_of_functions_is_whole(interpreter: Interpreter) -> None:
+    """So is a module named with ``python:``, which Gunicorn does not run again at a SIGHUP."""
+    with GunicornProcess(
+        interpreter,
+        WITHOUT_A_CLASS["functions that call ours"],
+        config_arguments=("-c", "python:company"),
+        config_name="company.py",
+        environment={"PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])},
+    ) as server:
+        old = server.wait_for_workers(2)
+        with Load(server.port) as load:
+            load.wait_for(20)
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_workers(2, without=old)
+            load.wait_for(20)
+        check_counts(server, load)
+        assert server.log().count("shape: ready") == 1
+
+
 BESIDE = {
     "file": "from obskit_gunicorn.hooks import when_ready\n",
     "class": f"{IMPORT}\nclass Config(ObskitGunicornConfig):\n    workers = 2\n",
