@@ -266,18 +266,20 @@ def warn_of_globals(
     source = str(namespace.get("__file__") or config.__module__)
     for base in config.__mro__[: config.__mro__.index(base_class(config))]:
         for name, value in vars(base).items():
-            code = getattr(inspect.unwrap(getattr(value, "__func__", value)), "__code__", None)
+            function = inspect.unwrap(getattr(value, "fget", None) or value)
+            if not inspect.isfunction(function):
+                continue
             moved = [
                 each
-                for each in (() if code is None else sorted(_globals_of(code)))
-                if each in published and each not in PARAMETERS and each not in value.__globals__
+                for each in sorted(_globals_of(function.__code__))
+                if each in published and each not in PARAMETERS and each not in function.__globals__
             ]
-            if code is not None and moved:
+            if moved:
                 say(
                     f"{base.__name__}.{name} in {source} reads the global {', '.join(moved)}, "
                     f"which is in the class: write self.{moved[0]}",
                     source,
-                    code.co_firstlineno,
+                    function.__code__.co_firstlineno,
                 )
 
 

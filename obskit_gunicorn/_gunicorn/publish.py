@@ -82,18 +82,25 @@ def watch_imports_of(module: str) -> None:
 
 
 def watch_importers(frame: types.FrameType | None) -> None:
-    """Watch every module that is being executed, out to Gunicorn: the configuration is one of them.
+    """Watch the module that asks for something of ours.
+
+    While Gunicorn loads its configuration, also every module that is being executed: one of them is
+    the configuration.
 
     Args:
         frame: Where something of ours is asked for.
     """
+    executed = []
     while frame is not None:
         name = str(frame.f_globals.get("__name__"))
         if name.partition(".")[0] == "gunicorn":
-            return
+            break
         if frame.f_code.co_name == "<module>":
-            watch_module(name)
+            executed.append(name)
         frame = frame.f_back
+    is_loading = frame is not None and frame.f_globals["__name__"] == "gunicorn.app.base"
+    for name in executed if is_loading else executed[:1]:
+        watch_module(name)
 
 
 def expose(config: type[Configuration], namespace: dict[str, Any]) -> None:

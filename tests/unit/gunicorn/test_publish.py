@@ -247,6 +247,42 @@ class TestSuggested:
         with pytest.warns(ObskitGunicornWarning, match=f"Config.{name} .*did you mean .*{meant}"):
             as_options(config)
 
+    @pytest.mark.parametrize(
+        ("line", "wrong", "meant"),
+        [
+            ("worker = 4", "worker", "workers"),
+            ("if True:\n    def on_start(server): pass", "on_start", "on_starting"),
+            ("metric_bind: str = '127.0.0.1:9'", "metric_bind", "metrics_bind"),
+            ("preload = True", "preload", "preload_app"),
+            ("access_logfile = '-'", "access_logfile", "accesslog"),
+        ],
+    )
+    def test_of_a_file(self, tmp_path: Path, line: str, wrong: str, meant: str) -> None:
+        """A module-level name gets one too, and the line it is on."""
+        namespace = self.run(tmp_path, f"{line}\n")
+        with pytest.warns(ObskitGunicornWarning) as caught:
+            adopt(namespace)
+        (warning,) = caught
+        assert f"{wrong} in" in str(warning.message)
+        assert f"did you mean {meant}?" in str(warning.message)
+        assert warning.filename == namespace["__file__"]
+        assert warning.lineno == 1 + line.count("\n")
+
+    def test_not_for_variables_of_a_file(self, tmp_path: Path) -> None:
+        """What the file reads is a variable of its own; what is in capitals is a constant."""
+        adopt(
+            self.run(tmp_path, "worker = 4\nworkers = worker\nWORKERS = 4\n_bind = 1\nteam = 2\n")
+        )
+
+    @staticmethod
+    def run(place: Path, text: str) -> dict[str, Any]:
+        """Return the names of a file that has run."""
+        file = place / "gunicorn.conf.py"
+        file.write_text(text)
+        namespace: dict[str, Any] = {"__name__": "company", "__file__": str(file)}
+        exec(text, namespace)
+        return namespace
+
     def test_not_for_what_is_ones_own(self) -> None:
         """Attributes that resemble nothing, and those with an underscore, are nobody's business."""
 
@@ -392,6 +428,13 @@ class Config(ObskitGunicornConfig):
     workers = 4
     def when_ready(self, server):
         print([workers for _ in range(timeout)])
+    @property
+    def threads(self):
+        return self.workers
+    @staticmethod
+    def on_exit(server):
+        print(timeout)
+    bind = property(lambda self: f"127.0.0.1:{8000 + self.workers}")
 """
     exec(code, vars(module))
     with pytest.warns(ObskitGunicornWarning) as caught:
