@@ -122,7 +122,7 @@ def class_of(namespace: Mapping[str, Any], source: str) -> type[Configuration]:
         namespace: The names of the file.
         source: The file, for the line.
     """
-    body: dict[str, Any] = {"__module__": namespace["__name__"]}
+    body: dict[str, Any] = {"__module__": str(namespace.get("__name__"))}
     back = []
     for name in _NAMES:
         if name not in namespace:
