@@ -21,6 +21,18 @@ class Log:
     def __init__(self) -> None:
         """Log to the logger of this package."""
         self.target: Any = logging.getLogger("obskit_gunicorn")
+        self._waiting: list[str] = []
+
+    def later(self, line: str) -> None:
+        """Keep a line for :meth:`use`: a configuration is loaded before Gunicorn has a log."""
+        if line not in self._waiting:
+            self._waiting.append(line)
+
+    def use(self, target: Any) -> None:
+        """Send lines to Gunicorn's log from now on, and first those that have waited for it."""
+        self.target = target
+        while self._waiting:
+            target.info("%s", self._waiting.pop(0))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.target, name)

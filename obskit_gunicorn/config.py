@@ -573,7 +573,8 @@ class ObskitGunicornConfig(Configuration):
         """
         from obskit_gunicorn._store.membership import membership
 
-        if server.log is not None:  # always true in a hook, but the type stubs do not say so
+        # Without prometheus-client there is nothing to keep, which was said already.
+        if membership.is_led and server.log is not None:  # always true in a hook; not in the stubs
             server.log.info("obskit: %s", membership.describe())
 
     def cleanup_worker(self, server: Arbiter, worker: Worker) -> None:

@@ -1,27 +1,28 @@
-"""The default hooks as plain functions, for configurations without a class.
+"""The default hooks by name, for configuration files without a class.
 
 ``gunicorn -c python:obskit_gunicorn.hooks myapp:app`` needs no configuration file. In a file of
-module-level names, ``from obskit_gunicorn.hooks import *`` adds the hooks that do something. If you
-define one of them yourself, call the default one from it::
+module-level names, one name imported from here is enough::
 
-    from obskit_gunicorn import hooks
-    from obskit_gunicorn.hooks import *
+    from obskit_gunicorn.hooks import when_ready
 
     def post_fork(server, worker):
-        hooks.post_fork(server, worker)
         ...
 
-Each function does what the hook of ``ObskitGunicornConfig`` does, which documents it.
+When Gunicorn asks for the names of the file, its functions become the hooks of a configuration, and
+all that ``ObskitGunicornConfig`` does is done before each of them. So a function of this module has
+nothing to do when it is called. If the file was not recognised when it was loaded, one line in the
+error log says so, and that :func:`obskit_gunicorn.adopt` is the way out.
+
+Names that begin with ``default_`` are those of gunicorn-prometheus-exporter.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._gunicorn import functions, publish
 from obskit_gunicorn._gunicorn.contract import PARAMETERS
 from obskit_gunicorn._gunicorn.dispatch import ACTING
-from obskit_gunicorn._gunicorn.publish import hook_function
 from obskit_gunicorn.config import ObskitGunicornConfig
 
 if TYPE_CHECKING:
@@ -29,20 +30,20 @@ if TYPE_CHECKING:
 
 
 class Config(ObskitGunicornConfig):
-    """The configuration behind the functions of this module."""
+    """What ``-c python:obskit_gunicorn.hooks`` runs."""
 
 
 # The hooks that do something. The others cost nothing as long as Gunicorn does not find them.
 __all__ = [name for name in PARAMETERS if name in ACTING]
 
+# For `from obskit_gunicorn import hooks`.
+publish.watch_imports_of(__name__)
+
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    # Made on demand: Gunicorn reads vars(), and must find only the hooks that do something there.
-    if name not in PARAMETERS:
+    # Nothing of this is kept in vars(): each import must come here, for the importing module to be
+    # seen, and Gunicorn reads vars() where this module is the configuration.
+    hook = name.removeprefix("default_") if name in functions.DEFAULT_NAMES else name
+    if hook not in functions.HOOKS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _hook(name)
-
-
-@functools.cache
-def _hook(name: str) -> Callable[..., Any]:
-    return hook_function(Config, name)
+    return functions.HOOKS[hook]

@@ -72,6 +72,10 @@ class Configuration:
         """Receive every run of a hook; see :class:`obskit_gunicorn.ObskitGunicornConfig`."""
 
 
+class FileOfFunctions:
+    """Marks a class that was made of a configuration file which has none."""
+
+
 class Publication(NamedTuple):
     """One configuration as Gunicorn gets it; each SIGHUP makes a new one."""
 
@@ -89,9 +93,23 @@ class Publication(NamedTuple):
         """The name of the user's class."""
         return type(self.config).__name__
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the class was made of a file of functions, which knows nothing of a class."""
+        return isinstance(self.config, FileOfFunctions)
+
+    def name_of(self, name: str) -> str:
+        """Return what the user calls an attribute of the class."""
+        return name if self.is_file else f"{self.class_name}.{name}"
+
     def where(self, name: str) -> str:
         """Return how to name an attribute of the class in an error."""
-        return f"{self.class_name}.{name} in {self.source}"
+        return f"{self.name_of(name)} in {self.source}"
+
+    def parameters(self, name: str) -> str:
+        """Return the parameters of a hook as the user writes them."""
+        own = PARAMETERS[name] if self.is_file else ("self", *PARAMETERS[name])
+        return f"({', '.join(own)})"
 
     def wrong(self, name: str, value: object, expected: str, hint: str) -> ConfigurationError:
         """Return the error that says what is wrong with an attribute of the class."""
@@ -105,6 +123,11 @@ def is_configuration(value: object) -> bool:
         and issubclass(value, Configuration)
         and Configuration not in (value, *value.__bases__)
     )
+
+
+def public_class() -> type[Configuration]:
+    """Return the class that users derive from: the one subclass of :class:`Configuration`."""
+    return Configuration.__subclasses__()[0]
 
 
 def base_class(config: type[Configuration]) -> type[Configuration]:

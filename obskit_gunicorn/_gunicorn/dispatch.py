@@ -12,6 +12,8 @@ import inspect
 import os
 import time
 import traceback
+import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._gunicorn import checks, contract, lifecycle
@@ -33,6 +35,23 @@ ACTING = frozenset({*lifecycle.CORES, "on_starting"})
 """Hooks that act even if nobody overrides them: they have a core, or their base method acts."""
 
 
+_made: weakref.WeakKeyDictionary[Any, Callable[..., Any] | None] = weakref.WeakKeyDictionary()
+"""The functions of :func:`hook_function`, and the user's part of each."""
+
+
+def is_made_here(value: object) -> bool:
+    """Return whether something is a function of :func:`hook_function`.
+
+    By identity: decorators such as ``functools.wraps`` copy every mark.
+    """
+    return isinstance(value, types.FunctionType) and value in _made
+
+
+def users_part(value: Any) -> Callable[..., Any] | None:
+    """Return what a user has contributed to a function of :func:`hook_function`, if anything."""
+    return _made.get(value)
+
+
 def needs_publishing(publication: Publication, name: str) -> bool:
     """Return whether Gunicorn must call a hook at all; a hook that does nothing costs nothing."""
     config = publication.config
@@ -49,11 +68,19 @@ def hook_function(
     publication: Publication, name: str, method: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
+    run = _function(publication, name, method)
+    dress(run, name, publication.name_of(name), method.__doc__)
+    _made[run] = method if contract.overrides(publication.config, name) else None
+    return run
+
+
+def _function(
+    publication: Publication, name: str, method: Callable[..., Any]
+) -> Callable[..., Any]:
     core = lifecycle.CORES.get(name)
     accepted = checks.accepted_arguments(name, method)
     if name in _REQUEST_HOOKS:
-        run_for_each = _request_function(publication, name, method, accepted)
-        return _dressed(publication, name, method, run_for_each)
+        return _request_function(publication, name, method, accepted)
     watches_events = contract.overrides(publication.config, "hook_event")
 
     def run(*args: Any) -> Any:
@@ -79,13 +106,13 @@ def hook_function(
         if error is not None:
             if not _is_contained(name, args):
                 raise error
-            message = f"{publication.class_name}.{name} raised; the server continues"
+            message = f"{publication.name_of(name)} raised; the server continues"
             _report(name, message, error, counts=True)
         if name in _GATES and result is False:
             _abort(publication, name, args[0])
         return result
 
-    return _dressed(publication, name, method, run)
+    return run
 
 
 def _request_function(
@@ -113,18 +140,15 @@ def _request_function(
     return run_before if name == "pre_request" else run_after
 
 
-def _dressed(
-    publication: Publication, name: str, method: Callable[..., Any], run: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Return the function with the name, the signature and the docstring of the hook."""
+def dress(run: Any, name: str, qualname: str, doc: str | None) -> None:
+    """Give a function the name, the signature and the docstring of a hook."""
     # Gunicorn counts the parameters that the signature shows.
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(each, kind) for each in contract.PARAMETERS[name]]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)
     run.__name__ = name
-    run.__qualname__ = f"{publication.class_name}.{name}"
-    run.__doc__ = method.__doc__
-    return run
+    run.__qualname__ = qualname
+    run.__doc__ = doc
 
 
 def _run_core(
@@ -155,13 +179,13 @@ def _tell(publication: Publication, event: contract.HookEvent) -> None:
     try:
         publication.config.hook_event(event)
     except Exception as error:
-        message = f"{publication.class_name}.hook_event raised in {event.hook}"
+        message = f"{publication.name_of('hook_event')} raised in {event.hook}"
         _report(event.hook, message, error, counts=False)
 
 
 def _abort(publication: Publication, name: str, server: Arbiter) -> None:
     """End a start that a hook has refused; close what Gunicorn has opened so far."""
-    log.error("obskit: %s.%s returned False: not starting", publication.class_name, name)
+    log.error("obskit: %s returned False: not starting", publication.name_of(name))
     server.stop()
     if server.pidfile is not None:
         server.pidfile.unlink()

@@ -119,7 +119,8 @@ def nworkers_changed(
     application and before any fork. Called again at each SIGHUP, TTIN and TTOU, perhaps on the
     control thread.
     """
-    membership.role, log.target = "arbiter", server.log
+    membership.role = "arbiter"
+    log.use(server.log)
     flush_failures()
     shared = sharing()
     is_new, arbiter.settings = arbiter.settings is not server.cfg, server.cfg

@@ -8,6 +8,7 @@ names its source.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
+from obskit_gunicorn._log import log
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn.errors import ConfigurationError
 
@@ -263,6 +265,61 @@ def normalize_environment(environment: MutableMapping[str, str], base: str) -> N
         environment[DIRECTORY_VARIABLE] = absolute(wished, base)
 
 
+def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> list[str]:
+    """Return a sentence for each variable that nobody reads, but that was meant for us.
+
+    Args:
+        environment: The environment, before :mod:`handover` has taken its own variables from it.
+        has_address: The configuration says where the exporter listens, so that the variables of
+            another exporter may be there for that one.
+    """
+    if "GUNICORN_PID" in environment:
+        # The arbiter of a SIGUSR2: what it was handed is ours, and the first one has said the rest.
+        return []
+    known = {option.variable: option.name for option in OPTIONS}
+    bind = next(variable for variable, name in known.items() if name == "metrics_bind")
+    found = []
+    for name in sorted(environment):
+        prefix, _, rest = name.partition("_")
+        meant = []
+        if name in known or prefix not in ("OBSKIT", "PROMETHEUS"):
+            continue
+        if name in _ADDRESS_VARIABLES:
+            if prefix == "OBSKIT" or not (has_address or bind in environment):
+                meant = [f"{bind}={_address_in(environment)}"]
+        else:
+            # What has the other prefix and resembles nothing of ours belongs to somebody else.
+            names = [DIRECTORY_VARIABLE, *(known if prefix == "OBSKIT" else ())]
+            rests = {each.partition("_")[2]: each for each in names}
+            meant = [rests[near] for near in difflib.get_close_matches(rest, rests, 1, 0.8)]
+        found += [
+            f"environment variable {name} has no meaning here; did you mean {each}?"
+            for each in meant
+        ]
+    return found
+
+
+_ADDRESS_VARIABLES = {
+    "OBSKIT_METRICS_PORT": "port",
+    "OBSKIT_METRICS_HOST": "host",
+    "OBSKIT_METRICS_ADDRESS": "host",
+    "PROMETHEUS_METRICS_PORT": "port",
+    "PROMETHEUS_BIND_ADDRESS": "host",
+}
+"""Variables of other exporters for parts of an address. The last two are
+gunicorn-prometheus-exporter's."""
+
+
+def _address_in(environment: Mapping[str, str]) -> str:
+    """Return the address that these variables were meant to give."""
+    found = {"host": "0.0.0.0", "port": "9764"}  # where those exporters listen
+    for name, part in _ADDRESS_VARIABLES.items():
+        if environment.get(name):
+            found[part] = environment[name]
+    host = f"[{found['host']}]" if ":" in found["host"] else found["host"]
+    return f"{host}:{found['port']}"
+
+
 def absolute(path: str, base: str) -> str:
     """Return a path as absolute and normalized; a relative path starts from ``base``."""
     return os.path.abspath(os.path.join(base, path))
@@ -275,6 +332,7 @@ def read_options(
     source: str,
     base: str,
     exported: Collection[str] = (),
+    beside: Mapping[str, object] | None = None,
 ) -> Options:
     """Read the options of a configuration; runs while Gunicorn loads it.
 
@@ -286,6 +344,7 @@ def read_options(
         source: The file of the class, for errors.
         base: The directory that relative paths start from.
         exported: The directories that were put into the environment by us, not by the user.
+        beside: Options that the file has as module-level names, where the class does not.
 
     Returns:
         The checked value of each row of :data:`OPTIONS`, under its name.
@@ -301,6 +360,14 @@ def read_options(
         if text or (text is not None and option.empty_is_none):
             where = f"environment variable {option.variable}"
             found[option.name] = Found(text, where, True, base)
+            if not text:
+                log.later(
+                    f"obskit: {option.variable} is empty, so there is no exporter; unset it for "
+                    f"the default"
+                )
+        elif beside and option.name in beside:
+            where = f"{option.name} in {source}"
+            found[option.name] = Found(beside[option.name], where, False, base)
         else:
             where = f"{type(config).__name__}.{option.name} in {source}"
             found[option.name] = Found(getattr(config, option.name), where, False, base)

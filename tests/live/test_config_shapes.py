@@ -170,6 +170,234 @@ def test_file_of_any_shape_is_right_before_and_after_sighup(
         check_three_workers_with_hooks(server)
 
 
+# Each starts two workers; what it logs with "shape: " is there once at the end.
+WITHOUT_A_CLASS: dict[str, str] = {
+    "five names": """
+from obskit_gunicorn.hooks import on_starting, when_ready, worker_int, on_exit, post_fork
+workers = 2
+""",
+    "one name for another": """
+from obskit_gunicorn.hooks import post_fork as ours
+workers = 2
+def post_fork(server, worker):
+    ours(server, worker)
+def when_ready(server):
+    server.log.info("shape: ready")
+""",
+    "the names of another exporter": """
+from obskit_gunicorn.hooks import (
+    default_on_starting, default_when_ready, default_worker_int, default_on_exit, default_post_fork
+)
+workers = 2
+on_starting = default_on_starting
+when_ready = default_when_ready
+worker_int = default_worker_int
+on_exit = default_on_exit
+post_fork = default_post_fork
+""",
+    "attributes of the module": """
+from obskit_gunicorn import hooks
+workers = 2
+on_starting = hooks.on_starting
+""",
+    "functions that call ours": """
+from obskit_gunicorn import hooks
+workers = 2
+def when_ready(server):
+    hooks.when_ready(server)
+    hooks.when_ready(server)
+    server.log.info("shape: ready")
+def pre_request(worker, req):
+    hooks.pre_request(worker, req)
+def post_request(worker, req, environ, resp):
+    hooks.post_request(worker, req, environ, resp)
+""",
+    "the first core overridden": """
+from obskit_gunicorn.hooks import *
+workers = 2
+def nworkers_changed(server, new_value, old_value):
+    if old_value is None:
+        server.log.info("shape: started")
+""",
+    "functions shadowed in another file": """
+from shadowed import *
+workers = 2
+""",
+    "functions from a helper": """
+from helper import install
+install(globals())
+def when_ready(server):
+    server.log.info("shape: ready")
+""",
+    "an adopted file, and more": """
+from adopted import *
+def when_ready(server):
+    server.log.info("shape: ready")
+""",
+    "our class under its name": f"""{IMPORT}
+workers = 2
+Config = ObskitGunicornConfig
+""",
+    "our class imported as Config": """
+from obskit_gunicorn import ObskitGunicornConfig as Config
+workers = 2
+""",
+    "everything of ours beside a class": """
+from obskit_gunicorn import *
+class Config(ObskitGunicornConfig):
+    workers = 2
+""",
+    "our hooks beside a class": """
+from obskit_gunicorn.hooks import *
+from obskit_gunicorn import ObskitGunicornConfig
+class Config(ObskitGunicornConfig):
+    workers = 2
+""",
+    "a class that repeats what the file says": f"""{IMPORT}
+workers = 2
+def when_ready(server):
+    server.log.info("shape: ready")
+class Config(ObskitGunicornConfig):
+    workers = workers
+    when_ready = staticmethod(when_ready)
+""",
+}
+MODULES = {
+    "shadowed.py": """
+def when_ready(server):
+    server.log.info("shape: ready")
+from obskit_gunicorn.hooks import *
+""",
+    "helper.py": """
+from obskit_gunicorn.hooks import post_fork, when_ready
+def install(names):
+    names["workers"] = 2
+    names["post_fork"] = post_fork
+""",
+    "adopted.py": """
+from obskit_gunicorn import adopt
+workers = 2
+def when_ready(server):
+    server.log.info("never called, the other file has its own")
+def on_starting(server):
+    server.log.info("shape: starting")
+adopt(globals())
+""",
+}
+
+
+@pytest.mark.parametrize("shape", WITHOUT_A_CLASS)
+def test_file_without_a_class_of_its_own_is_whole(interpreter: Interpreter, shape: str) -> None:
+    """One name of ours is enough for exact counts, of requests too, before and after a SIGHUP."""
+    config = WITHOUT_A_CLASS[shape]
+    with GunicornProcess(interpreter, config, files=MODULES) as server:
+        old = server.wait_for_workers(2)
+        with Load(server.port) as load:
+            load.wait_for(20)
+            server.send_signal(signal.SIGHUP)
+            new = server.wait_for_workers(2, without=old)
+            load.wait_for(20)
+        check_counts(server, load)
+        metrics = server.metrics()
+        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(old | new)
+        answered = sum(metrics[key] for key in metrics if key[0] == "gunicorn_requests_total")
+        # Each scrape and each look for a worker is a request, too; none is counted twice.
+        assert load.answered <= answered < 2 * load.answered + 40
+        log = server.log()
+        assert log.count("shape: ") == (
+            config
+            + MODULES["adopted.py"] * ("adopted" in config)
+            + MODULES["shadowed.py"] * ("shadowed" in config)
+        ).count("shape: ")
+        assert ("run, after ours" in log) == ("shadowed" in shape)
+
+
+def test_module_of_functions_is_whole(interpreter: Interpreter) -> None:
+    """So is a module named with ``python:``, which Gunicorn does not run again at a SIGHUP."""
+    with GunicornProcess(
+        interpreter,
+        WITHOUT_A_CLASS["functions that call ours"],
+        config_arguments=("-c", "python:company"),
+        config_name="company.py",
+        environment={"PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])},
+    ) as server:
+        old = server.wait_for_workers(2)
+        with Load(server.port) as load:
+            load.wait_for(20)
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_workers(2, without=old)
+            load.wait_for(20)
+        check_counts(server, load)
+        assert server.log().count("shape: ready") == 1
+
+
+BESIDE = {
+    "file": "from obskit_gunicorn.hooks import when_ready\n",
+    "class": f"{IMPORT}\nclass Config(ObskitGunicornConfig):\n    workers = 2\n",
+    "adopted": "from obskit_gunicorn import adopt\n",
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_our_options_may_be_module_level_names(interpreter: Interpreter, beside: str) -> None:
+    """They count in a file of functions, and beside a class that does not have them."""
+    config = f"{BESIDE[beside]}multiproc_dir = 'here'\nmetrics_requests = False\n"
+    if beside == "adopted":
+        config += "adopt(globals())\n"
+    with GunicornProcess(interpreter, config) as server:
+        server.get("/")
+        metrics = server.metrics()
+        assert metrics["app_requests_total", frozenset()] == 1
+        assert not any(name == "gunicorn_requests_total" for name, _ in metrics)
+        assert list((server.root / "here").glob("*.db"))
+
+
+# What is not seen when the file is loaded.
+UNSEEN = {
+    "import strings": """
+when_ready = "obskit_gunicorn.hooks.when_ready"
+post_fork = "obskit_gunicorn.hooks.post_fork"
+""",
+    "in workers alone": """
+import obskit_gunicorn.hooks
+def post_fork(server, worker):
+    obskit_gunicorn.hooks.post_fork(server, worker)
+""",
+    "in signal context": """
+import obskit_gunicorn.hooks
+def child_exit(server, worker):
+    obskit_gunicorn.hooks.child_exit(server, worker)
+""",
+}
+
+
+@pytest.mark.parametrize("shape", UNSEEN)
+def test_what_is_not_seen_at_loading_is_one_error_line(
+    interpreter: Interpreter, shape: str
+) -> None:
+    """The server serves, and one line names ``adopt(globals())``, however many workers come."""
+    with GunicornProcess(interpreter, f"workers = 2\n{UNSEEN[shape]}") as server:
+        old = server.wait_for_workers(2)
+        server.send_signal(signal.SIGHUP)
+        old |= server.wait_for_workers(2, without=old)
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_workers(2, without=old)
+        server.wait_for_log("adopt(globals())")
+        assert server.get("/").status == 200
+        assert server.stop() == 0
+        (line,) = [line for line in server.log().splitlines() if "obskit: " in line]
+        assert "there are no metrics" in line
+
+
+def test_class_that_is_never_derived_from_is_a_line(interpreter: Interpreter) -> None:
+    """A file that imports the class and leaves it there is told what to write."""
+    with GunicornProcess(interpreter, IMPORT) as server:
+        (line,) = [line for line in server.log().splitlines() if "Warning: " in line]
+    assert "there are no metrics" in line
+    assert "class Config(ObskitGunicornConfig)" in line
+    assert "gunicorn.conf.py" in line
+
+
 WAYS: dict[str, tuple[tuple[str, ...], str]] = {
     "-c file": (("-c", "settings.py"), "settings.py"),
     "-c file:": (("-c", "file:settings.py"), "settings.py"),
@@ -336,6 +564,85 @@ class Config(ObskitGunicornConfig):
 """,
         ("Config", "when_ready", "async"),
     ),
+    "instance in the place of a setting": (
+        f"""{IMPORT}
+class Server(ObskitGunicornConfig):
+    workers = 3
+
+config = Server()
+""",
+        ("config", "Server object", "no instance"),
+    ),
+    "instance exposed": (
+        f"""{IMPORT}
+from obskit_gunicorn import expose
+
+class Server(ObskitGunicornConfig):
+    workers = 3
+
+# gunicorn.conf.py
+expose(Server(), globals())
+""",
+        ("expose", "Server object", "not an instance", "Write Server in its place, without ()"),
+    ),
+    "all names that clash": (
+        f"""{IMPORT}
+workers = 2
+timeout = 20
+
+def post_fork(server, worker): pass
+on_starting = lambda server: None
+
+class Config(ObskitGunicornConfig):
+    workers = 3
+    timeout = 20
+""",
+        (
+            "on_starting",
+            "post_fork",
+            "workers: keep one of the two",
+            "write post_fork = staticmethod(post_fork) into the class",
+            "write on_starting = staticmethod(on_starting) into the class",
+            "adopt(globals())",
+        ),
+    ),
+    "function below adopt": (
+        """
+from obskit_gunicorn import adopt
+adopt(globals())
+def post_fork(server, worker): pass
+""",
+        ("post_fork", "last line"),
+    ),
+    "adopt beside a class": (
+        f"""{IMPORT}
+from obskit_gunicorn import adopt
+class Config(ObskitGunicornConfig): pass
+adopt(globals())
+""",
+        ("adopt(globals())", "without a configuration class", "Remove adopt"),
+    ),
+    "wrong signature of a function": (
+        """
+from obskit_gunicorn.hooks import *
+def post_fork(worker): pass
+""",
+        ("post_fork in", "Write: def post_fork(server, worker): ..."),
+    ),
+    "coroutine function among functions": (
+        """
+from obskit_gunicorn.hooks import *
+async def when_ready(server): pass
+""",
+        ("when_ready in", "a plain function", "async"),
+    ),
+    "wrong option among functions": (
+        """
+from obskit_gunicorn.hooks import *
+metrics_path = 7
+""",
+        ("metrics_path in", "is 7"),
+    ),
     "property that raises": (
         f"""{IMPORT}
 class Config(ObskitGunicornConfig):
@@ -369,6 +676,20 @@ SUGGESTED = {
     "def on_start(self, server): pass": ("on_start", "on_starting"),
     "def worker_init(self, worker): pass": ("worker_init", "post_worker_init"),
 }
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_misspelt_name_of_a_file_gets_a_suggestion(newest: Interpreter, beside: str) -> None:
+    """So does a module-level name, among functions and beside a class."""
+    config = f"{BESIDE[beside]}def on_start(server): pass\n"
+    if beside == "adopted":
+        config += "adopt(globals())\n"
+    with GunicornProcess(newest, config, arguments=["--check-config"], serving=False) as server:
+        assert server.exit_status() == 0, server.log()
+        (warning,) = [text for text in server.log().splitlines() if "did you mean" in text]
+    assert "on_start in" in warning
+    assert "did you mean on_starting?" in warning
+    assert "gunicorn.conf.py" in warning
 
 
 @pytest.mark.parametrize("line", SUGGESTED)
@@ -415,6 +736,16 @@ class Config(ObskitGunicornConfig):
     [
         pytest.param("from company import Config\n", id="imported class"),
         pytest.param(PLAIN.replace("workers = 3", "workers = 'many'"), id="wrong value"),
+        pytest.param(
+            PLAIN.replace("workers = 3", "workers = 'many'")
+            + "from obskit_gunicorn import expose\nexpose(Config, globals())\n",
+            id="wrong value, exposed",
+        ),
+        pytest.param(
+            "from obskit_gunicorn import adopt\nasync def when_ready(server): pass\n"
+            "adopt(globals())\n",
+            id="wrong function, adopted",
+        ),
     ],
 )
 def test_wrong_file_at_sighup_leaves_the_one_before_in_force(

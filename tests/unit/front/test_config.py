@@ -282,15 +282,16 @@ class TestBaseMethods:
         caplog.set_level(logging.DEBUG)
         assert getattr(ObskitGunicornConfig(), hook)(*arguments(hook)) is None
 
+    @pytest.mark.parametrize("has_begun", [True, False])
     def test_on_starting_says_where_metrics_are_kept(
-        self, caplog: pytest.LogCaptureFixture
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, has_begun: bool
     ) -> None:
-        """One line at info level goes to the arbiter's log."""
+        """One line at info level goes to the log of an arbiter that has looked for a directory."""
         caplog.set_level(logging.DEBUG)
+        monkeypatch.setattr(membership, "_arbiter_pid", os.getpid() if has_begun else 0)
         ObskitGunicornConfig().on_starting(*arguments("on_starting"))
-        assert caplog.record_tuples == [
-            ("tests.fake_server", logging.INFO, f"obskit: {membership.describe()}")
-        ]
+        line = ("tests.fake_server", logging.INFO, f"obskit: {membership.describe()}")
+        assert caplog.record_tuples == [line] * has_begun
 
     def test_on_starting_calls_an_overridden_setup_multiprocess(self) -> None:
         """What hooks call are methods too."""

@@ -14,9 +14,11 @@ from obskit_gunicorn._gunicorn.options import (
     OPTIONS,
     Option,
     exporter_options,
+    misnamed_variables,
     normalize_environment,
     read_options,
 )
+from obskit_gunicorn._log import log
 from obskit_gunicorn.config import ObskitGunicornConfig
 from obskit_gunicorn.errors import ConfigurationError
 
@@ -328,3 +330,73 @@ class TestRequests:
         """Requests need not be counted."""
         assert options(metrics_requests=False).metrics_requests is False
         assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False
+
+
+class TestMisnamed:
+    """Variables that nobody reads, but that were meant for us."""
+
+    @pytest.mark.parametrize(
+        ("environment", "meant"),
+        [
+            ({"OBSKIT_METRICS_PORT": "9100"}, ["OBSKIT_METRICS_BIND=0.0.0.0:9100"]),
+            ({"OBSKIT_METRICS_HOST": "::1"}, ["OBSKIT_METRICS_BIND=[::1]:9764"]),
+            ({"OBSKIT_METRIC_BIND": "127.0.0.1:1"}, ["OBSKIT_METRICS_BIND"]),
+            ({"OBSKIT_METRICS_REQUEST": "no"}, ["OBSKIT_METRICS_REQUESTS"]),
+            ({"OBSKIT_MULTIPROC_DIR": "/metrics"}, ["PROMETHEUS_MULTIPROC_DIR"]),
+            ({"PROMETHEUS_MULTIPROCESS_DIR": "/metrics"}, ["PROMETHEUS_MULTIPROC_DIR"]),
+            ({"PROMETHEUS_METRICS_PORT": "9091"}, ["OBSKIT_METRICS_BIND=0.0.0.0:9091"]),
+            (
+                {"PROMETHEUS_METRICS_PORT": "9091", "PROMETHEUS_BIND_ADDRESS": "10.0.0.1"},
+                ["OBSKIT_METRICS_BIND=10.0.0.1:9091"] * 2,
+            ),
+        ],
+    )
+    def test_get_the_one_that_was_meant(
+        self, environment: dict[str, str], meant: list[str]
+    ) -> None:
+        """Each has one sentence with its name and what to write."""
+        found = misnamed_variables(environment, has_address=False)
+        assert len(found) == len(environment)
+        for sentence, name, write in zip(found, sorted(environment), meant, strict=True):
+            assert f"variable {name} has no meaning" in sentence
+            assert f"did you mean {write}?" in sentence
+
+    @pytest.mark.parametrize(
+        "environment",
+        [
+            {option.variable: "x" for option in OPTIONS},
+            {"OBSKIT_SERVICE_NAME": "shop", "PROMETHEUS_URL": "http://prometheus"},
+            {"PROMETHEUS_METRICS_PATH": "/metrics", "PROMETHEUS_METRICS_KEEP": "1"},
+            {"OBSKIT_MULTIPROC_DIR": "/handed-on", "GUNICORN_PID": "7"},
+        ],
+    )
+    def test_not_what_is_read_or_belongs_to_others(self, environment: dict[str, str]) -> None:
+        """What resembles nothing, and what one arbiter hands on to the next, is left alone."""
+        assert misnamed_variables(environment, has_address=False) == []
+
+    @pytest.mark.parametrize("bind", [None, "", "0.0.0.0:9091"])
+    def test_another_exporters_only_without_an_address(self, bind: str | None) -> None:
+        """Once we have an address, that exporter's variables may be there for it."""
+        environment = {"PROMETHEUS_METRICS_PORT": "9091"}
+        if bind is not None:
+            environment["OBSKIT_METRICS_BIND"] = bind
+        assert misnamed_variables(environment, has_address=bind is None) == []
+
+
+def test_names_of_the_file_count_beside_the_class() -> None:
+    """An option may be a module-level name; the environment wins over it."""
+    environment = {"OBSKIT_METRICS_PATH": "/numbers"}
+    beside = {"metrics_keep": True, "metrics_path": "/all"}
+    found = read_options(Config(), environment, source="gunicorn.conf.py", base="/", beside=beside)
+    assert (found.metrics_keep, found.metrics_path) == (True, "/numbers")
+    with pytest.raises(ConfigurationError, match=r"^metrics_keep in gunicorn.conf.py is 7"):
+        read_options(Config(), {}, source="gunicorn.conf.py", base="/", beside={"metrics_keep": 7})
+
+
+def test_an_empty_address_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty OBSKIT_METRICS_BIND means no exporter, which is said once Gunicorn has a log."""
+    lines: list[str] = []
+    monkeypatch.setattr(log, "later", lines.append)
+    assert options({"OBSKIT_METRICS_BIND": "", "OBSKIT_METRICS_PATH": ""}).metrics_bind is None
+    (line,) = lines
+    assert "OBSKIT_METRICS_BIND is empty" in line

@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 import textwrap
+import types
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client.values
@@ -17,11 +18,21 @@ from obskit_gunicorn import (
     ConfigurationError,
     ObskitGunicornConfig,
     ObskitGunicornWarning,
+    adopt,
     as_options,
     expose,
     hooks,
 )
-from obskit_gunicorn._gunicorn import checks, contract, dispatch, handover, lifecycle
+from obskit_gunicorn._gunicorn import (
+    checks,
+    contract,
+    dispatch,
+    functions,
+    handover,
+    lifecycle,
+    publish,
+)
+from obskit_gunicorn._log import log
 from obskit_gunicorn._store.membership import Membership, membership
 
 if TYPE_CHECKING:
@@ -271,6 +282,42 @@ class TestSuggested:
         with pytest.warns(ObskitGunicornWarning, match=f"Config.{name} .*did you mean .*{meant}"):
             as_options(config)
 
+    @pytest.mark.parametrize(
+        ("line", "wrong", "meant"),
+        [
+            ("worker = 4", "worker", "workers"),
+            ("if True:\n    def on_start(server): pass", "on_start", "on_starting"),
+            ("metric_bind: str = '127.0.0.1:9'", "metric_bind", "metrics_bind"),
+            ("preload = True", "preload", "preload_app"),
+            ("access_logfile = '-'", "access_logfile", "accesslog"),
+        ],
+    )
+    def test_of_a_file(self, tmp_path: Path, line: str, wrong: str, meant: str) -> None:
+        """A module-level name gets one too, and the line it is on."""
+        namespace = self.run(tmp_path, f"{line}\n")
+        with pytest.warns(ObskitGunicornWarning) as caught:
+            adopt(namespace)
+        (warning,) = caught
+        assert f"{wrong} in" in str(warning.message)
+        assert f"did you mean {meant}?" in str(warning.message)
+        assert warning.filename == namespace["__file__"]
+        assert warning.lineno == 1 + line.count("\n")
+
+    def test_not_for_variables_of_a_file(self, tmp_path: Path) -> None:
+        """What the file reads is a variable of its own; what is in capitals is a constant."""
+        adopt(
+            self.run(tmp_path, "worker = 4\nworkers = worker\nWORKERS = 4\n_bind = 1\nteam = 2\n")
+        )
+
+    @staticmethod
+    def run(place: Path, text: str) -> dict[str, Any]:
+        """Return the names of a file that has run."""
+        file = place / "gunicorn.conf.py"
+        file.write_text(text)
+        namespace: dict[str, Any] = {"__name__": "company", "__file__": str(file)}
+        exec(text, namespace)
+        return namespace
+
     def test_not_for_what_is_ones_own(self) -> None:
         """Attributes that resemble nothing, and those with an underscore, are nobody's business."""
 
@@ -312,6 +359,124 @@ def test_expose_writes_names_and_takes_back_what_is_gone() -> None:
     expose(After, namespace)
     assert namespace["workers"] == 5
     assert "threads" not in namespace
+
+
+class TestAdopt:
+    """``adopt(globals())``: ours run, then whatever stands there."""
+
+    def test_keeps_every_kind_of_function(self) -> None:
+        """A function, a lambda, a partial, a callable object, a bound method, an import string."""
+        seen: list[Any] = []
+
+        class Called:
+            def __call__(self, server: Any) -> None:
+                seen.append("object")
+
+            def method(self, server: Any, worker: Any) -> None:
+                seen.append("method")
+
+        def on_reload(server: Any) -> None:
+            seen.append("function")
+
+        namespace: dict[str, Any] = {
+            "__name__": "company",
+            "workers": 3,
+            "on_reload": on_reload,
+            "on_exit": lambda server: seen.append("lambda"),
+            "when_ready": Called(),
+            "child_exit": Called().method,
+            "worker_exit": functools.partial(lambda first, *rest: seen.append(first), "p"),
+            "on_starting": f"{__name__}.plain_hook",
+        }
+        adopt(namespace)
+        assert namespace["workers"] == 3
+        assert set(contract.PARAMETERS) & set(namespace) >= set(lifecycle.CORES)
+        for name in ("on_reload", "on_exit", "when_ready", "child_exit", "worker_exit"):
+            namespace[name](*["given"] * len(contract.PARAMETERS[name]))
+        namespace["on_starting"]("given")
+        assert seen == ["function", "lambda", "object", "method", "p"]
+
+    def test_twice_is_once(self) -> None:
+        """A second call finds the functions in what the first one has written."""
+        seen: list[str] = []
+        namespace: dict[str, Any] = {"__name__": "company"}
+        namespace["on_reload"] = lambda server: seen.append("reloaded")
+        adopt(namespace)
+        adopt(namespace)
+        namespace["on_reload"]("server")
+        assert seen == ["reloaded"]
+
+    @pytest.mark.parametrize("function", [expose, adopt, as_options])
+    def test_refuses_what_is_no_class_or_no_names(self, function: Any) -> None:
+        """An instance in the place of a class, and anything in the place of globals()."""
+
+        class Config(ObskitGunicornConfig):
+            pass
+
+        arguments: Any = {expose: (Config(), {}), adopt: (Config,), as_options: (Config(),)}
+        with pytest.raises(ConfigurationError, match=r"Write (Config|globals\(\)) in its place"):
+            function(*arguments[function])
+
+
+def test_every_clash_is_in_one_error() -> None:
+    """Class and file define names differently: all are named, with what to write for each."""
+
+    class Config(ObskitGunicornConfig):
+        workers = 4
+        timeout = 20
+        metrics_keep = True
+
+        def on_exit(self, server: Any) -> None:
+            pass
+
+    namespace = {
+        "__file__": "gunicorn.conf.py",
+        "workers": 3,
+        "timeout": 20,
+        "metrics_keep": False,
+        "on_exit": plain_hook,
+        "when_ready": plain_hook,
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        expose(Config, namespace)
+    text = str(caught.value)
+    for words in (
+        "workers: keep one",
+        "metrics_keep: keep one",
+        "on_exit: keep one",
+        "write when_ready = staticmethod(when_ready) into the class",
+    ):
+        assert words in text
+    assert "timeout" not in text
+
+
+def test_a_global_that_has_moved_into_the_class_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A method that reads a setting as a global name would fail when it is called."""
+    module = types.ModuleType("moved")
+    monkeypatch.setitem(sys.modules, "moved", module)
+    code = """
+from obskit_gunicorn import ObskitGunicornConfig
+timeout = 20
+class Config(ObskitGunicornConfig):
+    workers = 4
+    def when_ready(self, server):
+        print([workers for _ in range(timeout)])
+    @property
+    def threads(self):
+        return self.workers
+    @staticmethod
+    def on_exit(server):
+        print(timeout)
+    bind = property(lambda self: f"127.0.0.1:{8000 + self.workers}")
+"""
+    exec(code, vars(module))
+    with pytest.warns(ObskitGunicornWarning) as caught:
+        publish._with_published(vars(module))
+    (text,) = [str(warning.message) for warning in caught]
+    assert "Config.when_ready in moved reads the global workers" in text
+    assert "write self.workers" in text
 
 
 def test_a_mixin_before_the_base_chains() -> None:
@@ -411,7 +576,35 @@ class TestHooksModule:
         """``from obskit_gunicorn.hooks import *`` brings the hooks that act and nothing else."""
         namespace: dict[str, Any] = {}
         exec("from obskit_gunicorn.hooks import *", namespace)
-        assert set(namespace) - {"__builtins__"} == dispatch.ACTING
+        assert {name for name in namespace if not name.startswith("__")} == dispatch.ACTING
+
+    def test_another_exporters_names(self) -> None:
+        """The five names of gunicorn-prometheus-exporter are ours; no other hook has such a one."""
+        for name in ("on_starting", "when_ready", "worker_int", "on_exit", "post_fork"):
+            assert getattr(hooks, f"default_{name}") is getattr(hooks, name)
+        with pytest.raises(AttributeError, match="default_pre_fork"):
+            hooks.default_pre_fork  # noqa: B018 - the access is what is tested
+
+    def test_ours_are_known_by_identity(self) -> None:
+        """A decorator copies every mark of a function, and its result is the user's."""
+        assert functions.is_ours(hooks.post_fork)
+
+        @functools.wraps(hooks.post_fork)
+        def wrapper(server: Any, worker: Any) -> None:
+            hooks.post_fork(server, worker)
+
+        assert not functions.is_ours(wrapper)
+        assert not functions.is_ours(None)
+
+    def test_a_call_while_a_configuration_is_published_does_nothing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What the function stands for has been done by the published one, or will be."""
+        config = GunicornConfig()
+        for name, value in as_options(hooks.Config).items():
+            config.set(name, value)
+        hooks.when_ready(types.SimpleNamespace(cfg=config, log=log))
+        assert not caplog.records
 
     def test_has_no_other_names(self) -> None:
         """A name that is no hook is an AttributeError."""
