@@ -73,7 +73,10 @@ class Scrape:
 
     def ready_workers(self) -> int:
         """Return how many workers have booted."""
-        return sum(map(is_ready_worker, self.held))
+        # One that moves to another slot has two leases for a moment.
+        names = ("pid_namespace", "pid", "start_ticks")
+        ready = filter(is_ready_worker, self.held)
+        return len({tuple(str(record.get(name)) for name in names) for record in ready})
 
 
 _Read = Callable[[Scrape], Reading]

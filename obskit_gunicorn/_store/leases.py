@@ -70,11 +70,6 @@ class Lease:
         os.set_inheritable(self._file.descriptor, True)
         return self._file.descriptor
 
-    @property
-    def path(self) -> str:
-        """The file that shows the lease to others."""
-        return self._file.path
-
     def metric_file_path(self, prefix: str) -> str:
         """Return the path of the slot's file for a prefix such as ``gauge_max``."""
         return os.path.join(os.path.dirname(self._file.path), f"{prefix}_{self.slot}.db")

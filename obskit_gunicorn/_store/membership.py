@@ -21,6 +21,8 @@ from obskit_gunicorn._store.identity import owner, set_owner
 from obskit_gunicorn._store.locks import pause
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from obskit_gunicorn._store.leases import Lease, Role
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -204,6 +206,33 @@ class Membership:
                 self.lease = self.directory.acquire(self.role, wait_seconds=wait_seconds)
                 self.lease.note(**self._facts)
             return self.lease
+
+    def move(self, leave: Callable[[], object]) -> Lease:
+        """Take another lease in place of one that readers no longer find.
+
+        This process is seen all the time: the first lease ends when there is another one.
+
+        Args:
+            leave: Closes the files of the first lease; called when there is another one.
+
+        Returns:
+            The other lease.
+
+        Raises:
+            NotYetError: The process has not dropped root yet.
+            OSError: No other lease can be taken; the first one stays.
+        """
+        with forks.guard():
+            first, self.lease = self.lease, None
+            try:
+                other = self.acquire(wait_seconds=0.0)
+            except BaseException:
+                self.lease = first
+                raise
+            leave()
+            if first is not None:
+                first.release()
+            return other
 
     def note(self, **facts: object) -> None:
         """Change the record of the current lease, and of all later leases of this process.

@@ -250,9 +250,15 @@ def keep_place() -> None:
         return
     _look_at = now + _RETRY_SECONDS
     with _lock, forks.guard():
+        has_moved = False
         if _store is not None and not _store.is_in_place():
-            _give_up(_store, MetricFileInUseError(_store.lease.path))
-        if now >= _retry_at and (membership.lease is None or _memory):
+            # If there is no other place yet, readers that have the files open see them.
+            with contextlib.suppress(NotYetError, OSError):
+                lease = membership.move(_detach)
+                has_moved = True
+                line = f"obskit: files of this process were removed; it goes on in {lease.slot}"
+                _notices.append((logging.INFO, line))
+        if has_moved or (now >= _retry_at and (membership.lease is None or _memory)):
             _open_store()
             _move_in()
             _settle()
@@ -336,7 +342,14 @@ def _add(key: Key) -> bool:
         try:
             cell = store.add(key, _memory.get(key))
         except MetricFileInUseError as error:
-            _give_up(store, error)
+            # Give up the whole slot. Values that readers can no longer find move to the next slot.
+            _note(
+                error,
+                f"obskit: {error.filename} was removed, replaced or taken by another process; "
+                f"{store.lease.slot} is given up for another slot",
+            )
+            _detach()
+            membership.release()
         except OSError as error:
             _fail(error)
             return False
@@ -345,17 +358,6 @@ def _add(key: Key) -> bool:
             _tell_of_salvage(cell)
             return True
     return False
-
-
-def _give_up(store: Store, error: MetricFileInUseError) -> None:
-    """Give up the whole slot; values that readers can no longer find move to the next one."""
-    _note(
-        error,
-        f"obskit: {error.filename} was removed, replaced or taken by another process; "
-        f"{store.lease.slot} is given up for another slot",
-    )
-    _detach()
-    membership.release()
 
 
 def _tell_of_salvage(cell: Cell) -> None:

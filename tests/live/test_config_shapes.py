@@ -634,7 +634,7 @@ def post_fork(worker): pass
 from obskit_gunicorn.hooks import *
 async def when_ready(server): pass
 """,
-        ("when_ready in", "a plain function", "async"),
+        ("when_ready in", "something plain to call", "async"),
     ),
     "wrong option among functions": (
         """
