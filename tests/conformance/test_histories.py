@@ -41,7 +41,7 @@ MOST_ALIVE = 4
 
 settings.register_profile(
     "ci",
-    max_examples=30,
+    max_examples=12,
     deadline=None,
     database=None,
     print_blob=True,

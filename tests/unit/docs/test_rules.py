@@ -142,6 +142,7 @@ def test_tests_notice_a_broken_rule(what: str, tmp_path: Path) -> None:
     assert "FAILED" in said, said
 
 
+@pytest.mark.load  # in one run with all others they pass in test_rules_do_what_their_tests_say
 @pytest.mark.parametrize("name", sorted({name for _, _, name in MUTATIONS.values()}))
 def test_that_test_passes_by_itself(name: str, tmp_path: Path) -> None:
     """What notices broken rules has nothing against the rules as they are."""
