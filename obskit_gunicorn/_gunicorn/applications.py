@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape import default_registry
+from obskit_gunicorn._scrape import witness
 from obskit_gunicorn._values import sharing
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def look_in_worker(options: Options, worker: Worker) -> None:
     lines = sharing.put_back()
     if turn.is_ours:
         _log(lines)
-        if options.metrics_bind is not None or not default_registry.is_replaced():
+        if options.metrics_bind is not None or not witness.is_replaced():
             _name_unshared(options)
     if worker.cfg.workers > 1:
-        default_registry.watch()
+        witness.watch()
 
 
 def _log(lines: Iterable[tuple[int, str]]) -> None:
@@ -79,7 +79,7 @@ def _name_unshared(options: Options) -> None:
     run = [_loaded(name) for name in options.metrics_collectors]
     names = [
         name
-        for collector, name in default_registry.unshared().items()
+        for collector, name in witness.unshared().items()
         if not any(collector is each or type(collector) is each for each in run)
     ]
     if not names:

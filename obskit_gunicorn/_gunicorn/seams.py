@@ -2,12 +2,11 @@
 
 Their servers are not Gunicorn's. What each of them offers in public is used: the protocol of the
 application, a middleware, a method that is meant to be overridden. All runs in the worker, once,
-before it serves.
+before it serves. What is heavy, above all asyncio, is imported only where it is there anyway.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import inspect
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from obskit_gunicorn._gunicorn import asgi, wsgi
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests
 from obskit_gunicorn._log import log
 
@@ -40,11 +38,15 @@ def _say_uncounted(application: Any, expected: str) -> None:
 
 
 def _asgi(worker: Any, make: MakeRequests) -> str:
+    from obskit_gunicorn._gunicorn import asgi
+
     worker.asgi = asgi.CountedApplication(worker.asgi, make(), worker)
     return ""
 
 
 def _uvicorn(worker: Any, make: MakeRequests) -> str:
+    from obskit_gunicorn._gunicorn import asgi
+
     if not asgi.is_asgi3(worker.wsgi):
         return "an ASGI 3 application"
     worker.wsgi = asgi.CountedApplication(worker.wsgi, make(), worker)
@@ -52,6 +54,8 @@ def _uvicorn(worker: Any, make: MakeRequests) -> str:
 
 
 def _wsgi(worker: Any, make: MakeRequests) -> str:
+    from obskit_gunicorn._gunicorn import wsgi
+
     worker.wsgi = wsgi.CountedApplication(worker.wsgi, make())
     return ""
 
@@ -112,6 +116,8 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
     """Put a middleware around all others of an aiohttp application."""
     if not isinstance(application, web.Application) or application.frozen:
         return "an aiohttp.web.Application that can be given a middleware"
+    from asyncio import CancelledError
+
     requests = make()
 
     @web.middleware  # type: ignore[untyped-decorator]
@@ -125,7 +131,7 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
         except web.HTTPException as response:
             code = response.status
             raise
-        except asyncio.CancelledError:
+        except CancelledError:
             code = CLIENT_CLOSED
             raise
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import pytest
@@ -78,7 +79,15 @@ def application(environ, start_response):
 
 
 def send(server: GunicornProcess) -> None:
-    """Send requests that the application counts."""
+    """Send requests that the application counts, once all workers have booted."""
+
+    def booted() -> bool:
+        with contextlib.suppress(OSError):  # the exporter starts beside the workers
+            return server.scrape().get(("gunicorn_workers_ready", frozenset())) == WORKERS
+        return False
+
+    # The first one speaks for all, and others may serve while it still loads the application.
+    wait_until(booted, "all workers have booted")
     for _ in range(REQUESTS):
         assert server.get("/").status == 200
 
@@ -125,7 +134,7 @@ def test_moved_directory_is_put_back(interpreter: Interpreter, preload: bool) ->
         send(server)
         assert {total(server, path) for path in ("/metrics", "/late") * 6} == {REQUESTS}
         assert server.scrape()["app_requests_total", frozenset()] == REQUESTS
-        (line,) = complaints(server)
+        (line,) = wait_until(lambda: complaints(server), "a line")
         assert "has set PROMETHEUS_MULTIPROC_DIR to " in line
         assert not list((server.root / "own").iterdir())
         server.send_signal(signal.SIGHUP)
@@ -193,7 +202,7 @@ def test_replaced_value_class_is_put_back(interpreter: Interpreter, way: str) ->
         assert metrics["obskit_gunicorn_values_not_shared", frozenset()] == 0
         answered = {name: value for (name, _), value in metrics.items() if "requests_total" in name}
         assert answered["gunicorn_requests_total"] >= REQUESTS
-        lines = complaints(server)
+        lines = wait_until(lambda: complaints(server), "a line")
         assert "had replaced prometheus_client.values.ValueClass" in lines[0]
         assert len(lines) == (1 if in_hook else 2)
 
@@ -209,6 +218,6 @@ def test_value_class_of_others_is_an_error(newest: Interpreter, preload: bool) -
         server.send_signal(signal.SIGTTIN)
         wait_until(lambda: len(server.booted_pids()) == WORKERS + 1, "there is one worker more")
         wait_until(lambda: server.scrape()[gauge] > WORKERS, "the gauge counts it too")
-        (line,) = complaints(server)
+        (line,) = wait_until(lambda: complaints(server), "a line")
         assert "[ERROR]" in line
         assert "ValueClass by app.Mine" in line

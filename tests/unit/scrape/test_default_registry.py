@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
-from obskit_gunicorn._scrape import default_registry
+from obskit_gunicorn._scrape import witness
 from obskit_gunicorn._values import sharing
 from obskit_gunicorn.multiprocess import MultiProcessCollector, replace_registry
 from tests.support import forks
@@ -173,7 +173,7 @@ def test_who_scrapes_is_named_once(nursery: Nursery, directory: str) -> None:
     arbiter.call(_begin, directory)
     workers = [arbiter.fork(), arbiter.fork()]
     for worker in workers:
-        worker.call(default_registry.watch)
+        worker.call(witness.watch)
         for way in ("sample", "push"):
             worker.call(_ask, way)
         assert worker.call(log_lines) == []
@@ -189,7 +189,7 @@ def test_replaced_later(nursery: Nursery, directory: str) -> None:
     """An application that makes the call after it was loaded is not warned."""
     process = nursery.start()
     process.call(_begin, directory)
-    process.call(default_registry.watch)
+    process.call(witness.watch)
     process.call(replace_registry)
     process.call(_ask, "scrape")
     assert process.call(log_lines) == []
