@@ -43,6 +43,7 @@ run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
 
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
+	@$(VENV)/bin/python -m compileall -q obskit_gunicorn  # once, and not in each server of a test
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
 	@$(if $(ARGS),,$(MAKE) --no-print-directory test-oldest)
 
