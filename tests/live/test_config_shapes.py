@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.checks import check_counts
-from tests.support.client import Load
+from tests.support.client import Load, reload_under_load
 from tests.support.process import HOST, GunicornProcess, get
 
 if TYPE_CHECKING:
@@ -291,15 +291,10 @@ def test_file_without_a_class_of_its_own_is_whole(interpreter: Interpreter, shap
     """One name of ours is enough for exact counts, of requests too, before and after a SIGHUP."""
     config = WITHOUT_A_CLASS[shape]
     with GunicornProcess(interpreter, config, files=MODULES) as server:
-        old = server.wait_for_workers(2)
-        with Load(server.port) as load:
-            load.wait_for(20)
-            server.send_signal(signal.SIGHUP)
-            new = server.wait_for_workers(2, without=old)
-            load.wait_for(20)
+        load, workers = reload_under_load(server)
         check_counts(server, load)
         metrics = server.metrics()
-        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(old | new)
+        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(workers)
         answered = sum(metrics[key] for key in metrics if key[0] == "gunicorn_requests_total")
         # Each scrape and each look for a worker is a request, too; none is counted twice.
         assert load.answered <= answered < 2 * load.answered + 40
@@ -321,12 +316,7 @@ def test_module_of_functions_is_whole(interpreter: Interpreter) -> None:
         config_name="company.py",
         environment={"PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])},
     ) as server:
-        old = server.wait_for_workers(2)
-        with Load(server.port) as load:
-            load.wait_for(20)
-            server.send_signal(signal.SIGHUP)
-            server.wait_for_workers(2, without=old)
-            load.wait_for(20)
+        load, _ = reload_under_load(server)
         check_counts(server, load)
         assert server.log().count("shape: ready") == 1
 

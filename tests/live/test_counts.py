@@ -178,9 +178,7 @@ def rolled_back(run: Run) -> None:
 
 def upgrade(run: Run) -> int:
     """Start a new arbiter, wait until both serve, and return the new one."""
-    run.server.send_signal(signal.SIGUSR2)
-    new = wait_until(run.server.upgraded_arbiter_pid, "there is a new arbiter")
-    wait_until(lambda: len(run.server.worker_pids(new)) == 2, "the new arbiter has two workers")
+    new = run.server.start_upgrade()
     run.load.wait_for(100)
     return new
 

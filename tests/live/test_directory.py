@@ -99,9 +99,7 @@ def test_private_directory_is_private_kept_through_an_upgrade_and_removed(
         with Load(server.port) as load:
             load.wait_for(30)
             old = server.arbiter_pid
-            server.send_signal(signal.SIGUSR2)
-            new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
-            wait_until(lambda: len(server.worker_pids(new)) == 2, "it has two workers")
+            server.start_upgrade()
             server.send_signal(signal.SIGTERM, old)
             wait_until(
                 lambda: old not in {process.pid for process in server.processes()},
@@ -214,9 +212,7 @@ def test_relative_directory_is_taken_from_where_gunicorn_was_started(
             server.send_signal(signal.SIGHUP)
             server.wait_for_workers(2, without=old)
             first = server.arbiter_pid
-            server.send_signal(signal.SIGUSR2)
-            new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
-            wait_until(lambda: len(server.worker_pids(new)) == 2, "it has two workers")
+            server.start_upgrade()
             server.send_signal(signal.SIGTERM, first)
             load.wait_for(50)
         assert server.metric("app_requests_total") == server.tally()
@@ -828,9 +824,7 @@ def test_root_arbiter_with_user_and_group(
             server.send_signal(signal.SIGHUP)
             load.wait_for(30)
             old = server.arbiter_pid
-            server.send_signal(signal.SIGUSR2)
-            new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
-            wait_until(lambda: len(server.worker_pids(new)) == 2, "it has two workers")
+            server.start_upgrade()
             load.wait_for(30)
             server.send_signal(signal.SIGTERM, old)
             wait_until(

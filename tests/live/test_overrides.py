@@ -78,9 +78,7 @@ def test_override_that_forgets_super_everywhere_still_counts_exactly(
             server.send_signal(signal.SIGHUP)
             load.wait_for(50)
             old = server.arbiter_pid
-            server.send_signal(signal.SIGUSR2)
-            new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
-            wait_until(lambda: len(server.worker_pids(new)) == 2, "it has two workers")
+            server.start_upgrade()
             server.send_signal(signal.SIGTERM, old)
             wait_until(
                 lambda: old not in {process.pid for process in server.processes()},
@@ -146,9 +144,7 @@ def test_exception_in_a_contained_hook_leaves_the_server_up(interpreter: Interpr
             server.wait_for_workers(1)
             server.send_signal(signal.SIGTTIN)
             server.wait_for_workers(2)
-            server.send_signal(signal.SIGUSR2)
-            new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
-            wait_until(lambda: len(server.worker_pids(new)) == 2, "it has two workers")
+            new = server.start_upgrade()
             load.wait_for(50)
             # The raising pre_exec must not have hurt the old arbiter, its workers or its pidfile.
             assert server.pid_path.read_text().strip() == str(arbiter)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.checks import check_counts
-from tests.support.client import Load
+from tests.support.client import reload_under_load
 from tests.support.process import GunicornProcess
 from tests.support.published import FILES, SHAPES, WAYS, adopted, hooks_of
 
@@ -45,17 +45,12 @@ def test_published_file_is_whole(interpreter: Interpreter, shape: str, way: str)
     config = adopted(shape, way, lines)
     hooks = hooks_of(shape)
     with GunicornProcess(interpreter, config, files=FILES) as server:
-        old = server.wait_for_workers(2)
-        with Load(server.port) as load:
-            load.wait_for(20)
-            server.send_signal(signal.SIGHUP)
-            workers = server.wait_for_workers(2, without=old)
-            load.wait_for(20)
+        load, workers = reload_under_load(server)
         check_counts(server, load)
         metrics = server.metrics()
         answered = sum(metrics[key] for key in metrics if key[0] == "gunicorn_requests_total")
         assert answered >= load.answered
-        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(old | workers)
+        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(workers)
         assert metrics["gunicorn_reloads_total", frozenset()] == 1
         assert server.stop(signal.SIGINT if "worker_int" in hooks else signal.SIGTERM) == 0
         log = server.log()

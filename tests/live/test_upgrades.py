@@ -60,9 +60,7 @@ def test_upgrade_of_a_module_that_is_run(interpreter: Interpreter, module: str) 
         for _ in range(3):
             assert server.get("/").status == 200
         old = server.arbiter_pid
-        server.send_signal(signal.SIGUSR2)
-        new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
-        wait_until(lambda: len(server.worker_pids(new)) == 2, "it has workers")
+        new = server.start_upgrade()
         server.send_signal(signal.SIGTERM, old)
         wait_until(
             lambda: server.pid_path.exists() and server.arbiter_pid == new, "the old one has ended"

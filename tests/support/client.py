@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import http.client
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Load", "Repeating", "Watch"]
+__all__ = ["Load", "Repeating", "Watch", "reload_under_load"]
 
 _COUNTED_SUFFIXES = ("_total", "_count", "_bucket", "_sum")
 
@@ -249,3 +250,18 @@ class Watch(Repeating):
                 )
         self.last = now
         self.scrapes += 1
+
+
+def reload_under_load(server: GunicornProcess) -> tuple[Load, set[int]]:
+    """Send a SIGHUP to a server with two workers while clients ask.
+
+    Returns:
+        The load, which has stopped, and all workers, those of before too.
+    """
+    old = server.wait_for_workers(2)
+    with Load(server.port) as load:
+        load.wait_for(20)
+        server.send_signal(signal.SIGHUP)
+        new = server.wait_for_workers(2, without=old)
+        load.wait_for(20)
+    return load, old | new

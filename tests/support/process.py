@@ -520,6 +520,13 @@ class GunicornProcess:
                 return process.pid
         return None
 
+    def start_upgrade(self) -> int:
+        """Send a SIGUSR2, and return the new arbiter once it has two workers."""
+        self.send_signal(signal.SIGUSR2)
+        new = wait_until(self.upgraded_arbiter_pid, "there is a new arbiter")
+        wait_until(lambda: len(self.worker_pids(new)) == 2, "it has two workers")
+        return new
+
     def worker_pids(self, arbiter: int | None = None) -> set[int]:
         """Return the workers of an arbiter, by default of :attr:`arbiter_pid`."""
         parent = arbiter or self.arbiter_pid
