@@ -1,7 +1,8 @@
 """The command ``obskit-gunicorn``: serve a multiprocess directory, inspect it, or check it.
 
-All of them only read, except that ``check`` creates a file and removes it. Exit status 0: fine; 1:
-a problem was found; 2: wrong use.
+And look at the store in which many hosts come together. All of them only read, except that
+``check`` creates a file and removes it, and that ``fleet reset`` begins anew. Exit status 0: fine;
+1: a problem was found; 2: wrong use.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._doctor.findings import (
@@ -23,7 +25,7 @@ from obskit_gunicorn._doctor.findings import (
     examine,
 )
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._gunicorn.options import OPTIONS, exporter_options, read_options
+from obskit_gunicorn._gunicorn.options import OPTIONS, Option, exporter_options, read_options
 from obskit_gunicorn._store import private
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._version import __version__
@@ -72,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "SIGTERM and SIGINT end it, with exit status 0. SIGHUP does nothing: renewed certificates "
         "are read by themselves.",
     )
+    _add_fleet_command(commands)
     given = parser.parse_args(arguments)
     command: argparse.ArgumentParser = given.parser
     try:
-        status = int(given.run(_directory(given), given))
+        status = int(given.run(given.find(given), given))
         sys.stdout.flush()
         return status
     except ConfigurationError as error:
@@ -89,13 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_command(
-    commands: Any, run: Callable[[str, argparse.Namespace], int], text: str, more: str
+    commands: Any, run: Callable[[Any, argparse.Namespace], int], text: str, more: str
 ) -> None:
     """Add a command; its own usage is printed with errors in its arguments."""
     command = commands.add_parser(
         run.__name__.strip("_"), help=text, description=f"{text.capitalize()}.", epilog=more
     )
-    command.set_defaults(parser=command, run=run)
+    find = _served_directory if run is _serve else _directory
+    command.set_defaults(parser=command, run=run, find=find)
     directory: dict[str, Any] = {
         "default": os.environ.get(DIRECTORY_VARIABLE),
         "help": f"the multiprocess directory (default: ${DIRECTORY_VARIABLE})",
@@ -106,11 +110,55 @@ def _add_command(
             "--format", choices=("text", "json"), default="text", help="how to print it"
         )
         return
+    directory["help"] += "; none is needed with --redis, to serve many hosts"
     command.add_argument("--directory", **directory)
     for option in filter(lambda option: option.is_exporters, OPTIONS):
-        default = getattr(ObskitGunicornConfig, option.name)
-        shown = f" (default: ${option.variable}" + (f", else {default})" if default else ")")
-        command.add_argument(option.flag, dest=option.name, help=option.help + shown)
+        _add_option(command, option)
+
+
+def _add_option(command: argparse.ArgumentParser, option: Option) -> None:
+    default = getattr(ObskitGunicornConfig, option.name)
+    shown = f" (default: ${option.variable}" + (f", else {default})" if default else ")")
+    text = (option.help + shown).replace("%", "%%")
+    command.add_argument(option.flag, dest=option.name, help=text)
+
+
+def _add_fleet_command(commands: Any) -> None:
+    text = "show which hosts come together in a store, or begin anew there"
+    command = commands.add_parser(
+        "fleet",
+        help=text,
+        description=f"{text.capitalize()}.",
+        epilog="Exit status: 0; 1 if the store cannot be used, 2 for wrong use. Begin anew to get "
+        "rid of label sets that no host uses any more: all counts start from 0, as after a restart "
+        "of every host.",
+    )
+    command.set_defaults(parser=command, run=_fleet, find=_fleet_options)
+    command.add_argument("action", nargs="?", choices=("show", "reset"), default="show")
+    command.add_argument(
+        "--format", choices=("text", "json"), default="text", help="how to print it"
+    )
+    for option in OPTIONS:
+        if option.name in ("metrics_redis", "metrics_redis_name"):
+            _add_option(command, option)
+
+
+def _fleet_options(given: argparse.Namespace) -> Options:
+    """Return options with an address of a store.
+
+    Raises:
+        ConfigurationError: There is none, or it is wrong.
+    """
+    options = _exporter_options(given)
+    if options.metrics_redis is None:
+        raise ConfigurationError(
+            where="--redis",
+            value=None,
+            expected="the address of a Redis or Valkey",
+            hint="Name it, as in --redis redis://cache.internal:6379/0, or set "
+            "OBSKIT_METRICS_REDIS.",
+        )
+    return options
 
 
 def _exporter_options(given: argparse.Namespace) -> Options:
@@ -122,8 +170,16 @@ def _exporter_options(given: argparse.Namespace) -> Options:
     flags = {
         option.variable: option
         for option in OPTIONS
-        if option.is_exporters and getattr(given, option.name) is not None
+        if option.is_exporters and getattr(given, option.name, None) is not None
     }
+    redis = getattr(given, "metrics_redis", None)
+    if redis and ":" in redis.partition("://")[2].rpartition("@")[0]:
+        raise ConfigurationError(
+            where="--redis",
+            value="...",
+            expected="an address without a password, which everybody on this machine could read",
+            hint="Set OBSKIT_METRICS_REDIS_PASSWORD, or OBSKIT_METRICS_REDIS_PASSWORD_FILE.",
+        )
     # A flag is read like the environment variable of its option.
     environment = {**os.environ, **{v: getattr(given, flags[v].name) for v in flags}}
     try:
@@ -154,8 +210,13 @@ def _exporter_options(given: argparse.Namespace) -> Options:
     return options
 
 
-def _serve(path: str, given: argparse.Namespace) -> int:
-    """Run an exporter until SIGTERM or SIGINT."""
+def _serve(path: str | None, given: argparse.Namespace) -> int:
+    """Run an exporter until SIGTERM or SIGINT.
+
+    Args:
+        path: The directory to serve; ``None`` to serve many hosts, and none here.
+        given: The arguments.
+    """
     options = _exporter_options(given)
     # Before prometheus_client is loaded: metrics that --collectors create stay in this process.
     for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
@@ -176,7 +237,8 @@ def _serve(path: str, given: argparse.Namespace) -> int:
         return 1
     sys.path.insert(0, os.getcwd())  # for --collectors, as Gunicorn does for applications
     print(
-        f"obskit-gunicorn: serving {path} at {options.metrics_bind}{options.metrics_path}",
+        f"obskit-gunicorn: serving {path or f'fleet {options.metrics_redis_name}'} at "
+        f"{options.metrics_bind}{options.metrics_path}",
         flush=True,
     )
 
@@ -184,8 +246,15 @@ def _serve(path: str, given: argparse.Namespace) -> int:
         signal.sigwait(ends)
         address.remove_file(listener)
 
-    program.serve(pages.Pages(path, options), options, listener, wait)
+    served = pages.Pages(path, options, only_fleet=path is None)
+    program.serve(served, options, listener, wait)
     return 0
+
+
+def _served_directory(given: argparse.Namespace) -> str | None:
+    """Return the directory to serve; ``None`` if a store is named and no directory."""
+    redis = given.metrics_redis or os.environ.get("OBSKIT_METRICS_REDIS")
+    return None if redis and not given.directory else _directory(given)
 
 
 def _directory(given: argparse.Namespace) -> str:
@@ -235,6 +304,56 @@ def _inspect(path: str, given: argparse.Namespace) -> int:
     print("metrics    the largest, over all files")
     for metric in report.metrics:
         print(f"  {describe_metric(metric)}")
+    return 0
+
+
+def _fleet(options: Options, given: argparse.Namespace) -> int:
+    from obskit_gunicorn._fleet.source import FleetSource, state_of
+    from obskit_gunicorn._fleet.store import Store, StoreError
+
+    store = Store(options.metrics_redis or "", options.metrics_redis_name)
+    try:
+        if given.action == "reset":
+            print(f"{store.where}: epoch {store.reset()} has begun")
+            return 0
+        reading = FleetSource(store, folds=False).read()
+        size = store.size()
+    except StoreError as error:
+        print(f"obskit-gunicorn: {error}", file=sys.stderr)
+        return 1
+    hosts = sorted(reading.hosts, key=lambda host: (host.name, host.incarnation))
+    rows = [
+        {
+            "host": host.name,
+            "state": state_of(host, reading.now),
+            "published_seconds_ago": round(max(0.0, reading.now - host.published), 1),
+            "publications": host.sequence,
+            "bytes": host.size,
+            "version": host.facts.get("version"),
+            "incarnation": host.incarnation,
+        }
+        for host in hosts
+    ]
+    begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reading.begun)) if reading.begun else ""
+    if given.format == "json":
+        _print_json(
+            store=store.where,
+            epoch_began=begun,
+            bytes=size,
+            series=reading.snapshot.series_count(),
+            hosts=rows,
+        )
+        return 0
+    print(f"store      {store.where}")
+    print(f"counting   since {begun}" if begun else "counting   not yet: nobody has published")
+    print(f"size       {'unknown' if size is None else f'{size} bytes'}")
+    print(f"series     {reading.snapshot.series_count()}")
+    print(f"hosts      {len(rows)}, and those that have ended and were added up")
+    for row in rows:
+        print(
+            f"  {row['host']:<30} {row['state']:<7} {row['published_seconds_ago']:>8.1f} s ago "
+            f"{row['publications']:>8} publications {row['bytes']:>8} bytes  {row['version']}"
+        )
     return 0
 
 

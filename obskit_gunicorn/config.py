@@ -129,6 +129,45 @@ class ObskitGunicornConfig(Configuration):
     In the environment, separate them by commas.
     """
 
+    metrics_redis: str | None = None
+    """A Redis or Valkey in which the metrics of many hosts come together: ``redis://host:6379/0``.
+
+    ``rediss://`` is the same over TLS; ``unix:///run/redis.sock`` a socket;
+    ``redis+sentinel://one:26379,two:26379/service`` asks sentinels. The exporter publishes what
+    this host has counted, and serves what all hosts have at ``metrics_fleet_path``; workers know
+    nothing of it. A password comes from ``OBSKIT_METRICS_REDIS_PASSWORD``, or from the file that
+    ``OBSKIT_METRICS_REDIS_PASSWORD_FILE`` names. Needs ``pip install "obskit-gunicorn[redis]"``.
+    See ``docs/fleet.md``.
+    """
+
+    metrics_redis_name: str = "default"
+    """The name of the fleet; hosts that publish under one name are added up."""
+
+    metrics_redis_interval: float = 5.0
+    """How often this host publishes to the store, or pushes, in seconds.
+
+    A host that is killed together with its volume loses at most what it has counted since.
+    """
+
+    metrics_host: str | None = None
+    """The name of this host among others, as label ``host``; by default the host name.
+
+    Servers that share a host need a name each.
+    """
+
+    metrics_fleet_path: str = "/metrics/fleet"
+    """The path at which the exporter serves what all hosts have counted."""
+
+    metrics_push: str | None = None
+    """A Prometheus remote-write endpoint to which this host's metrics are pushed.
+
+    For pods that do not live long enough to be scraped: ``http://prometheus:9090/api/v1/write``.
+    The exporter pushes every ``metrics_redis_interval`` seconds, and once more at its end. A bearer
+    token comes from ``OBSKIT_METRICS_PUSH_TOKEN``, a user from ``OBSKIT_METRICS_PUSH_USER`` and
+    ``OBSKIT_METRICS_PUSH_PASSWORD``, or each from the file that the variable with ``_FILE`` behind
+    it names. Needs ``pip install "obskit-gunicorn[push]"``. See ``docs/fleet.md``.
+    """
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Arrange that the class is published when Gunicorn asks for the names of its module."""
         super().__init_subclass__(**kwargs)

@@ -16,7 +16,8 @@ from prometheus_client.multiprocess import MultiProcessCollector as _TheirCollec
 from prometheus_client.multiprocess import mark_process_dead as _their_mark_process_dead
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._scrape.apps import make_asgi_app, make_multiprocess_app, make_wsgi_app
+from obskit_gunicorn._scrape import apps
+from obskit_gunicorn._scrape.apps import make_multiprocess_app
 from obskit_gunicorn._scrape.collector import MultiProcessCollector, directory_collector
 from obskit_gunicorn._scrape.default_registry import replace_registry
 from obskit_gunicorn._scrape.registry import (
@@ -29,11 +30,11 @@ from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
-    from prometheus_client.core import Metric
+    from prometheus_client.core import CollectorRegistry, Metric
 
 __all__ = [
     "MultiProcessCollector",
@@ -48,6 +49,53 @@ __all__ = [
     "replace_registry",
     "setup_multiprocess_registry",
 ]
+
+
+def make_wsgi_app(
+    registry: CollectorRegistry | None = None, *, fleet: bool = False
+) -> Callable[..., Iterable[bytes]]:
+    """Return a WSGI application that serves the exposition.
+
+    In multiprocess mode it serves the metrics of all processes, otherwise prometheus_client's own
+    registry. So the same line works in development and under Gunicorn.
+
+    Args:
+        registry: The registry to serve instead.
+        fleet: Serve the metrics of all hosts, where ``metrics_redis`` brings them together. For
+            platforms that reach an application at one URL only. The exporter is asked over a Unix
+            socket in the multiprocess directory; if it cannot be reached, or the store cannot, the
+            answer is 503. Outside of multiprocess mode it makes no difference.
+
+    Raises:
+        ValueError: Both arguments are given.
+    """
+    _check_alone(registry, fleet=fleet)
+    if fleet and is_multiprocess_mode():
+        from obskit_gunicorn._fleet.forward import wsgi_application
+
+        return wsgi_application
+    return apps.make_wsgi_app(registry)
+
+
+def make_asgi_app(
+    registry: CollectorRegistry | None = None, *, fleet: bool = False
+) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI application that serves the exposition; see :func:`make_wsgi_app`.
+
+    It collects on the event loop. To keep this work out of the workers, use the exporter. With
+    ``fleet`` the exporter does it.
+    """
+    _check_alone(registry, fleet=fleet)
+    if fleet and is_multiprocess_mode():
+        from obskit_gunicorn._fleet.forward import make_asgi
+
+        return make_asgi()
+    return apps.make_asgi_app(registry)
+
+
+def _check_alone(registry: CollectorRegistry | None, *, fleet: bool) -> None:
+    if registry is not None and fleet:
+        raise ValueError("fleet=True shows all metrics of all hosts: leave out the registry")
 
 
 def mark_process_dead(pid: int | str, path: str | None = None) -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.protocol import BOOTED, LOST, MOVED, SERVING, STOP, Order
 from obskit_gunicorn._exporter.start import ORDER_VARIABLE, VARIABLE
+from obskit_gunicorn._fleet.secret import VARIABLES as SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -424,7 +425,8 @@ def _environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(_NOT_HANDED_ON) and name.lower() != "prometheus_multiproc_dir"
+        if name in SECRETS
+        or (not name.startswith(_NOT_HANDED_ON) and name.lower() != "prometheus_multiproc_dir")
     }
 
 

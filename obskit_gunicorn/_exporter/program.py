@@ -70,12 +70,16 @@ def serve(
     server = MetricsServer(listener, pages, tls)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
+    pages.start()
     # What exists now stays; the garbage collector need not look at it again.
     gc.freeze()
     wait()
     server.shutdown()
     listener.close()  # new clients are refused, or another process that listens here serves them
+    last = threading.Thread(target=pages.end, daemon=True)
+    last.start()
     server.drain(_DRAIN_SECONDS)
+    last.join()
 
 
 def main(order: dict[str, Any]) -> None:
@@ -190,6 +194,7 @@ def _continues(control: socket.socket, pages: Pages, seconds: float | None = Non
         return True
     except OSError:
         return False
+    pages.is_replaced = pages.is_replaced or said == STOP
     if said == BOOTED and not pages.has_booted:
         pages.has_booted = True
         _tell(control, BOOTED)  # for the next exporter

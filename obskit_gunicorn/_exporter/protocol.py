@@ -44,8 +44,12 @@ READY_PATH = "/-/ready"
 class Options(SimpleNamespace):
     """Checked options, each under its name as an attribute of the class.
 
-    The rows of :data:`obskit_gunicorn._gunicorn.options.OPTIONS` say which options there are.
+    The rows of :data:`obskit_gunicorn._gunicorn.options.OPTIONS` say which options there are. Those
+    below are missing where an arbiter of an older release has started the exporter.
     """
+
+    metrics_redis: str | None = None
+    metrics_push: str | None = None
 
 
 class Order(NamedTuple):

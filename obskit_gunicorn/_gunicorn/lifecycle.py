@@ -211,7 +211,13 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
     # one, even if that has ended in the meantime.
     keep = keep or "GUNICORN_PID" in os.environ
     try:
-        shared.begin(path, keep=keep, user=server.cfg.uid, group=server.cfg.gid)
+        shared.begin(
+            path,
+            keep=keep,
+            user=server.cfg.uid,
+            group=server.cfg.gid,
+            keep_unpublished=publication.options.metrics_redis is not None,
+        )
     finally:
         handover.drop_lease()
     handover.export()

@@ -11,17 +11,25 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
+import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
+from obskit_gunicorn._fleet.address import SCHEMES, StoreAddress
+from obskit_gunicorn._fleet.secret import VARIABLES
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn.errors import ConfigurationError
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_LEAST_SECONDS = 0.1
+_MOST_SECONDS = 3600.0
 
 
 class Found(NamedTuple):
@@ -42,6 +50,13 @@ class Found(NamedTuple):
     def wrong(self, expected: str, hint: str) -> ConfigurationError:
         """Return the error that says what is wrong with the value."""
         return ConfigurationError(where=self.where, value=self.value, expected=expected, hint=hint)
+
+    def without_secrets(self) -> Found:
+        """Return the same for an error: without what stands before the host of an address."""
+        text = str(self.value)
+        scheme, separator, rest = text.partition("://")
+        rest = rest.partition("?")[0].rpartition("@")[2]
+        return self._replace(value=f"{scheme}://{rest}" if separator else "...")
 
     def items(self) -> object:
         """Return the value; text is split at its commas."""
@@ -104,9 +119,98 @@ def _path(found: Found) -> str:
     ):
         raise found.wrong(
             f"a path that begins with a slash and is not one of {', '.join(taken)}",
-            'Write for example metrics_path = "/metrics".',
+            'Write for example "/metrics".',
         )
     return value
+
+
+def _store(found: Found) -> str | None:
+    if found.value is None or (found.is_text and found.value == ""):
+        return None
+    try:
+        if not isinstance(found.value, str):
+            raise ValueError("it is not text")
+        address = StoreAddress.parse(found.value)
+        if address.has_password and not found.is_text:
+            raise ValueError(
+                "a password does not belong into a file of settings; it comes from "
+                "OBSKIT_METRICS_REDIS_PASSWORD or OBSKIT_METRICS_REDIS_PASSWORD_FILE"
+            )
+    except ValueError as error:
+        raise found.without_secrets().wrong(
+            f"the address of a Redis or Valkey, which begins with one of "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}, or None ({error})",
+            'Write for example metrics_redis = "redis://cache.internal:6379/0".',
+        ) from None
+    return found.value
+
+
+def _push(found: Found) -> str | None:
+    if found.value is None or (found.is_text and found.value == ""):
+        return None
+    try:
+        if not isinstance(found.value, str):
+            raise ValueError("it is not text")
+        parts = urlsplit(found.value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it begins with neither http:// nor https:// and a host")
+        if "@" in parts.netloc:
+            raise ValueError(
+                "who may push comes from OBSKIT_METRICS_PUSH_TOKEN, or from "
+                "OBSKIT_METRICS_PUSH_USER and OBSKIT_METRICS_PUSH_PASSWORD"
+            )
+        if parts.port == 0:
+            raise ValueError("its port is 0")
+    except ValueError as error:
+        raise found.without_secrets().wrong(
+            f"the URL of a remote-write endpoint, or None ({error})",
+            'Write for example metrics_push = "http://prometheus:9090/api/v1/write".',
+        ) from None
+    return found.value
+
+
+def _fleet_name(found: Found) -> str:
+    if isinstance(found.value, str) and _NAME.fullmatch(found.value):
+        return found.value
+    raise found.wrong(
+        "a name of letters, digits, dots, hyphens and underscores",
+        'Write for example metrics_redis_name = "shop".',
+    )
+
+
+def _seconds(found: Found) -> float:
+    value = found.value
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        if isinstance(value, str) and not found.is_text:
+            raise ValueError
+        seconds = float(value)
+        if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+            raise ValueError
+    except ValueError:
+        raise found.wrong(
+            f"seconds from {_LEAST_SECONDS:g} to {_MOST_SECONDS:g}",
+            "Write for example metrics_redis_interval = 5.",
+        ) from None
+    return seconds
+
+
+def _host(found: Found) -> str:
+    value = found.value
+    if value is None:
+        return socket.gethostname()
+    if (
+        isinstance(value, str)
+        and value.isprintable()
+        and value.strip() == value != ""
+        and value not in ("0.0.0.0", "::")
+    ):
+        return value
+    raise found.wrong(
+        "the name of this host, or None for the host name",
+        "Write for example the name of the pod. Where the exporter listens is metrics_bind.",
+    )
 
 
 def _file(found: Found) -> str | None:
@@ -246,6 +350,53 @@ OPTIONS = (
         "upper bounds of the buckets of request durations, in seconds; commas separate them",
         "0.01,0.1,1,10",
     ),
+    Option(
+        "metrics_redis",
+        _store,
+        "the Redis or Valkey in which the metrics of many hosts come together; a password comes "
+        "from $OBSKIT_METRICS_REDIS_PASSWORD or $OBSKIT_METRICS_REDIS_PASSWORD_FILE",
+        "redis://cache.internal:6379/0",
+        is_exporters=True,
+        empty_is_none=True,
+    ),
+    Option(
+        "metrics_redis_name",
+        _fleet_name,
+        "the name of the fleet: hosts with one name are added up",
+        "shop",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_redis_interval",
+        _seconds,
+        "how often this host publishes to the store, or pushes, in seconds",
+        "5",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_host",
+        _host,
+        "the name of this host among others (by default the host name)",
+        "web-1",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_fleet_path",
+        _path,
+        "the path at which the metrics of all hosts are served",
+        "/metrics/fleet",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_push",
+        _push,
+        "the remote-write endpoint to which this host's metrics are pushed; a token comes from "
+        "$OBSKIT_METRICS_PUSH_TOKEN, a user from $OBSKIT_METRICS_PUSH_USER and "
+        "$OBSKIT_METRICS_PUSH_PASSWORD",
+        "http://prometheus:9090/api/v1/write",
+        is_exporters=True,
+        empty_is_none=True,
+    ),
 )
 """Every option of the configuration class."""
 
@@ -277,6 +428,7 @@ def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> 
         # The arbiter of a SIGUSR2: what it was handed is ours, and the first one has said the rest.
         return []
     known = {option.variable: option.name for option in OPTIONS}
+    known |= dict.fromkeys(VARIABLES, "")
     bind = next(variable for variable, name in known.items() if name == "metrics_bind")
     found = []
     for name in sorted(environment):
@@ -301,7 +453,6 @@ def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> 
 
 _ADDRESS_VARIABLES = {
     "OBSKIT_METRICS_PORT": "port",
-    "OBSKIT_METRICS_HOST": "host",
     "OBSKIT_METRICS_ADDRESS": "host",
     "PROMETHEUS_METRICS_PORT": "port",
     "PROMETHEUS_BIND_ADDRESS": "host",
@@ -360,7 +511,7 @@ def read_options(
         if text or (text is not None and option.empty_is_none):
             where = f"environment variable {option.variable}"
             found[option.name] = Found(text, where, True, base)
-            if not text:
+            if not text and option.name == "metrics_bind":
                 log.later(
                     f"obskit: {option.variable} is empty, so there is no exporter; unset it for "
                     f"the default"
@@ -372,6 +523,21 @@ def read_options(
             where = f"{type(config).__name__}.{option.name} in {source}"
             found[option.name] = Found(getattr(config, option.name), where, False, base)
     options = Options(**{option.name: option.read(found[option.name]) for option in OPTIONS})
+    if options.metrics_fleet_path == options.metrics_path and options.metrics_redis:
+        raise found["metrics_fleet_path"].wrong(
+            f"another path than metrics_path, which is {options.metrics_path}",
+            "Change one of them.",
+        )
+    for name in ("metrics_redis", "metrics_push"):
+        if getattr(options, name) and options.metrics_bind is None:
+            raise (
+                found[name]
+                .without_secrets()
+                .wrong(
+                    "an exporter, which publishes it, and metrics_bind is None",
+                    'Set metrics_bind, for example to "127.0.0.1:9764".',
+                )
+            )
     for name in ("metrics_keyfile", "metrics_ca_certs"):
         if getattr(options, name) and not options.metrics_certfile:
             raise found[name].wrong(
@@ -385,4 +551,5 @@ def exporter_options(options: Options) -> Options | None:
     """Return the exporter's options; ``None`` if no exporter is wanted."""
     if options.metrics_bind is None:
         return None
-    return Options(**{row.name: getattr(options, row.name) for row in OPTIONS if row.is_exporters})
+    wanted = {row.name: getattr(options, row.name) for row in OPTIONS if row.is_exporters}
+    return Options(**wanted, metrics_keep=options.metrics_keep)

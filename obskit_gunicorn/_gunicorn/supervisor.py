@@ -15,6 +15,7 @@ from obskit_gunicorn._exporter.holders import holder
 from obskit_gunicorn._exporter.launch import ExporterProcess
 from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._exporter.protocol import Order
+from obskit_gunicorn._fleet.reporter import LAST_SECONDS
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 _NOBODY = -1
 _LAST_ANSWERS_SECONDS = 3.0
+
+_LAST_TOLD_SECONDS = LAST_SECONDS + 2.0
+"""How long an arbiter waits where its exporter publishes or pushes what was counted last: the
+container ends with the arbiter, and would take it along."""
 
 
 class Supervisor:
@@ -170,7 +175,8 @@ class Supervisor:
             exporter.listener.close()
         exporter.let_go()
         if not server.WORKERS:
-            exporter.wait(_LAST_ANSWERS_SECONDS)
+            tells = exporter.order.options.metrics_redis or exporter.order.options.metrics_push
+            exporter.wait(_LAST_TOLD_SECONDS if tells else _LAST_ANSWERS_SECONDS)
 
     def forked_by_gunicorn(self) -> None:
         """Keep only what a worker needs of the exporter; runs in the worker."""

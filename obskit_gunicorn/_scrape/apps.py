@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from obskit_gunicorn._scrape.bodies import Bodies, BusyError, Form
+from obskit_gunicorn._scrape.bodies import Bodies, BusyError, Form, UnavailableError
 from obskit_gunicorn._scrape.formats import negotiated
 from obskit_gunicorn._scrape.registry import (
     Exposition,
@@ -62,6 +62,21 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
     """
     bodies = Bodies(lambda: Exposition(registry or current_registry()))
 
+    async def respond(method: str, accept: str, accept_encoding: str, query: str) -> Response:
+        return _respond(bodies, method, accept, accept_encoding, query)
+
+    return asgi_application(respond)
+
+
+def asgi_application(
+    respond: Callable[[str, str, str, str], Awaitable[Response]],
+) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI application.
+
+    Args:
+        respond: Is given method, ``Accept``, ``Accept-Encoding`` and query; returns the response.
+    """
+
     async def application(
         scope: dict[str, Any],
         receive: Callable[..., Awaitable[Any]],
@@ -72,8 +87,7 @@ def make_asgi_app(registry: CollectorRegistry | None = None) -> Callable[..., Aw
         asked = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        status, headers, body = _respond(
-            bodies,
+        status, headers, body = await respond(
             scope["method"],
             asked.get("accept", ""),
             asked.get("accept-encoding", ""),
@@ -128,6 +142,9 @@ def _respond(
         body = bodies.get(form)
     except BusyError:
         return complete(method, *_BUSY)
+    except UnavailableError as error:
+        body = f"# {error}\n".encode(errors="replace")
+        return complete(method, "503 Service Unavailable", [_PLAIN], body)
     packed = [("Content-Encoding", "gzip")] if form.is_packed else []
     return complete(method, "200 OK", [("Content-Type", form.format.name), *packed], body)
 

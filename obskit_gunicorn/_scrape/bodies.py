@@ -37,6 +37,10 @@ class Form(NamedTuple):
     """Whether it is to be compressed with gzip."""
 
 
+class UnavailableError(Exception):
+    """What is asked for cannot be had now; the text says why."""
+
+
 class BusyError(Exception):
     """So many different bodies are asked for that one's turn has not come."""
 

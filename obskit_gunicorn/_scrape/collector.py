@@ -16,12 +16,10 @@ Safe with threads and forks: collections run one at a time, and scrapes that ove
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections import Counter
 from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
@@ -30,90 +28,23 @@ from prometheus_client.registry import Collector
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.merging import Member, Merger
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
+from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
-from obskit_gunicorn._store.reader import Layout, MetricFileReader
+from obskit_gunicorn._store.reader import MetricFileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
 
     from prometheus_client.core import Metric
 
-    from obskit_gunicorn._scrape.families import Family, Series, Unmerged
-
-
-class _Group:
-    """The files with one prefix, and the sums of their values by key."""
-
-    def __init__(self) -> None:
-        self.files: list[tuple[str, MetricFileReader]] = []
-        self.keys: list[bytes] = []
-        self._picks: dict[Layout, Callable[[Sequence[float]], tuple[float, ...]] | None] = {}
-
-    def arrange(self, files: list[tuple[str, MetricFileReader]]) -> bool:
-        """Set the files of this scrape, with their holders; return whether the keys changed."""
-        layouts = dict.fromkeys(file.layout for _holder, file in files)
-        self.files = files
-        if layouts.keys() == self._picks.keys():
-            return False
-        before = self.keys
-        keys = dict.fromkeys(chain.from_iterable(layout.keys for layout in layouts))
-        # Drop the keys that no file has any more. The others keep their order, so that families
-        # without new keys can be reused.
-        self.keys = list(dict.fromkeys(chain((key for key in before if key in keys), keys)))
-        known = self._picks if self.keys == before else {}
-        self._picks = {
-            layout: known[layout] if layout in known else self._pick(layout) for layout in layouts
-        }
-        return self.keys != before
-
-    def layouts(self) -> list[Layout]:
-        """Return the layouts of the last scrape, the shortest first."""
-        return sorted(self._picks, key=lambda layout: layout.end)
-
-    def totals(self) -> Sequence[float]:
-        """Return the sum of every key over all files, in the order of :attr:`keys`."""
-        # Like prometheus_client, add to 0.0: this turns -0.0 into 0.0.
-        if len(self.files) == 1:
-            return [value + 0.0 for value in self._columns()[0]]
-        try:
-            return [value + 0.0 for value in map(math.fsum, zip(*self._columns(), strict=True))]
-        except (ValueError, OverflowError):  # infinities of both signs, or too large
-            return [families.sum_row(row) for row in zip(*self._columns(), strict=True)]
-
-    def _columns(self) -> list[Iterable[float]]:
-        """Return each file's values, in the order of :attr:`keys`."""
-        columns: list[Iterable[float]] = []
-        for _holder, file in self.files:
-            pick = self._picks[file.layout]
-            columns.append(file.values() if pick is None else pick((*file.values(), 0.0)))
-        return columns
-
-    def _pick(self, layout: Layout) -> Callable[[Sequence[float]], tuple[float, ...]] | None:
-        """Return a function that puts values of a file into the order of :attr:`keys`.
-
-        It takes the values with a 0 after them. ``None`` if they have this order already.
-        """
-        if list(layout.keys) == self.keys:
-            return None
-        at = {key: number for number, key in enumerate(layout.keys)}
-        missing = len(layout.keys)
-        if len(at) == missing:
-            return families.getter([at.get(key, missing) for key in self.keys])
-
-        def added(values: Sequence[float]) -> tuple[float, ...]:
-            # A key occurs twice; no writer does this. Both count, as with prometheus_client.
-            totals = dict.fromkeys(self.keys, 0.0)
-            for key, value in zip(layout.keys, values, strict=False):
-                totals[key] += value
-            return tuple(totals.values())
-
-        return added
+    from obskit_gunicorn._scrape.families import Series, Unmerged
+    from obskit_gunicorn._scrape.formats import Labels
 
 
 class DirectoryCollector(Source):
@@ -132,17 +63,13 @@ class DirectoryCollector(Source):
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
-        self._groups: dict[str, _Group] = {}
-        self._series: dict[bytes, Series | None] = {}
-        self._strange: set[bytes] = set()
-        self._families: list[Family] = []
-        self._other_names: set[str] = set()
-        self._others_at: dict[tuple[str, Layout], list[tuple[int, Series]]] = {}
+        self._merger = Merger(self._skip, self._warn_of_size)
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._begun = self._number = 0
         self._snapshot: Snapshot | None = None
         self._removed: RemovedFiles | None = None
+        self._keeps_parts = False
         self._records_lock = threading.Lock()
 
     def keep_removed(self) -> None:
@@ -152,6 +79,10 @@ class DirectoryCollector(Source):
         """
         with self._lock:
             self._removed = self._removed or RemovedFiles()
+
+    def keep_parts(self) -> None:
+        """Have each snapshot keep its :attr:`~Snapshot.parts` from now on."""
+        self._keeps_parts = True
 
     @property
     def is_lost(self) -> bool:
@@ -212,29 +143,19 @@ class DirectoryCollector(Source):
         self.skipped = Counter()
         self._refresh(found)
         free = self._free_slots(found.values())
-        members: dict[str, list[tuple[str, MetricFileReader]]] = {}
+        members: dict[str, list[Member]] = {}
         for name, reader in self._readers.items():
             file = found[name]
             if not (file.is_live_gauge and file.holder in free):
-                members.setdefault(file.prefix, []).append((file.holder, reader))
+                members.setdefault(file.prefix, []).append(Member(_holder(file.holder), reader))
         if self._removed is not None:
             for prefix, holder, reader in self._removed.members():
-                members.setdefault(prefix, []).append((holder, reader))
-        changed = set(members) != set(self._groups)
-        self._groups = {prefix: self._groups.get(prefix) or _Group() for prefix in members}
-        for prefix, files in members.items():
-            changed = self._groups[prefix].arrange(files) or changed
-        if changed:
-            self._plan()
-        if self._strange:
+                members.setdefault(prefix, []).append(Member(_holder(holder), reader))
+        adjust = None if self._removed is None else self._removed.not_lower
+        snapshot = self._merger.merge(members, adjust, with_parts=self._keeps_parts)
+        if self._merger.strange:
             self._doubt()
-        adding = {family.prefix for family in self._families}
-        totals = {prefix: self._groups[prefix].totals() for prefix in adding}
-        if self._removed is not None:
-            for prefix, before in totals.items():
-                keys = self._groups[prefix].keys
-                totals[prefix] = self._removed.not_lower(prefix, keys, before)
-        return Snapshot(self._families, totals, self._other_metrics())
+        return snapshot
 
     def _refresh(self, found: dict[str, MetricFileName]) -> None:
         """Read every file, and forget the files that no longer exist."""
@@ -242,7 +163,7 @@ class DirectoryCollector(Source):
         removed = self._removed
         if removed is not None:
             removed.look(self.path, found, self._readers)
-        layouts = {prefix: group.layouts() for prefix, group in self._groups.items()}
+        layouts = self._merger.layouts()
         for name, file in found.items():
             reader = self._readers.get(name)
             if reader is None:
@@ -283,33 +204,6 @@ class DirectoryCollector(Source):
                 damage.text,
             )
 
-    def _plan(self) -> None:
-        """Lay out the families again, because keys were added or removed."""
-        series_before, self._series = self._series, {}
-        metrics: dict[str, dict[str, list[tuple[int, Series]]]] = {}
-        for prefix, group in self._groups.items():
-            for number, key in enumerate(group.keys):
-                series = (
-                    series_before[key] if key in series_before else families.parse_key(key, prefix)
-                )
-                self._series[key] = series
-                if series is not None:
-                    by_prefix = metrics.setdefault(series.metric, {})
-                    by_prefix.setdefault(prefix, []).append((number, series))
-        families_before = {family.name: family for family in self._families}
-        self._families, self._other_names, self._others_at = [], set(), {}
-        for name, by_prefix in metrics.items():
-            (prefix, members), *others = by_prefix.items()
-            if len(members) >= MANY_SERIES:
-                self._warn_of_size(name, members)
-            before = families_before.get(name)
-            family = None if others else families.make_family(prefix, members, before)
-            if family is None:
-                self._other_names.add(name)
-            else:
-                self._families.append(family)
-        self._strange = {key for key, series in self._series.items() if series is None}
-
     def _warn_of_size(self, name: str, members: list[tuple[int, Series]]) -> None:
         """Log, once for each metric, which label makes it large."""
         if (name, "size") not in self._reported:
@@ -327,34 +221,14 @@ class DirectoryCollector(Source):
     def _doubt(self) -> None:
         """Report files with invalid keys, and make readers compare their keys again."""
         for name, reader in self._readers.items():
-            reader.layout.is_doubtful = not self._strange.isdisjoint(reader.layout.keys)
+            reader.layout.is_doubtful = not self._merger.strange.isdisjoint(reader.layout.keys)
             if reader.layout.is_doubtful and reader.damage is None:
                 self._skip(name, Damage("corrupted", "it has keys that are not those of metrics"))
 
-    def _other_metrics(self) -> list[Metric]:
-        """Return the metrics that are not simply summed, merged sample by sample."""
-        if not self._other_names:
-            return []
-        metrics: dict[str, Unmerged] = {}
-        for prefix, group in self._groups.items():
-            for holder, reader in group.files:
-                series = self._others_of(prefix, reader.layout)
-                families.add_unmerged(metrics, MetricFileName(prefix, holder), reader, series)
-        merged: list[Metric] = []
-        for name, metric in metrics.items():
-            try:
-                merged.append(families.merge(metric))
-            except Exception as error:
-                self._skip(name, Damage("foreign", f"its samples cannot be merged: {error}"))
-        return merged
 
-    def _others_of(self, prefix: str, layout: Layout) -> list[tuple[int, Series]]:
-        if (prefix, layout) not in self._others_at:
-            keys = ((at, self._series.get(key)) for at, key in enumerate(layout.keys))
-            self._others_at[prefix, layout] = [
-                (at, series) for at, series in keys if series and series.metric in self._other_names
-            ]
-        return self._others_at[prefix, layout]
+def _holder(name: str) -> Labels:
+    """Return the label that prometheus_client gives the gauges of a holder."""
+    return (("pid", name),)
 
 
 class MultiProcessCollector(Collector):
@@ -407,7 +281,7 @@ class MultiProcessCollector(Collector):
             keys = reader.layout.keys
             parsed = ((at, families.parse_key(key, file.prefix)) for at, key in enumerate(keys))
             series = [(at, found) for at, found in parsed if found]
-            families.add_unmerged(metrics, file, reader, series)
+            families.add_unmerged(metrics, file.prefix, _holder(file.holder), reader, series)
         return [families.merge(metric, buckets_add_up=accumulate) for metric in metrics.values()]
 
 

@@ -11,20 +11,22 @@ import json
 import math
 from itertools import accumulate
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Lines, go_float, lines_of
-from obskit_gunicorn._store.fileformat import MetricFileName, key_text
+from obskit_gunicorn._store.fileformat import key_text
 from obskit_gunicorn._store.reader import MetricFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-_ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
+    from obskit_gunicorn._store.reader import Layout
+
+ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values are summed."""
 
 _WITHOUT_PID = frozenset({"gauge_sum", "gauge_livesum"})
@@ -149,9 +151,23 @@ def make_family(
     if before is not None and (before.prefix, before.members) == (prefix, members):
         return before
     try:
-        return Family(prefix, members) if prefix in _ADDING else None
+        return Family(prefix, members) if prefix in ADDING else None
     except ValueError:
         return None
+
+
+class Values(Protocol):
+    """The values of one file; each call may be made once a scrape."""
+
+    @property
+    def layout(self) -> Layout:
+        """The keys."""
+
+    def values(self) -> Iterable[float]:
+        """Return the value of each key."""
+
+    def pairs(self) -> Iterable[float]:
+        """Return value, timestamp, value, ..."""
 
 
 class Unmerged(NamedTuple):
@@ -165,34 +181,36 @@ class Unmerged(NamedTuple):
     modes: list[str]
     """For a gauge, the multiprocess modes of its files; the last one counts."""
 
-    samples: list[tuple[str, Labels, float, float]]
-    """Name, labels, value and timestamp of each; a gauge has its holder as label ``pid``."""
+    samples: list[tuple[str, Labels, Labels, float, float]]
+    """Name, labels, labels of the holder if it is a gauge, value and timestamp of each."""
 
 
 def add_unmerged(
     metrics: dict[str, Unmerged],
-    file: MetricFileName,
-    reader: MetricFileReader,
+    prefix: str,
+    holder: Labels,
+    file: Values,
     series: Iterable[tuple[int, Series]],
 ) -> None:
     """Add the samples of a file to the metrics to be merged.
 
     Args:
         metrics: The metrics so far, by name.
-        file: The name of the file.
-        reader: The reader of the file.
+        prefix: The prefix of the file.
+        holder: The labels of its holder, for gauges that show them.
+        file: The values of the file.
         series: The keys to add, each with its number.
     """
-    kind, _, mode = file.prefix.partition("_")
-    numbers = list(reader.pairs())
+    kind, _, mode = prefix.partition("_")
+    numbers = list(file.pairs())
     for at, (name, sample, labels, help_text) in series:
         metric = metrics.setdefault(name, Unmerged(name, kind, help_text, [], []))
         if kind == "gauge":
             metric.modes.append(mode)
-            labels = (*labels, ("pid", file.holder))  # noqa: PLW2901
         # Like prometheus_client, use timestamps of gauges only.
         timestamp = numbers[2 * at + 1] if kind == "gauge" else 0.0
-        metric.samples.append((sample, labels, numbers[2 * at], timestamp))
+        shown = holder if kind == "gauge" else ()
+        metric.samples.append((sample, labels, shown, numbers[2 * at], timestamp))
 
 
 def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
@@ -207,9 +225,8 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
     merged: dict[Labels, dict[tuple[str, Labels], list[float]]] = {}
     newest: dict[tuple[str, Labels], float] = {}
     buckets: dict[Labels, dict[float, list[float]]] = {}
-    for name, labels, value, timestamp in metric.samples:
-        if mode and mode != "all":
-            labels = _without("pid", labels)  # noqa: PLW2901
+    for name, labels, holder, value, timestamp in metric.samples:
+        labels = _without("pid", labels) if mode and mode != "all" else _beside(labels, holder)  # noqa: PLW2901
         bound = dict(labels).get("le") if metric.kind == "histogram" else None
         if bound is not None:
             found = buckets.setdefault(_without("le", labels), {})
@@ -265,6 +282,19 @@ _COMBINE: dict[str, Callable[[list[float]], float]] = {
     "mostrecent": _last,
 }
 """How the values of several files are combined, by mode; the other modes are summed."""
+
+
+def _beside(labels: Labels, holder: Labels) -> Labels:
+    """Return labels with those of a holder.
+
+    A label of its own ``host`` is renamed, as Prometheus does it with those that are in its way.
+    ``pid`` is not, for prometheus_client does not.
+    """
+    if any(name == "host" for name, _value in holder):
+        labels = tuple(
+            ("exported_host" if name == "host" else name, value) for name, value in labels
+        )
+    return (*labels, *holder)
 
 
 def _without(name: str, labels: Labels) -> Labels:

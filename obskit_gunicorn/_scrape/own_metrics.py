@@ -71,6 +71,10 @@ class Scrape:
                 family.add_metric(labels, value)
             yield family
 
+    def others(self) -> Iterator[Metric]:
+        """Yield nothing more."""
+        return iter(())
+
     def ready_workers(self) -> int:
         """Return how many workers have booted."""
         # One that moves to another slot has two leases for a moment.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
@@ -12,7 +13,7 @@ from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format, Names
 from obskit_gunicorn._scrape.own_metrics import Scrape
-from obskit_gunicorn._scrape.source import restricted
+from obskit_gunicorn._scrape.source import Reading, restricted
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
 
@@ -59,8 +60,12 @@ class SharedRegistry(CollectorRegistry):
         wanted = frozenset(names)
         return Families(lambda: restricted(self.collect(), wanted))
 
-    def scrape(self) -> Scrape:
-        """Read what all processes share; never raises."""
+    def scrape(self) -> Reading:
+        """Read what all processes share.
+
+        Raises:
+            UnavailableError: It cannot be read now. Never of a directory, only of a fleet.
+        """
         return Scrape(self._path or _current_path())
 
     def _families(self) -> Iterator[Metric]:
@@ -68,7 +73,7 @@ class SharedRegistry(CollectorRegistry):
         yield from scrape.snapshot.metrics()
         yield from self.beside(scrape)
 
-    def beside(self, scrape: Scrape) -> Iterator[Metric]:
+    def beside(self, scrape: Reading) -> Iterator[Metric]:
         """Yield gauges about a scrape, then other collectors' families unless their name is taken.
 
         Prometheus rejects a whole exposition in which a name occurs twice.
@@ -78,7 +83,10 @@ class SharedRegistry(CollectorRegistry):
             types[gauge.name] = gauge.type
             yield gauge
         taken = {name for family in types.items() for name in _exposed_names(*family)}
-        others = (family for collector in self._others for family in collector.collect())
+        others = chain(
+            scrape.others(),
+            (family for collector in self._others for family in collector.collect()),
+        )
         yield from exposed_once(others, taken, self._reported)
 
 
@@ -89,7 +97,11 @@ class Exposition:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Read what all processes share; never raises."""
+        """Read what all processes share.
+
+        Raises:
+            UnavailableError: It cannot be read now. Never of a directory, only of a fleet.
+        """
         self._registry = registry
         self._scrape = registry.scrape() if isinstance(registry, SharedRegistry) else None
         self._rest: list[Metric] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 
@@ -15,15 +15,40 @@ if TYPE_CHECKING:
     from obskit_gunicorn._scrape.families import Family
 
 
+class Part(NamedTuple):
+    """A piece of what was read, before it becomes families: for who adds it up with other hosts'.
+
+    The kinds whose values are summed have one part each, all others one for each file.
+    """
+
+    prefix: str
+    """The kind, as in the names of metric files."""
+
+    holder: str
+    """Who has written the file; empty for a sum."""
+
+    keys: Sequence[bytes]
+    """The keys, as they stand in metric files; never changed, only replaced."""
+
+    numbers: Sequence[float]
+    """A sum for each key; of a file, value and timestamp of each."""
+
+
 class Snapshot:
-    """The result of one collection; immutable, so any number of threads may use it."""
+    """The result of one collection; immutable, so any number of threads may use it.
+
+    Attributes:
+        parts: What was added up, if the collector was asked to keep it.
+    """
 
     def __init__(
         self,
         families: list[Family],
         totals: dict[str, Sequence[float]],
         others: list[Metric],
+        parts: Sequence[Part] = (),
     ) -> None:
+        self.parts = parts
         self._families = families
         self._values = [family.values(totals[family.prefix]) for family in families]
         self._others = others
@@ -107,3 +132,17 @@ class Source(Protocol):
         Raises:
             OSError: The source cannot be read.
         """
+
+
+class Reading(Protocol):
+    """What one scrape has read."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The metrics."""
+
+    def gauges(self) -> Iterator[Metric]:
+        """Yield gauges about the reading."""
+
+    def others(self) -> Iterator[Metric]:
+        """Yield more families, which are left out where their name is taken."""

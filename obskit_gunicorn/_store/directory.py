@@ -13,6 +13,9 @@ The directory contains::
 
     slots.lock              the directory lock, its owner's alone; records protocol and generation
     slots.generation        the same record, for readers
+    exporter.sock           the exporter's socket for workers, if many hosts come together
+    fleet.json              what of this generation was published, in the same case
+    unpublished-*           what a killed server has counted and nobody has published yet
     slotN.lease             the lease of slot N, with a record of its holder, for people
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
     <type>_slotN.new        a metric file that is not complete yet
@@ -36,14 +39,15 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._store import forks
+from obskit_gunicorn._log import log
+from obskit_gunicorn._store import forks, remains
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.identity import acting_user
 from obskit_gunicorn._store.leases import Lease, Role, read_json
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_directory, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 PROTOCOL = 2
 """The version of the rules in this module. A directory in use with a later version is not used."""
@@ -53,6 +57,9 @@ _BY_FLOCK = 1
 
 LOCK_NAME = "slots.lock"
 GENERATION_NAME = "slots.generation"
+SOCKET_NAME = "exporter.sock"
+"""Where the exporter answers workers that show the metrics of many hosts."""
+
 LOCK_WAIT_SECONDS = 2.0
 """How long to wait for the directory lock before metrics stay in memory."""
 
@@ -120,7 +127,12 @@ class SlotDirectory:
                         return
 
     def start_generation(
-        self, *, keep: bool, private: bool = False, started: float | None = None
+        self,
+        *,
+        keep: bool,
+        private: bool = False,
+        continued: Mapping[str, Any] | None = None,
+        keep_unpublished: bool = False,
     ) -> tuple[Lease, bool]:
         """Start a generation if nobody uses the directory, and take the arbiter's lease.
 
@@ -130,8 +142,10 @@ class SlotDirectory:
         Args:
             keep: Never wipe; continue from the totals of earlier runs.
             private: Record that the last holder removes the directory.
-            started: When the generation began that this one continues, because its directory was
-                removed.
+            continued: What tells the generation that this one continues, because its directory was
+                removed: ``started`` and ``id``.
+            keep_unpublished: Keep what a killed server has counted and its exporter has not
+                published, see :mod:`obskit_gunicorn._store.remains`.
 
         Returns:
             The lease, and whether the directory was wiped.
@@ -145,12 +159,12 @@ class SlotDirectory:
             in_use = self._is_in_use(by_flock=_is_by_flock(generation))
             wiped = not keep and not in_use
             if wiped:
-                self._wipe()
+                self._wipe(keep_unpublished=keep_unpublished)
             if in_use:
                 self._check_protocol(generation)
             if wiped or "started" not in generation:
-                began = {"started": started or time.time(), "private": private}
-                generation = {**generation, **began}
+                began = continued or {"started": time.time(), "id": os.urandom(8).hex()}
+                generation = {**generation, **began, "private": private}
             if not in_use or "protocol" not in generation:
                 generation["protocol"] = _best_protocol(lock_file)
                 self._record(lock_file, generation)
@@ -203,7 +217,7 @@ class SlotDirectory:
             return self._records(by_flock=None)
 
     def generation(self) -> dict[str, Any]:
-        """Return what is recorded: ``protocol``, ``started`` (Unix seconds), ``private``.
+        """Return what is recorded: ``protocol``, ``started`` (Unix seconds), ``id``, ``private``.
 
         Never raises; without ``started`` if no arbiter has begun a generation.
         """
@@ -234,8 +248,14 @@ class SlotDirectory:
                 if parsed.is_live_gauge and is_over and self._is_free(name, by_flock=by_flock):
                     self._unlink(name)
 
-    def remove_if_unused(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> bool:
+    def remove_if_unused(
+        self, *, wait_seconds: float = LOCK_WAIT_SECONDS, unpublished_to: str | None = None
+    ) -> bool:
         """Remove the whole directory unless it is in use.
+
+        Args:
+            wait_seconds: How long to wait for the directory lock.
+            unpublished_to: The directory to which what is unpublished is moved before.
 
         Returns:
             Whether it was removed.
@@ -246,6 +266,8 @@ class SlotDirectory:
         with self.locked(wait_seconds=wait_seconds) as lock_file:
             if self._is_in_use(by_flock=_is_by_flock(read_json(lock_file.descriptor))):
                 return False
+            if unpublished_to is not None:
+                remains.keep(self.path, unpublished_to, GENERATION_NAME)
             shutil.rmtree(self.path, ignore_errors=True)
             return True
 
@@ -400,7 +422,14 @@ class SlotDirectory:
                 records[name.removesuffix(".lease")] = record
         return records
 
-    def _wipe(self) -> None:
+    def _wipe(self, *, keep_unpublished: bool) -> None:
+        if keep_unpublished:
+            try:
+                remains.keep(self.path, self.path, GENERATION_NAME)
+            except OSError as error:
+                log.warning("obskit: what was not published in %s is lost: %s", self.path, error)
+        else:
+            remains.drop(self.path)
         for name in os.listdir(self.path):
             # Files of writers that do not know slots are removed too, as prometheus_client advises:
             # the counts of an earlier run would be added to the totals of this one.
@@ -528,9 +557,9 @@ def is_slot(name: str) -> bool:
 
 def _is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
-    if name.startswith((LOCK_NAME, GENERATION_NAME)) or MetricFileName.parse(
-        name.removesuffix(".damaged")
-    ):
+    if name.startswith(
+        (LOCK_NAME, GENERATION_NAME, remains.NOTE_NAME, SOCKET_NAME)
+    ) or MetricFileName.parse(name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
     return is_slot(holder) and name.endswith((".lease", ".new"))

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store import forks, private
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, SlotDirectory
@@ -59,11 +59,19 @@ class Membership:
         self.is_configuring = False
         self._wanted: str | None = None
         self._arbiter_pid = 0
-        self._begun: dict[str, float | None] = {}
+        self._begun: dict[str, dict[str, Any] | None] = {}
         self._place: mmap.mmap | None = None
         self._facts: dict[str, object] = {}
 
-    def begin(self, path: str | None, *, keep: bool, user: int, group: int) -> bool:
+    def begin(
+        self,
+        path: str | None,
+        *,
+        keep: bool,
+        user: int,
+        group: int,
+        keep_unpublished: bool = False,
+    ) -> bool:
         """Become the arbiter of a directory.
 
         May be called again. For the same directory the second call never wipes: an arbiter begins
@@ -74,6 +82,7 @@ class Membership:
             keep: Continue from the totals of earlier runs.
             user: The uid that workers will run as.
             group: Their gid.
+            keep_unpublished: Keep what a killed server has counted and nobody has published.
 
         Returns:
             Whether a new generation was started.
@@ -90,24 +99,44 @@ class Membership:
                 self.directory, self.is_private = None, False
         set_owner(user, group)
         if path is not None:
-            return self._begin_in(SlotDirectory(path), keep=keep, user=user, group=group)
+            return self._begin_in(
+                SlotDirectory(path),
+                keep=keep,
+                user=user,
+                group=group,
+                keep_unpublished=keep_unpublished,
+            )
         with forks.guard():
-            started = None if lost is None else self._begun.get(lost.path)
-            private.remove_leftovers(user)
-            self.directory, self.lease = private.make(user, started=started)
+            continued = None if lost is None else self._begun.get(lost.path)
+            if not keep_unpublished:
+                private.remove_leftovers(user)  # first, for the room that they take
+            self.directory, self.lease = private.make(user, continued=continued)
+            if keep_unpublished:
+                private.remove_leftovers(user, unpublished_to=self.directory.path)
             self.is_private = True
             self._note_begun(self.directory)
             return True
 
-    def _begin_in(self, directory: SlotDirectory, *, keep: bool, user: int, group: int) -> bool:
+    def _begin_in(
+        self,
+        directory: SlotDirectory,
+        *,
+        keep: bool,
+        user: int,
+        group: int,
+        keep_unpublished: bool,
+    ) -> bool:
         again = directory.path in self._begun
-        started = self._begun.setdefault(directory.path, None)
+        continued = self._begun.setdefault(directory.path, None)
         is_private = private.is_private(directory) or self.is_private
         directory.provide(user, group, mode=0o700 if is_private else 0o755)
         with forks.guard():
             try:
                 self.lease, wiped = directory.start_generation(
-                    keep=keep or again, private=is_private, started=started
+                    keep=keep or again,
+                    private=is_private,
+                    continued=continued,
+                    keep_unpublished=keep_unpublished,
                 )
             except OSError as error:
                 # If the error may pass, keep the directory: workers, and later this process, may
@@ -120,8 +149,11 @@ class Membership:
             return wiped
 
     def _note_begun(self, directory: SlotDirectory) -> None:
-        """Note when the generation began, and tell the workers where the arbiter is."""
-        self._begun[directory.path] = directory.generation().get("started")
+        """Note which generation has begun, and tell the workers where the arbiter is."""
+        generation = directory.generation()
+        names = {"started", "id"} & generation.keys()
+        known: dict[str, Any] = {name: generation[name] for name in names}
+        self._begun[directory.path] = known or None
         if self._place is None:
             self._place = mmap.mmap(-1, mmap.PAGESIZE)  # shared with every fork
         path = os.fsencode(directory.path) + b"\0"

@@ -14,12 +14,12 @@ import shutil
 import stat
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._store.directory import SlotDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from obskit_gunicorn._store.leases import Lease
 
@@ -39,12 +39,12 @@ def may_stay(directory: SlotDirectory) -> bool:
     return os.path.isdir(directory.path) or os.access(parent, os.W_OK | os.X_OK)
 
 
-def make(user: int, *, started: float | None = None) -> tuple[SlotDirectory, Lease]:
+def make(user: int, *, continued: Mapping[str, Any] | None = None) -> tuple[SlotDirectory, Lease]:
     """Create a private directory, and take the arbiter's lease in it.
 
     Args:
         user: The uid of the workers, with whose rights this is done.
-        started: When the generation began that goes on here, because its directory is lost.
+        continued: What tells the generation that goes on here, because its directory is lost.
 
     Raises:
         OSError: No private directory can be created.
@@ -53,19 +53,21 @@ def make(user: int, *, started: float | None = None) -> tuple[SlotDirectory, Lea
     for parent in _parents(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:
-                return _make_in(parent, user, started)
+                return _make_in(parent, user, continued)
             except OSError as reason:
                 error = reason
     raise error
 
 
-def _make_in(parent: str, user: int, started: float | None) -> tuple[SlotDirectory, Lease]:
+def _make_in(
+    parent: str, user: int, continued: Mapping[str, Any] | None
+) -> tuple[SlotDirectory, Lease]:
     # It has another name until it is leased, so that a server which starts at the same time does
     # not remove it as a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
     try:
         lease, _ = SlotDirectory(unfinished).start_generation(
-            keep=False, private=True, started=started
+            keep=False, private=True, continued=continued
         )
         path = os.path.join(parent, os.path.basename(unfinished)[1:])
         os.rename(unfinished, path)
@@ -76,14 +78,21 @@ def _make_in(parent: str, user: int, started: float | None) -> tuple[SlotDirecto
     return SlotDirectory(path), lease
 
 
-def remove_leftovers(user: int) -> None:
-    """Remove the private directories that killed runs of this user left behind."""
+def remove_leftovers(user: int, *, unpublished_to: str | None = None) -> None:
+    """Remove the private directories that killed runs of this user left behind.
+
+    Args:
+        user: The uid of their workers.
+        unpublished_to: The directory to which what is unpublished is moved before.
+    """
     for parent in _parents(user):
         with contextlib.suppress(OSError), os.scandir(parent) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     if _may_be_left(entry, user):
-                        SlotDirectory(entry.path).remove_if_unused(wait_seconds=0)
+                        SlotDirectory(entry.path).remove_if_unused(
+                            wait_seconds=0, unpublished_to=unpublished_to
+                        )
 
 
 def find() -> list[str]:

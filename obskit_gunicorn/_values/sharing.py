@@ -124,7 +124,9 @@ def _put_directory_back() -> Iterator[tuple[int, str]]:
     )
 
 
-def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
+def begin(
+    path: str | None, *, keep: bool, user: int, group: int, keep_unpublished: bool = False
+) -> None:
     """Share metrics in a directory as its arbiter; runs in the arbiter.
 
     May be called again. Then it does nothing, unless the directory has changed or was removed or
@@ -135,6 +137,7 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
         keep: Continue from the totals of earlier runs.
         user: The uid that workers run as.
         group: Their gid.
+        keep_unpublished: Keep what a killed server has counted and nobody has published.
     """
     if membership.has_begun_in(path):
         return
@@ -157,7 +160,7 @@ def begin(path: str | None, *, keep: bool, user: int, group: int) -> None:
     # This process must not have files open while the directory is wiped.
     values.withdraw(take_along=not membership.has_ever_begun)
     try:
-        membership.begin(path, keep=keep, user=user, group=group)
+        membership.begin(path, keep=keep, user=user, group=group, keep_unpublished=keep_unpublished)
     except OSError as error:
         problem = explain(error, path or "private directory")
         if [problem] != _last_problem:

@@ -1,0 +1,223 @@
+"""This host as a member of a fleet: what it publishes, and what it shows of all of them.
+
+Lives in the exporter, or in ``obskit-gunicorn serve`` with a store and no directory, which shows
+the fleet and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from obskit_gunicorn._fleet.publisher import Publisher, Reading
+from obskit_gunicorn._fleet.reporter import Reporter
+from obskit_gunicorn._fleet.source import FleetReading, FleetSource
+from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.collector import DirectoryCollector
+from obskit_gunicorn._scrape.own_metrics import Scrape
+from obskit_gunicorn._scrape.registry import SharedRegistry
+from obskit_gunicorn._store import remains
+from obskit_gunicorn._store.directory import SlotDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.core import Metric
+
+    from obskit_gunicorn._fleet.store import Store
+
+_CONFLICTS = "obskit_gunicorn_fleet_conflicts"
+_PREFIX = "obskit_gunicorn_fleet_"
+_LOOK_SECONDS = 3600.0
+"""How long this process does not look at the fleet, if nobody asks for it; then it folds hosts."""
+
+_MOST_READINGS = 5
+
+
+class Member:
+    """This host's part of a fleet. Thread-safe.
+
+    Attributes:
+        registry: What all hosts have counted.
+        reporter: What publishes every interval; ``None`` if this process has nothing to publish.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        host: str,
+        interval: float,
+        returns: bool = False,
+        own: SharedRegistry | None = None,
+        directory: Callable[[], str] | None = None,
+    ) -> None:
+        """Name the fleet; nothing is opened.
+
+        Args:
+            store: Where the fleet comes together.
+            host: This host's name.
+            interval: How often it publishes, in seconds.
+            returns: Whether its directory goes on after its end.
+            own: What this host exposes; ``None`` if it only shows the fleet.
+            directory: Returns the multiprocess directory of this host, which may move.
+        """
+        self._store, self._host, self._interval = store, host, interval
+        self._source = FleetSource(store)
+        self._publisher: Publisher | None = None
+        self._left: dict[str, Publisher] = {}
+        self._looked = time.monotonic()
+        self.reporter: Reporter | None = None
+        if own is not None and directory is not None:
+            self._directory = directory
+            self._publisher = Publisher(
+                store,
+                lambda: read_host(directory(), host, own),
+                host=host,
+                interval=interval,
+                returns=returns,
+            )
+            self.reporter = Reporter(
+                self._send,
+                interval,
+                what=f"publishing to {store.where}",
+                effect="the page of the fleet answers 503; this host's own page and its requests "
+                "are not affected",
+            )
+            own.register(_Figures(self._publisher, self.reporter))
+        self.registry = _FleetRegistry(self._read)
+
+    def _read(self) -> FleetReading:
+        """Publish, and read what all have published: who scrapes any host sees no count fall.
+
+        Raises:
+            UnavailableError: The store cannot be used.
+        """
+        if self._publisher is not None:
+            self._publisher.publish()
+        self._looked = time.monotonic()
+        return self._source.read()
+
+    def _send(self, ended: bool) -> None:
+        assert self._publisher is not None
+        self._publisher.publish(ended=ended)
+        if not ended:
+            self._publish_remains()
+            if time.monotonic() - self._looked > _LOOK_SECONDS:
+                self._looked = time.monotonic()
+                self._source.read()
+
+    def _publish_remains(self) -> None:
+        """Publish what a killed server has left unpublished, and remove it."""
+        found = remains.find(self._directory())
+        self._left = {path: self._left[path] for path in found if path in self._left}
+        for path in found:
+            publisher = self._left.get(path)
+            if publisher is None:
+                publisher = self._left[path] = Publisher(
+                    self._store,
+                    lambda path=path: _read_remains(path, self._host),  # type: ignore[misc]
+                    host=self._host,
+                    interval=self._interval,
+                    returns=False,
+                )
+            publisher.publish(ended=True)
+            shutil.rmtree(path, ignore_errors=True)
+            log.info("what a killed server had counted last in %s is published", path)
+
+
+class _FleetRegistry(SharedRegistry):
+    """A registry of what all hosts of a fleet have counted."""
+
+    def __init__(self, read: Callable[[], FleetReading]) -> None:
+        super().__init__()
+        self._read = read
+
+    def scrape(self) -> FleetReading:
+        """Read the store.
+
+        Raises:
+            UnavailableError: The store cannot be used.
+        """
+        return self._read()
+
+
+class _Figures(Collector):
+    """What this host's own page says about its publications; never touches the store."""
+
+    def __init__(self, publisher: Publisher, reporter: Reporter) -> None:
+        self._publisher, self._reporter = publisher, reporter
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        if self._reporter.is_up is not None:
+            yield GaugeMetricFamily(
+                f"{_PREFIX}store_up",
+                "Whether the store could be used.",
+                value=self._reporter.is_up,
+            )
+        if self._publisher.published is not None:
+            yield GaugeMetricFamily(
+                f"{_PREFIX}published_age_seconds",
+                "How long ago this host has published.",
+                value=time.monotonic() - self._publisher.published,
+            )
+        yield CounterMetricFamily(
+            _CONFLICTS,
+            "How often the store did not know what this host believed: others have published the "
+            "same directory, or the store has lost something.",
+            value=self._publisher.conflicts,
+        )
+
+
+def read_host(directory: str, host: str, own: SharedRegistry) -> Reading:
+    """Read what a host has counted, and what is to be said about it.
+
+    Raises:
+        OSError: The directory cannot be read, or begins anew all the time.
+    """
+    for _ in range(_MOST_READINGS):
+        before = generation_of(directory, host)
+        scrape = Scrape(directory)
+        if scrape.collector is None:
+            raise OSError(f"{directory} cannot be read")
+        if before == generation_of(scrape.collector.path, host):
+            figures = (
+                family
+                for family in own.beside(scrape)
+                if not family.name.startswith(_PREFIX) or family.name == _CONFLICTS
+            )
+            return Reading(scrape.collector.path, before, scrape.snapshot.parts, figures)
+    raise OSError(f"{directory} begins a generation again and again")
+
+
+def _read_remains(path: str, host: str) -> Reading:
+    """Read what a killed server has left.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    collector = DirectoryCollector(path)
+    collector.keep_parts()
+    return Reading(path, generation_of(path, host), collector.collect().parts, ())
+
+
+def generation_of(directory: str, host: str) -> str:
+    """Return what tells the counts of a directory's generation from all others.
+
+    Raises:
+        OSError: There is no such directory.
+    """
+    generation: dict[str, Any] = SlotDirectory(directory).generation()
+    if "id" in generation:
+        return str(generation["id"])
+    # Of an older release, or no arbiter has been here.
+    status = os.stat(directory)
+    known = generation.get("started") or f"{directory} {status.st_dev} {status.st_ino}"
+    return blake2b(f"{host} {known}".encode(), digest_size=8).hexdigest()

@@ -1,0 +1,92 @@
+"""What a killed server has counted and nobody has published: kept when the next one wipes.
+
+The arbiter that begins a generation moves the files into a directory of their own, beside those of
+the new generation. The exporter publishes them as the counts of a server that has ended, and
+removes them. Only where many hosts come together in a store; otherwise a wipe is a wipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+
+from obskit_gunicorn._store.fileformat import MetricFileName
+
+PREFIX = "unpublished-"
+"""How the names of such directories begin."""
+
+NOTE_NAME = "fleet.json"
+"""What the exporter has noted about its publications, see ``_fleet/note.py``."""
+
+_MOST = 4
+_KINDS = ("counter", "histogram", "summary")
+
+
+def find(directory: str) -> list[str]:
+    """Return the paths of what is unpublished in a directory.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return sorted(
+        os.path.join(directory, name)
+        for name in os.listdir(directory)
+        if name.startswith(PREFIX) and not name.endswith(".new")
+    )
+
+
+def keep(source: str, directory: str, generation_name: str) -> None:
+    """Move what is unpublished in a directory that nobody uses out of the way of a wipe.
+
+    The note says whether there is anything. It moves last, so that a move that was cut short is
+    finished by the next start. Of very many the oldest are removed.
+
+    Args:
+        source: Where it is.
+        directory: Where it is kept; perhaps the same.
+        generation_name: The name of the file that says which generation it is.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
+    note = os.path.join(source, NOTE_NAME)
+    try:
+        with open(note, encoding="utf-8") as file:
+            found = json.load(file)
+        if found["ended"]:
+            return
+        name = f"{PREFIX}{found['generation']}"
+        if os.sep in name:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    target = os.path.join(directory, name)
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    for each in os.listdir(source):
+        parsed = MetricFileName.parse(each)
+        if parsed is not None and parsed.prefix in _KINDS:
+            _move(os.path.join(source, each), os.path.join(target, each))
+    for each in (generation_name, NOTE_NAME):
+        with contextlib.suppress(FileNotFoundError):
+            _move(os.path.join(source, each), os.path.join(target, each))
+    kept = sorted(find(directory), key=lambda path: os.stat(path).st_mtime)
+    for path in kept[:-_MOST]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def drop(directory: str) -> None:
+    """Remove what is unpublished: it is no longer wanted."""
+    with contextlib.suppress(OSError):
+        for path in find(directory):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _move(source: str, target: str) -> None:
+    """Move a file; to another file system too."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        os.unlink(source)
