@@ -1,0 +1,1 @@
+"""Many hosts: what each counts, brought together."""
