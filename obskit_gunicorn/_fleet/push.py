@@ -34,6 +34,7 @@ _JOB = "gunicorn"
 _TIMEOUT_SECONDS = 5.0
 _SERIES_A_REQUEST = 2000
 _REQUESTS_TO_FIND_REFUSED = 48
+_MOST_REFUSALS = 8
 _MOST_GONE = 10_000
 _HOUR = 3600.0
 _GROWING = {
@@ -58,17 +59,26 @@ class _Series:
         needs_zero: Whether its first value still needs a 0 before it.
         is_open: Whether a value was sent that no stale marker follows.
         push: The number of the last push that had a value of it.
-        held_until: Not sent before this monotonic time: the endpoint has refused it.
+        refusals: How often, one after the other, the endpoint has refused it alone.
+        held_until: The number of the push that tries it again, if it was refused.
     """
 
-    __slots__ = ("grows", "head", "held_until", "identity", "is_open", "needs_zero", "push")
+    __slots__ = (
+        "grows",
+        "head",
+        "held_until",
+        "identity",
+        "is_open",
+        "needs_zero",
+        "push",
+        "refusals",
+    )
 
     def __init__(self, identity: bytes, *, grows: bool) -> None:
         self.identity, self.grows, self.needs_zero = identity, grows, grows
         self.head = remote_write.head(identity)
         self.is_open = False
-        self.push = 0
-        self.held_until = -math.inf
+        self.push = self.refusals = self.held_until = 0
 
 
 _Point = tuple[_Series, bytes]
@@ -82,7 +92,7 @@ class Push:
     Attributes:
         where: The URL as it may be shown: without user information and query.
         held_back: How many series the last push has left out, because the endpoint refuses them.
-            They are tried again each hour.
+            Each is tried again, alone, after 2, 4, 8 and at last every 256 pushes.
     """
 
     def __init__(
@@ -132,7 +142,6 @@ class Push:
         Raises:
             PushError: Not all was accepted. What was not is sent with newer values next time.
         """
-        self._pushes += 1
         self._refusal = ""
         self._searches = _REQUESTS_TO_FIND_REFUSED
         try:
@@ -182,7 +191,8 @@ class Push:
         Raises:
             EndpointError: They cannot be read.
         """
-        found, push, now = [], self._pushes, time.monotonic()
+        self._pushes += 1
+        found, push = [], self._pushes
         by_sample, number = self._by_sample, remote_write.number
         families = []
         self.held_back = 0
@@ -195,7 +205,7 @@ class Push:
                     if series.push == push:
                         continue  # of two samples of one series the first counts, as at a scrape
                     series.push = push
-                    if series.held_until > now:
+                    if series.held_until > push:
                         self.held_back += 1
                     else:
                         found.append((series, number(sample.value)))
@@ -253,8 +263,13 @@ class Push:
             OSError: As :meth:`Connection.post`.
             http.client.HTTPException: As :meth:`Connection.post`.
         """
+        suspects = [point for point in points if point[0].refusals]
+        if suspects:
+            points = [point for point in points if not point[0].refusals]
         for start in range(0, len(points), _SERIES_A_REQUEST):
             yield from self._deliver_one(sender, points[start : start + _SERIES_A_REQUEST], at)
+        for point in suspects:
+            yield from self._deliver_one(sender, [point], at)
 
     def _deliver_one(self, sender: _Sender, points: list[_Point], at: int) -> Iterator[_Point]:
         """Send one request; if it is refused look for the series that are the reason.
@@ -273,13 +288,19 @@ class Push:
             refusal = sender.post(remote_write.request(((s.head, v) for s, v in batch), at))
             if refusal is None:
                 some_accepted = self._may_search = True
+                for series, _ in batch:
+                    series.refusals = 0
                 yield from batch
                 continue
-            self._refusal = self._refusal or refusal
             # A clock that was ahead, and was refused for that, must not hold up the right one.
             self._last_ms = before
+            first = batch[0][0]
+            if first.refusals:
+                self._hold(first)  # this was said when it was found
+                continue
+            self._refusal = self._refusal or refusal
             if len(batch) == 1:
-                refused.append(batch[0][0])
+                refused.append(first)
                 if not some_accepted:
                     # It is no single series: a clock, or another process that pushes the same.
                     self._may_search = False
@@ -289,8 +310,14 @@ class Push:
                 waiting += [batch[middle:], batch[:middle]]
         if some_accepted:
             for series in refused:
-                series.held_until = time.monotonic() + _HOUR
-                series.is_open = False
+                self._hold(series)
+
+    def _hold(self, series: _Series) -> None:
+        """Leave a series out of the next pushes: soon it may be accepted, or it never is."""
+        series.refusals = min(series.refusals + 1, _MOST_REFUSALS)
+        series.held_until = self._pushes + 2**series.refusals
+        series.is_open = False
+        self.held_back += 1
 
 
 class _Sender:
