@@ -37,6 +37,7 @@ _REQUESTS_TO_FIND_REFUSED = 48
 _MOST_REFUSALS = 8
 _MOST_GONE = 10_000
 _HOUR = 3600.0
+_MINUTE_MS = 60_000
 _GROWING = {
     "counter": {"", "_total"},
     "histogram": {"_bucket", "_count", "_sum"},
@@ -123,7 +124,7 @@ class Push:
         self._by_identity: dict[bytes, _Series] = {}
         self._gone: dict[bytes, None] = {}
         self._pushes = 0
-        self._last_ms = 0
+        self._last_ms = self._refused_ms = 0
         self._next_metadata = -math.inf
         self._families: list[tuple[str, str, str, str]] = []
         self._may_search = True
@@ -147,9 +148,7 @@ class Push:
         try:
             compress = _compressor()
             points = self._points()
-            at = max(int(time.time() * 1000), self._last_ms + 2, remote_write.TIMES.start + 1)
-            if at + 1 not in remote_write.TIMES:
-                raise EndpointError("the clock is wrong: it shows a year after 2109")
+            at = self._time()
             with self._endpoint.connected(_TIMEOUT_SECONDS) as connection:
                 self._send(_Sender(connection, compress), points, at, ended=ended)
         except EndpointError as error:
@@ -252,6 +251,22 @@ class Push:
             if len(self._gone) > _MOST_GONE:
                 del self._gone[next(iter(self._gone))]
 
+    def _time(self) -> int:
+        """Return the time of the next push, in ms.
+
+        Raises:
+            EndpointError: It cannot be sent.
+        """
+        now = int(time.time() * 1000)
+        last = self._last_ms
+        if self._refused_ms < now + _MINUTE_MS:
+            last = max(last, self._refused_ms)  # some endpoints refuse one part and take the rest
+        # Otherwise the clock was ahead, and refused for that: it must not hold up the right one.
+        at = max(now, last + 2, remote_write.TIMES.start + 1)
+        if at + 1 not in remote_write.TIMES:
+            raise EndpointError("the clock is wrong: it shows a year after 2109")
+        return at
+
     # --------------------------------------------------------------------------------------------
     # How it is sent
 
@@ -292,8 +307,7 @@ class Push:
                     series.refusals = 0
                 yield from batch
                 continue
-            # A clock that was ahead, and was refused for that, must not hold up the right one.
-            self._last_ms = before
+            self._last_ms, self._refused_ms = before, at
             first = batch[0][0]
             if first.refusals:
                 self._hold(first)  # this was said when it was found
