@@ -38,6 +38,12 @@ class Config:
     metrics_collectors: object = ()
     metrics_requests: object = True
     metrics_buckets: object = (0.1, 1.0)
+    metrics_redis: object = None
+    metrics_redis_name: object = "default"
+    metrics_redis_interval: object = 5.0
+    metrics_host: object = None
+    metrics_fleet_path: object = "/metrics/fleet"
+    metrics_push: object = None
 
 
 def options(environment: dict[str, str] | None = None, **values: object) -> Any:

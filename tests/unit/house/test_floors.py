@@ -20,6 +20,7 @@ FLOORS = (
     {"_version", "_log", "errors", "_prometheus", "_store"},
     {"_values"},
     {"_scrape"},
+    {"_fleet"},
     {"_exporter", "multiprocess"},
     {"_gunicorn"},
     {"config", "_doctor"},
