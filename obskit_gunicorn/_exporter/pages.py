@@ -77,7 +77,7 @@ class Pages:
                 collector = self._collector
                 self._socket = WorkersSocket(lambda: collector.path, _OnlyFleet(fleet))
         if options.metrics_push and directory is not None:
-            self._push(options.metrics_push, options, registry)
+            self._push(options.metrics_push, options, registry, directory)
         registry.register(UserCollectors(options.metrics_collectors))
         self.register = registry.register
         self._expositions = {
@@ -108,13 +108,13 @@ class Pages:
             self._reporters.append(member.reporter)
         return member.registry
 
-    def _push(self, url: str, options: Options, own: SharedRegistry) -> None:
+    def _push(self, url: str, options: Options, own: SharedRegistry, directory: str) -> None:
         """Push what this host exposes."""
-        from obskit_gunicorn._fleet.push import Push
+        from obskit_gunicorn._fleet.pusher import Pusher
 
-        push = Push(url, options.metrics_host, own.collect)
+        push = Pusher(url, options.metrics_host, own.collect, directory)
         reporter = Reporter(
-            lambda ended: push.send(ended=ended),
+            push.send,
             options.metrics_redis_interval,
             what=f"pushing to {push.where}",
             effect="nothing is stored there; scrapes and requests are not affected",

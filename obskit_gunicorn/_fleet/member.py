@@ -104,10 +104,10 @@ class Member:
         self._looked = time.monotonic()
         return self._source.read()
 
-    def _send(self, ended: bool) -> None:
+    def _send(self, ended: bool, is_last: bool) -> None:
         assert self._publisher is not None
         self._publisher.publish(ended=ended)
-        if not ended:
+        if not is_last:
             self._publish_remains()
             if time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._looked = time.monotonic()

@@ -30,12 +30,13 @@ class Reporter:
     """
 
     def __init__(
-        self, send: Callable[[bool], object], interval: float, *, what: str, effect: str
+        self, send: Callable[[bool, bool], object], interval: float, *, what: str, effect: str
     ) -> None:
         """Name the function; nothing is called.
 
         Args:
-            send: Tells; is given whether it is the last time, and raises what is wrong.
+            send: Tells; is given whether nobody counts any more, and whether this process ends;
+                raises what is wrong.
             interval: How often, in seconds.
             what: What is told, for the log.
             effect: What is missing when it fails, for the log.
@@ -65,30 +66,24 @@ class Reporter:
         if thread.is_alive():
             self._note("it takes too long", is_last=True)
 
-    def tell(self, *, ended: bool = False) -> bool:
-        """Call the function; log an error, and return whether there was none."""
-        error = self._try(ended)
-        self._note(error)
-        return not error
-
     def _run(self) -> None:
         while not self._is_over.is_set():
             started = time.monotonic()
-            self.tell()
+            self._note(self._try(ended=False, is_last=False))
             self._is_over.wait(max(0.0, self._interval - (time.monotonic() - started)))
 
     def _run_last(self, ended: bool, deadline: float) -> None:
-        while error := self._try(ended):
+        while error := self._try(ended=ended, is_last=True):
             if time.monotonic() + _RETRY_SECONDS > deadline:
                 self._note(error, is_last=True)
                 return
             time.sleep(_RETRY_SECONDS)
 
-    def _try(self, ended: bool) -> str:
+    def _try(self, *, ended: bool, is_last: bool) -> str:
         """Call the function; return what is wrong, if anything."""
         try:
             with self._turn:
-                self._send(ended)
+                self._send(ended, is_last)
         except Exception as error:
             return str(error) or type(error).__name__
         return ""

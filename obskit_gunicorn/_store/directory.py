@@ -15,6 +15,7 @@ The directory contains::
     slots.generation        the same record, for readers
     exporter.sock           the exporter's socket for workers, if many hosts come together
     fleet.json              what of this generation was published, in the same case
+    push.lock               whose turn it is to push this generation's metrics, if they are
     unpublished-*           what a killed server has counted and nobody has published yet
     slotN.lease             the lease of slot N, with a record of its holder, for people
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
@@ -59,6 +60,9 @@ LOCK_NAME = "slots.lock"
 GENERATION_NAME = "slots.generation"
 SOCKET_NAME = "exporter.sock"
 """Where the exporter answers workers that show the metrics of many hosts."""
+
+PUSH_NAME = "push.lock"
+"""Whose turn it is to push, and what was pushed."""
 
 LOCK_WAIT_SECONDS = 2.0
 """How long to wait for the directory lock before metrics stay in memory."""
@@ -558,7 +562,7 @@ def is_slot(name: str) -> bool:
 def _is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
     if name.startswith(
-        (LOCK_NAME, GENERATION_NAME, remains.NOTE_NAME, SOCKET_NAME)
+        (LOCK_NAME, GENERATION_NAME, remains.NOTE_NAME, SOCKET_NAME, PUSH_NAME)
     ) or MetricFileName.parse(name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
