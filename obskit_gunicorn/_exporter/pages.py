@@ -6,7 +6,7 @@ import html
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -24,6 +24,9 @@ from obskit_gunicorn._scrape.registry import SharedRegistry
 from obskit_gunicorn._store.identity import pid_namespace
 from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._version import __version__
+
+if TYPE_CHECKING:
+    from obskit_gunicorn._fleet.pusher import Pusher
 
 _READY_SECONDS = 0.1
 """How long a probe waits for the directory lock."""
@@ -120,7 +123,7 @@ class Pages:
             effect="nothing is stored there; scrapes and requests are not affected",
         )
         self._reporters.append(reporter)
-        own.register(_IsPushed(reporter))
+        own.register(_Pushed(push, reporter))
 
     def start(self) -> None:
         """Begin to tell others what this host has counted, where that is wanted."""
@@ -228,14 +231,19 @@ class Pages:
         return "404 Not Found", f"Not found. Available paths: {paths}\n"
 
 
-class _IsPushed(Collector):
+class _Pushed(Collector):
     """Says whether what this host exposes is pushed."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, push: Pusher, reporter: Reporter) -> None:
+        self._push, self._reporter = push, reporter
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauge, once it is known."""
+        """Yield the gauges."""
+        yield GaugeMetricFamily(
+            "obskit_gunicorn_push_series_held_back",
+            "Series that are not pushed, because the endpoint refuses them; see the log.",
+            value=self._push.held_back,
+        )
         if self._reporter.is_up is not None:
             yield GaugeMetricFamily(
                 "obskit_gunicorn_push_up",

@@ -43,11 +43,15 @@ class Pusher:
             read: Collects what is pushed.
             directory: The multiprocess directory.
         """
-        self._make = lambda goes_on: Push(url, host, read, goes_on=goes_on)
-        self._host, self._directory = host, directory
+        self._url, self._host, self._read, self._directory = url, host, read, directory
         self._lock: int | None = None
         self._push: Push | None = None
-        self.where = self._make(False).where
+        self.where = Push(url, host, read).where
+
+    @property
+    def held_back(self) -> int:
+        """How many series are not pushed, because the endpoint refuses them."""
+        return 0 if self._push is None else self._push.held_back
 
     def send(self, ended: bool, is_last: bool) -> None:
         """Push, if it is this process's turn.
@@ -77,7 +81,7 @@ class Pusher:
                 0o640,
             )
         except OSError:  # read-only, so nobody can tell anybody anything
-            self._push = self._make(False)
+            self._push = self._new(goes_on=False)
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,8 +90,11 @@ class Pusher:
             return False
         self._lock = descriptor
         before = os.pread(descriptor, _MOST_BYTES, 0)
-        self._push = self._make(before == self._generation())
+        self._push = self._new(goes_on=before == self._generation())
         return True
+
+    def _new(self, *, goes_on: bool) -> Push:
+        return Push(self._url, self._host, self._read, goes_on=goes_on)
 
     def _note(self) -> None:
         """Note in the file which generation was pushed."""
