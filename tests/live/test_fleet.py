@@ -359,6 +359,34 @@ def test_application_shows_the_fleet(fleet: Fleet, worker: str) -> None:
     assert proxy_status == 200
 
 
+FUNCTIONS = """
+from obskit_gunicorn.hooks import (
+    default_on_starting, redis_when_ready, default_worker_int, default_on_exit, default_post_fork
+)
+workers = 2
+metrics_redis_interval = 0.5
+on_starting = default_on_starting
+when_ready = redis_when_ready
+worker_int = default_worker_int
+on_exit = default_on_exit
+post_fork = default_post_fork
+"""
+
+
+def test_hook_of_another_exporter(fleet: Fleet) -> None:
+    """A file of functions works as well; where no store is named, a line says so."""
+    host = fleet.start(FUNCTIONS, environment={"OBSKIT_METRICS_REDIS_INTERVAL": ""})
+    alone = fleet.start(FUNCTIONS, environment={"OBSKIT_METRICS_REDIS": ""})
+    fleet.alive.remove(alone)
+    fleet.load(host).wait_for(10)
+    settle(fleet)
+    assert fleet.total() == host.tally()
+    line = "redis_when_ready alone brings no hosts together"
+    assert line not in host.log()
+    assert alone.log().count(line) == 1
+    assert get(alone.metrics_port, FLEET).status == 404
+
+
 def test_older_gunicorns(fleet: Fleet) -> None:
     """Hosts with all releases of Gunicorn come together."""
     for index in range(len(interpreters())):
