@@ -234,6 +234,7 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._is_cut = False
         self._listener = socket.create_server((HOST, self.port))
+        self._thread = threading.Thread(target=self._accept, daemon=True)
 
     @property
     def url(self) -> str:
@@ -242,11 +243,15 @@ class Proxy:
 
     def __enter__(self) -> Proxy:
         """Open the way."""
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Close it."""
+        self._is_cut = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._thread.join(10)
         self._listener.close()
         self.cut()
 
@@ -287,6 +292,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
+        # The other thread sees the end of the stream, and closes what it reads from.
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        source.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import shutil
@@ -111,6 +110,7 @@ class Histories(RuleBasedStateMachine):
 
     hosts = Bundle("hosts")
     server: StoreServer
+    client: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Histories(RuleBasedStateMachine):
         finally:
             for host in self.alive:
                 shutil.rmtree(host.directory.path, ignore_errors=True)
-            self.server.client().delete(f"obskit:{self.name}")
+            self.client.delete(f"obskit:{self.name}")
 
     def look(self, source: FleetSource) -> None:
         """Scrape, and do Prometheus's arithmetic; a total may fall only at a restart."""
@@ -260,8 +260,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def folds_are_few(self) -> None:
         """What is kept in the store is bounded by what is alive or has just ended."""
-        fields = self.server.client().hkeys(f"obskit:{self.name}")
-        assert len(fields) < 2000
+        assert self.client.hlen(f"obskit:{self.name}") < 2000
 
 
 class HistoriesWithLosses(Histories):
@@ -292,14 +291,14 @@ class HistoriesWithLosses(Histories):
     def blank(self) -> None:
         """Restart the store without its data."""
         self.settle()
-        self.server.client().delete(f"obskit:{self.name}")
+        self.client.delete(f"obskit:{self.name}")
         self.restart()
 
     @rule(kills=st.booleans())
     def blank_and_new_exporters(self, kills: bool) -> None:
         """Restart the store without its data, and the exporters at the same time."""
         self.settle()
-        self.server.client().delete(f"obskit:{self.name}")
+        self.client.delete(f"obskit:{self.name}")
         if kills:
             for host in self.alive:
                 host.kill_exporters()
@@ -308,14 +307,13 @@ class HistoriesWithLosses(Histories):
     @rule(label=st.sampled_from(LABELS), amount=st.integers(1, 9))
     def old_snapshot(self, label: str, amount: int) -> None:
         """Restart the store with an old snapshot: something was published since."""
-        client = self.server.client()
         self.settle()
-        dump: Any = client.dump(f"obskit:{self.name}")
+        dump: Any = self.client.dump(f"obskit:{self.name}")
         for host in self.alive:
             host.directory.counts[label] += amount
             self.truth[label] += amount
         self.settle()
-        client.restore(f"obskit:{self.name}", 0, dump, replace=True)
+        self.client.restore(f"obskit:{self.name}", 0, dump, replace=True)
         self.restart()
 
 
@@ -324,8 +322,7 @@ class HistoriesWithLosses(Histories):
 def test_the_sum_is_right(server: StoreServer, machine: type[Histories], examples: int) -> None:
     """Every total is the plain sum, and falls only where the store has lost something."""
     machine.server = server
-    with contextlib.ExitStack() as stack:
-        stack.callback(delattr, machine, "server")
+    with server.client() as machine.client:
         run_state_machine_as_test(
             machine,
             settings=settings(
