@@ -210,7 +210,7 @@ def test_each_pod_has_a_name_of_its_own(fleet: dict[str, list[Manifest]]) -> Non
 
 
 def test_only_the_fleet_reaches_the_store(fleet: dict[str, list[Manifest]]) -> None:
-    """The store's policy lets in the pods that publish and the one that reads, and lets none out."""
+    """The store's policy lets in the pods that publish and the one that reads, and none out."""
     policy = find(fleet["valkey"], "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert "egress" not in policy

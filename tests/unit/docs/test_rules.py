@@ -82,7 +82,7 @@ MUTATIONS = {
         "store_up == 0",
         "fleet_store_down",
     ),
-    "a host's own page is a host": ('seconds{host!=""} > 300', "seconds > 300", "fleet_host_silent"),
+    "an own page is a host": ('seconds{host!=""} > 300', "seconds > 300", "fleet_host_silent"),
     "hosts may be silent": ('{host!=""} > 300', '{host!=""} > 9000', "fleet_host_silent"),
     "a short silence fires": ('{host!=""} > 300', '{host!=""} > 3', "fleet_host_silent"),
     "pushes may fail": ("push_up == 0", "push_up < 0", "push_fails"),
