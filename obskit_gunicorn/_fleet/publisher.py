@@ -213,6 +213,12 @@ class Publisher:
         """Find out what the store knows, and go on from there; return whether that was possible."""
         entry = self._store.enter(self._incarnation)
         if entry.epoch != self._epoch:
+            if self._epoch:
+                log.warning(
+                    "%s has begun anew, by command or because it was emptied: the fleet counts on "
+                    "from 0, as after a restart",
+                    self._store.where,
+                )
             self._not_counted = self._counted_before(entry, reading)
             self._start_over(entry.epoch)
         if not self._number_keys([*reading.parts, *(self._not_counted or ())], deadline):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from obskit_gunicorn._fleet.member import generation_of
 from obskit_gunicorn._fleet.push import Push
+from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import PUSH_NAME
 
 if TYPE_CHECKING:
@@ -80,8 +81,14 @@ class Pusher:
                 os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
                 0o640,
             )
-        except OSError:  # read-only, so nobody can tell anybody anything
-            self._push = self._new(goes_on=False)
+        except OSError as error:
+            log.warning(
+                "%s cannot be made (%s), so it is unknown whether somebody has pushed these counts "
+                "before: what was counted before the first push is no part of increase()",
+                os.path.join(self._directory, PUSH_NAME),
+                error.strerror,
+            )
+            self._push = self._new(goes_on=True)
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
