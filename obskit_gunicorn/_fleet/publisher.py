@@ -117,6 +117,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._generation = ""
         self._note: note.Note | None = None
+        self._noted_in = ""
         self._number = self._sequence = 0
         self._has_entered = False
         self._epoch = ""
@@ -197,6 +198,7 @@ class Publisher:
         self._start_over(epoch="")
         found = note.read(reading.directory)
         self._note = found if found and found.generation == reading.generation else None
+        self._noted_in = reading.directory
         self._number = 0 if self._note is None else self._note.number
         self._write_note(reading, ended=False)
 
@@ -366,8 +368,8 @@ class Publisher:
     def _write_note(self, reading: Reading, *, ended: bool) -> None:
         epoch = self._epoch or (self._note.epoch if self._note else "")
         new = note.Note(reading.generation, self._number, epoch, ended)
-        if new != self._note:
-            self._note = new
+        if new != self._note or reading.directory != self._noted_in:
+            self._note, self._noted_in = new, reading.directory
             note.write(reading.directory, new)
 
 

@@ -34,7 +34,11 @@ class Pusher:
     """
 
     def __init__(
-        self, url: str, host: str, read: Callable[[], Iterable[Metric]], directory: str
+        self,
+        url: str,
+        host: str,
+        read: Callable[[], Iterable[Metric]],
+        directory: Callable[[], str],
     ) -> None:
         """Name the endpoint; nothing is opened.
 
@@ -42,7 +46,7 @@ class Pusher:
             url: The endpoint.
             host: This host's name.
             read: Collects what is pushed.
-            directory: The multiprocess directory.
+            directory: Returns the multiprocess directory, which may move.
         """
         self._url, self._host, self._read, self._directory = url, host, read, directory
         self._lock: int | None = None
@@ -75,9 +79,10 @@ class Pusher:
 
     def _take_turn(self) -> bool:
         """Begin to push unless another process does; return whether this one does now."""
+        path = os.path.join(self._directory(), PUSH_NAME)
         try:
             descriptor = os.open(
-                os.path.join(self._directory, PUSH_NAME),
+                path,
                 os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
                 0o640,
             )
@@ -85,7 +90,7 @@ class Pusher:
             log.warning(
                 "%s cannot be made (%s), so it is unknown whether somebody has pushed these counts "
                 "before: what was counted before the first push is no part of increase()",
-                os.path.join(self._directory, PUSH_NAME),
+                path,
                 error.strerror,
             )
             self._push = self._new(goes_on=True)
@@ -114,7 +119,7 @@ class Pusher:
 
     def _generation(self) -> bytes:
         try:
-            return generation_of(self._directory, self._host).encode()[:_MOST_BYTES]
+            return generation_of(self._directory(), self._host).encode()[:_MOST_BYTES]
         except OSError:
             return b""
 
