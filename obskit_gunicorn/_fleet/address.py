@@ -28,22 +28,41 @@ _PORT = 6379
 _SENTINEL_PORT = 26379
 
 
+_CERTIFICATES = ("none", "optional", "required")
+_TRUTHS = ("0", "1", "false", "no", "true", "yes")
+
+
 class StoreAddress(NamedTuple):
     """Where a store is."""
 
     url: str
-    """As it was given."""
+    """As clients of stores read it, without the sentinels."""
 
     shown: str
-    """Without password and parameters, for the log."""
+    """Without user, password and parameters, for the log."""
 
-    has_password: bool
+    password: str
+    """The one in it, empty if there is none."""
 
     sentinels: tuple[tuple[str, int], ...]
     """Who knows where the store is; empty if it is at the address itself."""
 
     service: str
     """The name of the store among the sentinels."""
+
+    def __repr__(self) -> str:
+        """Return what may be shown."""
+        return f"StoreAddress({self.shown})"
+
+    @property
+    def has_password(self) -> bool:
+        """Whether there is a password in it."""
+        return bool(self.password)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is to be spoken to by TLS."""
+        return self.url.startswith("rediss:")
 
     @classmethod
     def parse(cls, url: str) -> StoreAddress:
@@ -52,39 +71,77 @@ class StoreAddress(NamedTuple):
         Raises:
             ValueError: It is wrong; the text says what, and contains no password.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in SCHEMES:
-            raise ValueError(f"it begins with none of {', '.join(f'{s}://' for s in SCHEMES)}")
-        parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
-        unknown = sorted(parameters.keys() - _PARAMETERS)
-        if unknown or parts.fragment:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            # Not in Python's words: they may contain the password.
             raise ValueError(
-                f"{unknown[0] if unknown else '#'} has no meaning there; only "
-                f"{', '.join(sorted(_PARAMETERS))} have"
-            )
-        user, _at, hosts = parts.netloc.rpartition("@")
-        has_password = ":" in user
-        sentinels: tuple[tuple[str, int], ...] = ()
-        service = ""
+                "it is no URL; in a user and a password, write %40 for @, %2F for / and so on"
+            ) from None
+        if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
+            raise ValueError(f"it begins with none of {', '.join(f'{s}://' for s in SCHEMES)}")
+        scheme = parts.scheme.partition("+")[0]
+        _check(parts.query, parts.fragment, is_encrypted=scheme == "rediss")
+        user, at, hosts = parts.netloc.rpartition("@")
+        password = unquote(user.partition(":")[2])
+        query = f"?{parts.query}" if parts.query else ""
         path = parts.path
-        if parts.scheme == "unix":
-            if not path or path == "/" or hosts:
+        if scheme == "unix":
+            if path in ("", "/") or hosts:
                 raise ValueError("a socket has a path, as in unix:///run/redis.sock")
-            return cls(url, f"unix://{path}", has_password, (), "")
-        default = _SENTINEL_PORT if "sentinel" in parts.scheme else _PORT
+            return cls(f"unix://{user}{at}{path}{query}", f"unix://{path}", password, (), "")
+        is_sentinel = parts.scheme != scheme
+        default = _SENTINEL_PORT if is_sentinel else _PORT
         addresses = tuple(_host_and_port(each, default) for each in hosts.split(","))
         database = path.strip("/")
-        if "sentinel" in parts.scheme:
-            sentinels = addresses
+        service = ""
+        if is_sentinel:
             service, _, database = database.partition("/")
             service = unquote(service)
             if not service:
                 raise ValueError("the name of the service is missing behind the sentinels")
         elif len(addresses) > 1:
             raise ValueError("it names several hosts; that is for redis+sentinel://")
-        if database and not database.isdigit():
+        if database and not _is_number(database):
             raise ValueError("the number of the database is not a number")
-        return cls(url, f"{parts.scheme}://{hosts}{path}", has_password, sentinels, service)
+        return cls(
+            f"{scheme}://{user}{at}{hosts.partition(',')[0]}/{database}{query}",
+            f"{parts.scheme}://{hosts}{path}",
+            password,
+            addresses if is_sentinel else (),
+            service,
+        )
+
+
+def _check(query: str, fragment: str, *, is_encrypted: bool) -> None:
+    """Check what stands behind the question mark.
+
+    Raises:
+        ValueError: It is wrong.
+    """
+    known = f"only {', '.join(sorted(_PARAMETERS))} may stand behind the ?"
+    if fragment or "@" in query:
+        # Perhaps a password that is not encoded: so it is not quoted.
+        raise ValueError(f"there is a ? or # that must be written %3F or %23; {known}")
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _PARAMETERS:
+            raise ValueError(
+                f"{name if name.isidentifier() else 'a parameter'} is unknown; {known}"
+            )
+        if name != "db" and not is_encrypted:
+            raise ValueError(f"{name} is for rediss:// only")
+        if name == "db" and not _is_number(value):
+            raise ValueError("db is not a number")
+        if name == "ssl_cert_reqs" and value not in _CERTIFICATES:
+            raise ValueError(f"ssl_cert_reqs is none of {', '.join(_CERTIFICATES)}")
+        if name == "ssl_check_hostname" and value.lower() not in _TRUTHS:
+            raise ValueError(f"ssl_check_hostname is none of {', '.join(_TRUTHS)}")
+        if not value:
+            raise ValueError(f"{name} is empty")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _host_and_port(text: str, default: int) -> tuple[str, int]:
@@ -93,11 +150,13 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
     Raises:
         ValueError: There is none.
     """
-    parts = urlsplit(f"//{text}")
     try:
+        parts = urlsplit(f"//{text}")
         port = parts.port
     except ValueError:
-        raise ValueError("its port is not a number from 0 to 65535") from None
+        port = 0
+    if port == 0:
+        raise ValueError("its port is not a number from 1 to 65535")
     if not parts.hostname:
         raise ValueError("the host is missing")
     return parts.hostname, port or default
