@@ -5,8 +5,9 @@ Imports no client of a store; the arbiter checks the option.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
@@ -27,6 +28,10 @@ class could read it."""
 _PORT = 6379
 _SENTINEL_PORT = 26379
 
+
+_URL = re.compile(r"([A-Za-z+]+)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
+_USER_CHARACTERS = "%:!$&'()*+,;=~"
+"""What is not encoded in a user and a password: what is already, or needs not be."""
 
 _CERTIFICATES = ("none", "optional", "required")
 _TRUTHS = ("0", "1", "false", "no", "true", "yes")
@@ -71,26 +76,27 @@ class StoreAddress(NamedTuple):
         Raises:
             ValueError: It is wrong; the text says what, and contains no password.
         """
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            # Not in Python's words: they may contain the password.
-            raise ValueError(
-                "it is no URL; in a user and a password, write %40 for @, %2F for / and so on"
-            ) from None
-        if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
+        # Not by urllib: it knows one host only, and its errors may contain the password.
+        found = _URL.fullmatch(url)
+        full_scheme = found[1].lower() if found else ""
+        if found is None or full_scheme not in SCHEMES:
             raise ValueError(f"it begins with none of {', '.join(f'{s}://' for s in SCHEMES)}")
-        scheme = parts.scheme.partition("+")[0]
-        _check(parts.query, parts.fragment, is_encrypted=scheme == "rediss")
-        user, at, hosts = parts.netloc.rpartition("@")
+        if not url.isprintable() or " " in url:
+            raise ValueError("there is a blank or a line break in it")
+        netloc, path, query, fragment = found[2], found[3], found[4] or "", found[5]
+        scheme = full_scheme.partition("+")[0]
+        _check(query, fragment, is_encrypted=scheme == "rediss")
+        user, at, hosts = netloc.rpartition("@")
+        user = quote(user, safe=_USER_CHARACTERS)
+        if not hosts.isascii():
+            raise ValueError("a host has ASCII characters only (xn--... if its name has others)")
         password = unquote(user.partition(":")[2])
-        query = f"?{parts.query}" if parts.query else ""
-        path = parts.path
+        query = f"?{query}" if query else ""
         if scheme == "unix":
             if path in ("", "/") or hosts:
                 raise ValueError("a socket has a path, as in unix:///run/redis.sock")
             return cls(f"unix://{user}{at}{path}{query}", f"unix://{path}", password, (), "")
-        is_sentinel = parts.scheme != scheme
+        is_sentinel = full_scheme != scheme
         default = _SENTINEL_PORT if is_sentinel else _PORT
         addresses = tuple(_host_and_port(each, default) for each in hosts.split(","))
         database = path.strip("/")
@@ -106,21 +112,21 @@ class StoreAddress(NamedTuple):
             raise ValueError("the number of the database is not a number")
         return cls(
             f"{scheme}://{user}{at}{hosts.partition(',')[0]}/{database}{query}",
-            f"{parts.scheme}://{hosts}{path}",
+            f"{full_scheme}://{hosts}{path}",
             password,
             addresses if is_sentinel else (),
             service,
         )
 
 
-def _check(query: str, fragment: str, *, is_encrypted: bool) -> None:
+def _check(query: str, fragment: str | None, *, is_encrypted: bool) -> None:
     """Check what stands behind the question mark.
 
     Raises:
         ValueError: It is wrong.
     """
     known = f"only {', '.join(sorted(_PARAMETERS))} may stand behind the ?"
-    if fragment or "@" in query:
+    if fragment is not None or "@" in query:
         # Perhaps a password that is not encoded: so it is not quoted.
         raise ValueError(f"there is a ? or # that must be written %3F or %23; {known}")
     for name, value in parse_qsl(query, keep_blank_values=True):

@@ -36,6 +36,7 @@ TOMB_SECONDS = 86400.0
 _MOST_TOMBS = 1000
 _MOST_KEYS_AT_ONCE = 500
 _MOST_WORDS = 300
+_CLIENTS = (("redis", "Redis"), ("valkey", "Valkey"))
 _OLDEST_CLIENT = 5
 
 COMMANDS = "+evalsha +script|load +time +hget +hset +hdel +hincrby +del"
@@ -474,7 +475,7 @@ def _library() -> _Library:
         StoreError: There is none.
     """
     old = ""
-    for name, prefix in (("redis", "Redis"), ("valkey", "Valkey")):
+    for name, prefix in _CLIENTS:
         try:
             module = importlib.import_module(name)
         except ImportError:
