@@ -298,14 +298,15 @@ class Store:
         finally:
             self._lock.release()
 
-    def _goes_on_after(self, kind: str, error: Any, link: _Link) -> bool:
+    def _goes_on_after(self, kind: str, error: Exception, link: _Link) -> bool:
         """Do what may help against an error; return whether to try again at once."""
         if kind in ("MOVED", "ASK"):
             # It is a cluster: each node knows which one has the key.
+            host, _, port = str(error).rpartition(" ")[2].rpartition(":")
             self._nodes = _nodes_of(link) or self._nodes
-            host = error.host if error.host not in ("", "?") else link.node[0]
             self._let_go()
-            self._link = self._opened((host, error.port), asks=kind == "ASK")
+            node = (link.node[0] if host in ("", "?") else host, int(port))
+            self._link = self._opened(node, asks=kind == "ASK")
             return True
         if kind not in _CLOSING:
             return False
@@ -400,6 +401,8 @@ class Store:
             kind = "TIMEOUT_TLS"
         if kind == "NOAUTH" and (self._address.password or link.password):
             kind = "WRONGPASS"
+        if kind in ("READONLY", "MASTERDOWN") and self._address.sentinels:
+            kind = "FAILOVER"
         if kind == "SENTINEL" and re.search("auth", str(error), re.IGNORECASE):
             kind = "SENTINEL_PASSWORD"
         text = _EXPLANATIONS.get(kind, "{words}").format_map(fields)
@@ -549,6 +552,7 @@ _EXPLANATIONS = {
     "DAMAGED": "what the key {key} holds is not what this release writes ({words}); "
     "obskit-gunicorn fleet reset begins anew",
     "DATABASE": "it does not have this database ({words}); correct the number in the address",
+    "FAILOVER": "what the sentinels name as the primary is a replica still; they are changing it",
     "LOADING": "it has just started, and still reads its data from its disk",
     "MASTERDOWN": "it is a replica that has lost its primary; metrics_redis must name the primary, "
     "or the sentinels",
@@ -601,10 +605,11 @@ _BY_CLASS = {
     "TimeoutError": "TIMEOUT",
 }
 """Kinds of errors that the clients know, by the name of the class. All others are found by their
-text, and these too where a script has met them: Redis 6.2 and older clients do not tell apart."""
+text, and these too where Redis 6.2 has met them in a script, or a client does not know them."""
 
 _BY_CODE = re.compile(
-    r"(?:^|: -?)(BUSY|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|WRONGTYPE) ", re.MULTILINE
+    r"(?:^|: -?)(ASK|BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|MOVED|NOREPLICAS|OOM|READONLY"
+    r"|WRONGTYPE) "
 )
 
 _BY_PHRASE = (
@@ -638,7 +643,7 @@ def _kind(error: Exception) -> str:
     for phrase, kind in _BY_PHRASE[2:]:
         if phrase in text.lower():
             return kind
-    is_connection = isinstance(error, OSError) or any(
+    is_connection = isinstance(error, (OSError, UnicodeError)) or any(
         each.__name__ == "ConnectionError" for each in type(error).__mro__
     )
     return "CONNECTION" if is_connection else ""
