@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
@@ -28,32 +28,43 @@ class could read it."""
 _PORT = 6379
 _SENTINEL_PORT = 26379
 
-
 _URL = re.compile(r"([A-Za-z+]+)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
-_USER_CHARACTERS = "%:!$&'()*+,;=~"
-"""What is not encoded in a user and a password: what is already, or needs not be."""
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+[\w]*)\]|([A-Za-z0-9._~-]+))(?::([0-9]{1,9}))?")
+"""A name, as far as they are of ASCII (others are xn--...), or an address."""
 
 _CERTIFICATES = ("none", "optional", "required")
-_TRUTHS = ("0", "1", "false", "no", "true", "yes")
+_TRUTHS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
 class StoreAddress(NamedTuple):
-    """Where a store is."""
+    """Where a store is.
 
-    url: str
-    """As clients of stores read it, without the sentinels."""
+    Read by this class alone: what the clients of stores make of a URL depends on their release.
+    """
 
     shown: str
     """Without user, password and parameters, for the log."""
 
+    user: str
     password: str
-    """The one in it, empty if there is none."""
+    """Both are empty if there is none."""
+
+    node: tuple[str, int] | None
+    """Its host and port; ``None`` if it is found otherwise."""
+
+    socket: str
+    """The path of its Unix socket, or nothing."""
 
     sentinels: tuple[tuple[str, int], ...]
-    """Who knows where the store is; empty if it is at the address itself."""
+    """Who knows where it is, or nobody."""
 
     service: str
-    """The name of the store among the sentinels."""
+    """Its name among the sentinels."""
+
+    database: int
+
+    tls: dict[str, str | bool] | None
+    """How TLS is spoken, by the names that the clients have for it; ``None`` if it is not."""
 
     def __repr__(self) -> str:
         """Return what may be shown."""
@@ -63,11 +74,6 @@ class StoreAddress(NamedTuple):
     def has_password(self) -> bool:
         """Whether there is a password in it."""
         return bool(self.password)
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether it is to be spoken to by TLS."""
-        return self.url.startswith("rediss:")
 
     @classmethod
     def parse(cls, url: str) -> StoreAddress:
@@ -83,25 +89,21 @@ class StoreAddress(NamedTuple):
             raise ValueError(f"it begins with none of {', '.join(f'{s}://' for s in SCHEMES)}")
         if not url.isprintable() or " " in url:
             raise ValueError("there is a blank or a line break in it")
-        netloc, path, query, fragment = found[2], found[3], found[4] or "", found[5]
-        scheme = full_scheme.partition("+")[0]
-        _check(query, fragment, is_encrypted=scheme == "rediss")
-        user, at, hosts = netloc.rpartition("@")
-        user = quote(user, safe=_USER_CHARACTERS)
-        if not hosts.isascii():
-            raise ValueError("a host has ASCII characters only (xn--... if its name has others)")
-        password = unquote(user.partition(":")[2])
-        query = f"?{query}" if query else ""
+        netloc, path, query = found[2], found[3], found[4] or ""
+        scheme, _, by_sentinels = full_scheme.partition("+")
+        parameters = _parameters(query, found[5], is_encrypted=scheme == "rediss")
+        credentials, _, hosts = netloc.rpartition("@")
+        user, _, password = (unquote(each) for each in credentials.partition(":"))
+        socket, service, database = "", "", path.strip("/")
+        addresses: tuple[tuple[str, int], ...] = ()
         if scheme == "unix":
+            socket, database = unquote(path), ""
             if path in ("", "/") or hosts:
                 raise ValueError("a socket has a path, as in unix:///run/redis.sock")
-            return cls(f"unix://{user}{at}{path}{query}", f"unix://{path}", password, (), "")
-        is_sentinel = full_scheme != scheme
-        default = _SENTINEL_PORT if is_sentinel else _PORT
-        addresses = tuple(_host_and_port(each, default) for each in hosts.split(","))
-        database = path.strip("/")
-        service = ""
-        if is_sentinel:
+        else:
+            default = _SENTINEL_PORT if by_sentinels else _PORT
+            addresses = tuple(_host_and_port(each, default) for each in hosts.split(","))
+        if by_sentinels:
             service, _, database = database.partition("/")
             service = unquote(service)
             if not service:
@@ -111,16 +113,20 @@ class StoreAddress(NamedTuple):
         if database and not _is_number(database):
             raise ValueError("the number of the database is not a number")
         return cls(
-            f"{scheme}://{user}{at}{hosts.partition(',')[0]}/{database}{query}",
-            f"{full_scheme}://{hosts}{path}",
-            password,
-            addresses if is_sentinel else (),
-            service,
+            shown=f"{full_scheme}://{hosts}{path}",
+            user=user,
+            password=password,
+            node=addresses[0] if addresses and not by_sentinels else None,
+            socket=socket,
+            sentinels=addresses if by_sentinels else (),
+            service=service,
+            database=int(parameters.pop("db", database) or 0),
+            tls=_tls(parameters) if scheme == "rediss" else None,
         )
 
 
-def _check(query: str, fragment: str | None, *, is_encrypted: bool) -> None:
-    """Check what stands behind the question mark.
+def _parameters(query: str, fragment: str | None, *, is_encrypted: bool) -> dict[str, str]:
+    """Read what stands behind the question mark.
 
     Raises:
         ValueError: It is wrong.
@@ -129,7 +135,8 @@ def _check(query: str, fragment: str | None, *, is_encrypted: bool) -> None:
     if fragment is not None or "@" in query:
         # Perhaps a password that is not encoded: so it is not quoted.
         raise ValueError(f"there is a ? or # that must be written %3F or %23; {known}")
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    found = dict(parse_qsl(query, keep_blank_values=True))
+    for name, value in found.items():
         if name not in _PARAMETERS:
             raise ValueError(
                 f"{name if name.isidentifier() else 'a parameter'} is unknown; {known}"
@@ -144,6 +151,18 @@ def _check(query: str, fragment: str | None, *, is_encrypted: bool) -> None:
             raise ValueError(f"ssl_check_hostname is none of {', '.join(_TRUTHS)}")
         if not value:
             raise ValueError(f"{name} is empty")
+    return found
+
+
+def _tls(parameters: dict[str, str]) -> dict[str, str | bool]:
+    """Return how TLS is spoken.
+
+    With the name in the certificate checked, unless it is said not to; some releases of the clients
+    do not by themselves.
+    """
+    checks = _TRUTHS[parameters.pop("ssl_check_hostname", "true").lower()]
+    is_any = parameters.get("ssl_cert_reqs") == "none"
+    return {**parameters, "ssl_check_hostname": checks and not is_any}
 
 
 def _is_number(text: str) -> bool:
@@ -156,13 +175,10 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
     Raises:
         ValueError: There is none.
     """
-    try:
-        parts = urlsplit(f"//{text}")
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port == 0:
+    found = _HOST.fullmatch(text)
+    if found is None:
+        raise ValueError("a host is missing, or not written as in cache:6379 or [::1]:6379")
+    port = int(found[3] or default)
+    if not 0 < port < 1 << 16:
         raise ValueError("its port is not a number from 1 to 65535")
-    if not parts.hostname:
-        raise ValueError("the host is missing")
-    return parts.hostname, port or default
+    return found[1] or found[2], port

@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 from obskit_gunicorn._fleet import scripts
 from obskit_gunicorn._fleet.address import StoreAddress
@@ -272,7 +271,9 @@ class Store:
         """
         with self._turn():
             met: set[str] = set()
-            reason: StoreError | None = None
+            # Its text only: an exception in a variable keeps the connection until it is found to
+            # be garbage.
+            reason: tuple[type[StoreError], str] | None = None
             while True:
                 if self._link is None:
                     self._link = self._opened(self._next_node())
@@ -286,7 +287,7 @@ class Store:
                     # Each kind once: so this ends, and soon, because what has taken its time is
                     # not tried again.
                     if not self._goes_on_after(kind, error, link) or kind in met:
-                        raise reason from None
+                        raise reason[0](reason[1]) from None
                     met.add(kind)
 
     @contextlib.contextmanager
@@ -305,7 +306,9 @@ class Store:
             host, _, port = str(error).rpartition(" ")[2].rpartition(":")
             self._nodes = _nodes_of(link) or self._nodes
             self._let_go()
-            node = (link.node[0] if host in ("", "?") else host, int(port))
+            if host in ("", "?"):  # the one that was asked, which does not know how it is called
+                host = link.node[0] if link.node else ""
+            node = (host.strip("[]"), int(port))
             self._link = self._opened(node, asks=kind == "ASK")
             return True
         if kind not in _CLOSING:
@@ -341,52 +344,48 @@ class Store:
         """
         library = _library()
         address = self._address
-        options = library.parse_url(address.url)
         password = _secret(self.where, PASSWORD)
-        if password is not None:
-            options["password"] = password
-        options.update(
+        options: dict[str, Any] = {
             # Nothing is waited for longer, and nothing tried again but here.
-            socket_timeout=CALL_SECONDS,
-            socket_connect_timeout=CALL_SECONDS,
-            retry=library.Retry,
-            decode_responses=False,
+            "socket_timeout": CALL_SECONDS,
+            "socket_connect_timeout": CALL_SECONDS,
+            "retry": library.Retry,
+            "decode_responses": False,
             # Enough for what is asked, and understood by every server and proxy.
-            protocol=2,
-        )
-        if address.is_encrypted:
-            # Some releases of the clients do not look at the name in a certificate by themselves.
-            checks = options.get("ssl_cert_reqs") != "none"
-            options["ssl_check_hostname"] = checks and options.get("ssl_check_hostname", True)
+            "protocol": 2,
+            **(address.tls or {}),
+        }
+        own = {
+            **options,
+            "db": address.database,
+            "username": address.user or None,
+            "password": address.password or None if password is None else password,
+        }
         if address.sentinels:
-            return self._opened_by_sentinels(library, options, password)
+            is_encrypted = {"ssl": address.tls is not None}
+            sentinel = library.Sentinel(
+                address.sentinels,
+                sentinel_kwargs={
+                    **options,
+                    **is_encrypted,
+                    "password": _secret(self.where, SENTINEL_PASSWORD),
+                },
+                **own,
+                **is_encrypted,
+            )
+            client = sentinel.master_for(address.service)
+            return _Link(library, client, [client, *sentinel.sentinels], password, None, asks)
+        node = node or address.node
         if node is not None:
-            options["host"], options["port"] = node
-            if options.pop("path", None):
-                options.pop("connection_class")
-        where = (str(options.get("host", "")), int(options.get("port", 0)))
-        client = library.Client(connection_pool=library.Pool(**options))
-        return _Link(library, client, [client], password, where, asks)
+            own["connection_class"] = library.TLS if address.tls is not None else library.TCP
+            own["host"], own["port"] = node
+        else:
+            own["connection_class"] = library.Unix
+            own["path"] = address.socket
+        client = library.Client(connection_pool=library.Pool(**own))
+        return _Link(library, client, [client], password, node, asks)
 
-    def _opened_by_sentinels(
-        self, library: _Library, options: dict[str, Any], password: str | None
-    ) -> _Link:
-        for name in ("host", "port", "connection_class"):
-            options.pop(name, None)
-        if self._address.is_encrypted:
-            options["ssl"] = True
-        others = ("username", "password", "db")
-        asking = {name: value for name, value in options.items() if name not in others}
-        sentinel_password = _secret(self.where, SENTINEL_PASSWORD)
-        if sentinel_password is not None:
-            asking["password"] = sentinel_password
-        sentinel = library.Sentinel(
-            list(self._address.sentinels), sentinel_kwargs=asking, **options
-        )
-        client = sentinel.master_for(self._address.service)
-        return _Link(library, client, [client, *sentinel.sentinels], password, ("", 0), False)
-
-    def _explained(self, kind: str, error: Exception, link: _Link) -> StoreError:
+    def _explained(self, kind: str, error: Exception, link: _Link) -> tuple[type[StoreError], str]:
         """Return what is wrong, and what to do."""
         words = _words(error, self._address.password, link.password)
         fields = {
@@ -395,9 +394,9 @@ class Store:
             "seconds": CALL_SECONDS,
             "service": self._address.service,
         }
-        if kind == "CONNECTION" and self._address.url.startswith("unix:"):
+        if kind == "CONNECTION" and self._address.socket:
             kind = "SOCKET"
-        if kind == "TIMEOUT" and self._address.is_encrypted:
+        if kind == "TIMEOUT" and self._address.tls is not None:
             kind = "TIMEOUT_TLS"
         if kind == "NOAUTH" and (self._address.password or link.password):
             kind = "WRONGPASS"
@@ -405,10 +404,11 @@ class Store:
             kind = "FAILOVER"
         if kind == "SENTINEL" and re.search("auth", str(error), re.IGNORECASE):
             kind = "SENTINEL_PASSWORD"
+        if kind == "UNKNOWN" and self._address.sentinels and "sentinel" in words.lower():
+            kind = "NO_SENTINEL"
         text = _EXPLANATIONS.get(kind, "{words}").format_map(fields)
-        return (_DeniedError if kind in ("NOPERM", "UNKNOWN") else StoreError)(
-            f"{self.where}: {text}"
-        )
+        is_denied = kind in ("NOPERM", "UNKNOWN")
+        return _DeniedError if is_denied else StoreError, f"{self.where}: {text}"
 
 
 class _DeniedError(StoreError):
@@ -424,7 +424,9 @@ class _Library(NamedTuple):
     Retry: Any
     Error: Any
     NoScriptError: Any
-    parse_url: Any
+    TCP: Any
+    TLS: Any
+    Unix: Any
 
 
 class _Link:
@@ -433,7 +435,7 @@ class _Link:
     Attributes:
         library: Whose it is.
         password: What it was opened with, unless that was in the address.
-        node: The host and the port, if they are known.
+        node: The host and the port; ``None`` if they are not known.
     """
 
     def __init__(
@@ -442,7 +444,7 @@ class _Link:
         client: Any,
         clients: Sequence[Any],
         password: str | None,
-        node: tuple[str, int],
+        node: tuple[str, int] | None,
         asks: bool,
     ) -> None:
         self.library, self.password, self.node = library, password, node
@@ -497,7 +499,9 @@ def _library() -> _Library:
             retry.Retry(backoff.NoBackoff(), 0),
             getattr(errors, f"{prefix}Error"),
             errors.NoScriptError,
-            connection.parse_url,
+            connection.Connection,
+            connection.SSLConnection,
+            connection.UnixDomainSocketConnection,
         )
     raise StoreError(
         f"metrics_redis needs a client of the store: {old}pip install 'obskit-gunicorn[redis]'"
@@ -523,7 +527,8 @@ def _nodes_of(link: _Link) -> list[tuple[str, int]]:
         # The clients make something of the answer to CLUSTER SLOTS, each release something else.
         for slots in link.send(("CLUSTER", "SLOTS")):
             for host, port, *_ in slots[2:]:
-                found[(host or b"").decode() or link.node[0], int(port)] = None
+                name = (host or b"").decode() or (link.node[0] if link.node else "")
+                found[name, int(port)] = None
     return list(found)
 
 
@@ -566,6 +571,8 @@ _EXPLANATIONS = {
     f"<user> ~{{key}} {COMMANDS}",
     "NOREPLICAS": "it accepts no writes because too few replicas follow it "
     "(min-replicas-to-write); check the replicas",
+    "NO_SENTINEL": "it is no sentinel that answers there, but a store; write redis:// in place of "
+    "redis+sentinel://, or the port of the sentinels",
     "OOM": "it is full; raise its maxmemory, or remove other data from it",
     "PROTOCOL": "what answers there is neither Redis nor Valkey ({words}); correct the address",
     "READONLY": "it is a replica, which accepts no writes; metrics_redis must name the primary, "
@@ -657,8 +664,8 @@ def _words(error: Exception, *secrets: str | None) -> str:
     text = re.sub(r",? script: ([0-9a-f]{40}, )?on @user_script.*$", "", text)
     text = re.sub(r",? with args beginning with: .*$", "", text)
     for each in secrets:
-        for shown in {each, quote(each, safe="")} if each else ():
-            text = text.replace(shown, "***")
+        if each:
+            text = text.replace(each, "***")
     return text[:_MOST_WORDS].rstrip(" .")
 
 

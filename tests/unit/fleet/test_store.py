@@ -13,6 +13,7 @@ import pytest
 
 from obskit_gunicorn._fleet import store as module
 from obskit_gunicorn._fleet.store import Entry, Fetched, Store, StoreError
+from tests.support.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -339,7 +340,8 @@ def test_two_publishers_race(store: Store, any_server: StoreServer) -> None:
 def test_one_store_for_many_threads(store: Store, any_server: StoreServer) -> None:
     """Each gets its own answer, and all of them share one connection."""
     wrong: list[object] = []
-    before = len(any_server.client().client_list())
+    control = any_server.client()
+    before = {each["id"] for each in control.client_list()}
 
     def run(name: str) -> None:
         try:
@@ -356,9 +358,9 @@ def test_one_store_for_many_threads(store: Store, any_server: StoreServer) -> No
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert len(any_server.client().client_list()) == before + 1
+    (own,) = {each["id"] for each in control.client_list()} - before
     store.close()
-    assert len(any_server.client().client_list()) == before
+    wait_until(lambda: own not in {each["id"] for each in control.client_list()}, "it is closed")
 
 
 # ------------------------------------------------------------------------------------------------
