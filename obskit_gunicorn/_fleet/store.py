@@ -318,7 +318,7 @@ class Store:
         self._let_go()
         if kind in _PASSWORDS:
             return _secret(self.where, PASSWORD) != link.password
-        if kind in ("CONNECTION", "TIMEOUT"):
+        if kind in ("CLUSTERDOWN", "CONNECTION", "TIMEOUT"):
             self._node += 1
         return kind in ("CONNECTION", "READONLY")
 
@@ -537,6 +537,7 @@ def _nodes_of(link: _Link) -> list[tuple[str, int]]:
 
 _PASSWORDS = ("NOAUTH", "NOPASS")
 _CLOSING = (
+    "CLUSTERDOWN",
     "CONNECTION",
     "MASTERDOWN",
     "PROTOCOL",
