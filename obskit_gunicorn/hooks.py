@@ -13,7 +13,9 @@ all that ``ObskitGunicornConfig`` does is done before each of them. So a functio
 nothing to do when it is called. If the file was not recognised when it was loaded, one line in the
 error log says so, and that :func:`obskit_gunicorn.adopt` is the way out.
 
-Names that begin with ``default_`` are those of gunicorn-prometheus-exporter.
+Names that begin with ``default_``, and ``redis_when_ready``, are those of
+gunicorn-prometheus-exporter. What brings many hosts together is the option ``metrics_redis``;
+``redis_when_ready`` does what ``when_ready`` does, and a line says so if the option is not set.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ publish.watch_imports_of(__name__)
 def __getattr__(name: str) -> Callable[..., Any]:
     # Nothing of this is kept in vars(): each import must come here, for the importing module to be
     # seen, and Gunicorn reads vars() where this module is the configuration.
-    hook = name.removeprefix("default_") if name in functions.DEFAULT_NAMES else name
+    hook = functions.OTHER_NAMES.get(name, name)
     if hook not in functions.HOOKS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return functions.HOOKS[hook]

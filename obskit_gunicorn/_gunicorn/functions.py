@@ -9,6 +9,7 @@ called, neither by a user's function nor by Gunicorn.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._gunicorn import dispatch, lifecycle
@@ -16,15 +17,20 @@ from obskit_gunicorn._gunicorn.contract import PARAMETERS, FileOfFunctions, publ
 from obskit_gunicorn._log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from obskit_gunicorn._gunicorn.contract import Configuration
 
-DEFAULT_NAMES = frozenset(
-    f"default_{name}"
-    for name in ("on_starting", "when_ready", "worker_int", "on_exit", "post_fork")
-)
-"""What gunicorn-prometheus-exporter calls its hooks."""
+_OF_STORE = "redis_when_ready"
+
+OTHER_NAMES: Mapping[str, str] = {
+    **{
+        f"default_{name}": name
+        for name in ("on_starting", "when_ready", "worker_int", "on_exit", "post_fork")
+    },
+    _OF_STORE: "when_ready",
+}
+"""What gunicorn-prometheus-exporter calls its hooks, and which hook each is."""
 
 _ASKED = "__obskit_asked__"
 """In the names of a file: that it has asked for something of ours, and what that has replaced."""
@@ -94,9 +100,11 @@ def asked(namespace: dict[str, Any], name: str, replaced_there: Any = None) -> N
         name: What it asks for.
         replaced_there: What the name has replaced in the module that it comes from.
     """
-    hook = name.removeprefix("default_")
+    hook = OTHER_NAMES.get(name, name)
     before = namespace.get(hook)
     replaced = namespace.setdefault(_ASKED, {})
+    if name == _OF_STORE:
+        replaced[name] = None
     if replaced_there is not None:
         replaced[hook] = replaced_there
     elif before is not None and not is_ours(before) and hook in _NAMES:
@@ -111,6 +119,11 @@ def replaced(namespace: Mapping[str, Any], name: str) -> Any:
 def wants_us(namespace: Mapping[str, Any]) -> bool:
     """Return whether a file without a class has asked for anything of ours."""
     return _ASKED in namespace or any(map(is_ours, namespace.values()))
+
+
+def wants_store(namespace: Mapping[str, Any]) -> bool:
+    """Return whether a file has asked for the hook that brings many hosts together."""
+    return _OF_STORE in namespace.get(_ASKED, {})
 
 
 def class_of(namespace: Mapping[str, Any], source: str) -> type[Configuration]:

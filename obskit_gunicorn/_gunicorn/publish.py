@@ -436,6 +436,13 @@ def _load(config: type[Configuration], namespace: Mapping[str, Any], source: str
         exported=handover.exported,
         beside=beside,
     )
+    if functions.wants_store(namespace) and options.metrics_redis is None:
+        checks.say(
+            "redis_when_ready alone brings no hosts together: set metrics_redis, or the "
+            "environment variable OBSKIT_METRICS_REDIS, to the address of the store, such as "
+            "redis://cache.internal:6379/0",
+            source,
+        )
     has_address = "metrics_bind" in beside or overrides(instance, "metrics_bind")
     for text in misnamed_variables(environment, has_address=has_address):
         checks.say(text, source)

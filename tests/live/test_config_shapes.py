@@ -186,11 +186,11 @@ def when_ready(server):
 """,
     "the names of another exporter": """
 from obskit_gunicorn.hooks import (
-    default_on_starting, default_when_ready, default_worker_int, default_on_exit, default_post_fork
+    default_on_starting, redis_when_ready, default_worker_int, default_on_exit, default_post_fork
 )
 workers = 2
 on_starting = default_on_starting
-when_ready = default_when_ready
+when_ready = redis_when_ready
 worker_int = default_worker_int
 on_exit = default_on_exit
 post_fork = default_post_fork

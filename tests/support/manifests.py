@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING, Any
 import kubernetes_validate
 import yaml
 
+from obskit_gunicorn._fleet.reporter import LAST_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
     "BASE",
     "DEMO",
+    "FLEET",
     "KUBERNETES",
     "ROOT",
     "SIDECAR",
     "Manifest",
     "all_problems",
+    "by_application",
     "containers",
     "find",
     "gunicorn_settings",
@@ -45,11 +49,17 @@ ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "k8s"
 BASE = KUBERNETES / "base"
 SIDECAR = KUBERNETES / "overlays" / "sidecar"
+FLEET = KUBERNETES / "overlays" / "fleet"
 DEMO = ROOT / "examples" / "demo"
 
 Manifest = dict[str, Any]
 
 _MONITORING = "monitoring.coreos.com/v1"
+_APPLICATION = "app.kubernetes.io/name"
+_WORKLOADS = ("Deployment", "StatefulSet")
+_LAST_TOLD_SECONDS = LAST_SECONDS + 2
+"""How long an arbiter waits for what its exporter publishes or pushes last."""
+
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+|)")
 _FACTORS = {
@@ -94,14 +104,28 @@ def find(manifests: list[Manifest], kind: str) -> Manifest:
     return found
 
 
+def by_application(manifests: list[Manifest]) -> dict[str, list[Manifest]]:
+    """Return manifests by the application that they are of: each has one kind of pods."""
+    found: dict[str, list[Manifest]] = {}
+    for manifest in manifests:
+        found.setdefault(manifest["metadata"]["labels"][_APPLICATION], []).append(manifest)
+    return found
+
+
+def _workload(manifests: list[Manifest]) -> dict[str, Any]:
+    (found,) = (manifest for manifest in manifests if manifest["kind"] in _WORKLOADS)
+    spec: dict[str, Any] = found["spec"]
+    return spec
+
+
 def pod_spec(manifests: list[Manifest]) -> dict[str, Any]:
-    """Return the specification of the Deployment's pods."""
-    spec: dict[str, Any] = find(manifests, "Deployment")["spec"]["template"]["spec"]
+    """Return the specification of the pods of one application."""
+    spec: dict[str, Any] = _workload(manifests)["template"]["spec"]
     return spec
 
 
 def containers(manifests: list[Manifest]) -> list[dict[str, Any]]:
-    """Return all containers of the Deployment's pods, sidecars first."""
+    """Return all containers of the pods of one application, sidecars first."""
     spec = pod_spec(manifests)
     return [*spec.get("initContainers", []), *spec["containers"]]
 
@@ -169,14 +193,19 @@ def all_problems(manifests: list[Manifest], version: str) -> list[str]:
     """
     found = schema_problems(manifests, version)
     return found or [  # the others count on the schemas
-        *_quantity_problems(manifests),
-        *_volume_problems(manifests),
-        *_port_problems(manifests),
-        *_selector_problems(manifests),
-        *_probe_problems(manifests),
-        *_grace_problems(manifests),
-        *_memory_problems(manifests),
-        *_security_problems(manifests),
+        problem
+        for some in by_application(manifests).values()
+        for judge in (
+            _quantity_problems,
+            _volume_problems,
+            _port_problems,
+            _selector_problems,
+            _probe_problems,
+            _grace_problems,
+            _memory_problems,
+            _security_problems,
+        )
+        for problem in judge(some)
     ]
 
 
@@ -238,6 +267,10 @@ def _quantity_problems(manifests: list[Manifest]) -> Iterator[str]:
         for volume in pod_spec(manifests).get("volumes", [])
         if "sizeLimit" in volume.get("emptyDir", {})
     ]
+    quantities += [
+        (f"volume {claim['metadata']['name']}", claim["spec"]["resources"]["requests"]["storage"])
+        for claim in _workload(manifests).get("volumeClaimTemplates", [])
+    ]
     for where, text in quantities:
         if not _QUANTITY.fullmatch(str(text)):
             yield f"{where}: {text!r} is no quantity"
@@ -246,6 +279,8 @@ def _quantity_problems(manifests: list[Manifest]) -> Iterator[str]:
 def _volume_problems(manifests: list[Manifest]) -> Iterator[str]:
     spec = pod_spec(manifests)
     volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+    claims = _workload(manifests).get("volumeClaimTemplates", [])
+    volumes |= {claim["metadata"]["name"]: claim for claim in claims}
     mounted = set()
     for container in containers(manifests):
         for mount in container.get("volumeMounts", []):
@@ -255,6 +290,9 @@ def _volume_problems(manifests: list[Manifest]) -> Iterator[str]:
         directory = _environment(container).get("PROMETHEUS_MULTIPROC_DIR")
         if directory and directory not in _mount_paths(container):
             yield f"{container['name']}: no volume is mounted at {directory}"
+        for name, path in _environment(container).items():
+            if name.endswith("_FILE") and os.path.dirname(path) not in _mount_paths(container):
+                yield f"{container['name']}: no volume is mounted at the place of {name}"
     for name, volume in volumes.items():
         if name not in mounted:
             yield f"volume {name} is mounted nowhere"
@@ -291,7 +329,7 @@ def _port_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def _selector_problems(manifests: list[Manifest]) -> Iterator[str]:
-    labels = find(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    labels = _workload(manifests)["template"]["metadata"]["labels"]
     for manifest in manifests:
         spec = manifest["spec"]
         selector = spec.get("selector", spec.get("podSelector"))
@@ -309,12 +347,13 @@ def _probe_problems(manifests: list[Manifest]) -> Iterator[str]:
             for key in (port["name"], port["containerPort"])
         }
         for kind in _PROBES:
-            probe = container.get(kind, {}).get("httpGet")
+            given = container.get(kind, {})
+            probe = given.get("httpGet") or given.get("tcpSocket")
             if probe is None:
                 continue
             if probe["port"] not in ports:
                 yield f"{container['name']}.{kind}: this container has no port {probe['port']}"
-            if probe["path"] not in ("/-/healthy", "/-/ready"):
+            if "httpGet" in given and probe["path"] not in ("/-/healthy", "/-/ready"):
                 yield f"{container['name']}.{kind}: the exporter has no {probe['path']}"
         is_sidecar = container.get("restartPolicy") == "Always"
         start = container.get("startupProbe", {}).get("httpGet", {}).get("path")
@@ -329,8 +368,13 @@ def _grace_problems(manifests: list[Manifest]) -> Iterator[str]:
     spec = pod_spec(manifests)
     grace = spec["terminationGracePeriodSeconds"]
     for container in spec["containers"]:
-        settings = gunicorn_settings(_environment(container).get("GUNICORN_CMD_ARGS", ""))
+        if container["command"][0] != "gunicorn":
+            continue
+        environment = _environment(container)
+        settings = gunicorn_settings(environment.get("GUNICORN_CMD_ARGS", ""))
         needed = sleep_before_stop(container) + float(settings["graceful_timeout"])
+        if "OBSKIT_METRICS_REDIS" in environment or "OBSKIT_METRICS_PUSH" in environment:
+            needed += _LAST_TOLD_SECONDS
         if grace <= needed:
             yield f"{container['name']}: {grace} s of grace are not longer than {needed:g} s"
 
@@ -401,7 +445,8 @@ def kustomization_problems(directory: Path) -> list[str]:
 
 
 def _environment(container: Mapping[str, Any]) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container.get("env", [])}
+    # What comes from a field of the pod is not known here.
+    return {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
 
 
 def _mount_paths(container: Mapping[str, Any]) -> set[str]:

@@ -89,7 +89,8 @@ class StoreServer:
         deadline = time.monotonic() + START_SECONDS
         while probe:
             try:
-                self.client().ping()
+                with self.client() as client:
+                    client.ping()
             except redis.AuthenticationError:
                 break
             except redis.ConnectionError:

@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
+from obskit_gunicorn._fleet.address import StoreAddress
+from tests.support import metrics_page
 from tests.support.manifests import (
     BASE,
     DEMO,
+    FLEET,
     KUBERNETES,
     ROOT,
     SIDECAR,
     Manifest,
     all_problems,
+    by_application,
     containers,
     find,
     gunicorn_settings,
@@ -32,7 +36,7 @@ from tests.support.manifests import (
 
 NEWEST = "1.37"
 # Each kustomization with the oldest Kubernetes that it is for. Native sidecars are on since 1.29.
-OLDEST = {BASE: "1.25", SIDECAR: "1.29"}
+OLDEST = {BASE: "1.25", SIDECAR: "1.29", FLEET: "1.25"}
 
 Change = Callable[[list[Manifest]], object]
 
@@ -54,6 +58,13 @@ def _sidecar(rendered: dict[Path, list[Manifest]]) -> list[Manifest]:
     return copy.deepcopy(rendered[SIDECAR])
 
 
+@pytest.fixture(name="fleet")
+def _fleet(rendered: dict[Path, list[Manifest]]) -> dict[str, list[Manifest]]:
+    """The manifests of k8s/overlays/fleet, by what they are of, to be changed at will."""
+    found = by_application(copy.deepcopy(rendered[FLEET]))
+    return {name.removeprefix("obskit-gunicorn-demo").strip("-"): found[name] for name in found}
+
+
 def application(manifests: list[Manifest]) -> dict[str, Any]:
     """Return the application's container."""
     found: dict[str, Any] = pod_spec(manifests)["containers"][0]
@@ -68,7 +79,7 @@ def exporter(manifests: list[Manifest]) -> dict[str, Any]:
 
 def environment(container: dict[str, Any]) -> dict[str, str]:
     """Return a container's environment."""
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -81,8 +92,12 @@ def test_manifests_are_sound(rendered: dict[Path, list[Manifest]], directory: Pa
     manifests = rendered[directory]
     assert all_problems(manifests, OLDEST[directory]) == []
     assert schema_problems(manifests, NEWEST) == []
-    kinds = sorted(manifest["kind"] for manifest in manifests)
-    assert kinds == ["Deployment", "NetworkPolicy", "PodMonitor", "Service"]
+    for name, some in by_application(manifests).items():
+        kinds = sorted(manifest["kind"] for manifest in some)
+        if name.endswith("-valkey"):
+            assert kinds == ["NetworkPolicy", "Service", "StatefulSet"]
+        else:
+            assert kinds == ["Deployment", "NetworkPolicy", "PodMonitor", "Service"]
 
 
 @pytest.mark.parametrize("directory", OLDEST, ids=lambda path: path.name)
@@ -153,6 +168,136 @@ def test_probes_do_not_see_an_exporter_that_is_started_anew(base: list[Manifest]
     for kind in ("readinessProbe", "livenessProbe"):
         probe = application(base)[kind]
         assert probe["periodSeconds"] * (probe["failureThreshold"] - 1) > 5
+
+
+# ------------------------------------------------------------------------------------------------
+# The fleet
+
+
+def test_the_fleet_is_the_base_a_store_and_one_page(fleet: dict[str, list[Manifest]]) -> None:
+    """Three applications; only one pod shows the fleet, and there is never a second one beside."""
+    assert set(fleet) == {"", "fleet", "valkey"}
+    page = find(fleet["fleet"], "Deployment")["spec"]
+    assert page["replicas"] == 1
+    assert page["strategy"] == {"type": "Recreate"}
+    assert application(fleet["fleet"])["image"] == application(fleet[""])["image"]
+    assert "PROMETHEUS_MULTIPROC_DIR" not in environment(application(fleet["fleet"]))
+
+
+def test_pods_and_page_use_the_same_store(fleet: dict[str, list[Manifest]]) -> None:
+    """The address leads to the store's Service, as its user, whose password is in a file."""
+    store = find(fleet["valkey"], "Service")
+    url = environment(application(fleet[""]))["OBSKIT_METRICS_REDIS"]
+    address = StoreAddress.parse(url)
+    assert not address.has_password
+    (port,) = (port["port"] for port in store["spec"]["ports"])
+    assert url == f"redis://obskit@{store['metadata']['name']}:{port}/0"
+    command = application(fleet["fleet"])["command"]
+    assert command == ["obskit-gunicorn", "serve", f"--redis={url}", "--bind=0.0.0.0:9764"]
+    for name in ("", "fleet"):
+        volumes = pod_spec(fleet[name])["volumes"]
+        (secret,) = (volume["secret"] for volume in volumes if "secret" in volume)
+        assert [item["key"] for item in secret["items"]] == ["password"]
+        assert secret["secretName"] == store["metadata"]["name"]
+        file = environment(application(fleet[name]))["OBSKIT_METRICS_REDIS_PASSWORD_FILE"]
+        assert file == "/run/secrets/valkey/password"
+
+
+def test_each_pod_has_a_name_of_its_own(fleet: dict[str, list[Manifest]]) -> None:
+    """The label `host` is the pod's name."""
+    (entry,) = (e for e in application(fleet[""])["env"] if e["name"] == "OBSKIT_METRICS_HOST")
+    assert entry["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_only_the_fleet_reaches_the_store(fleet: dict[str, list[Manifest]]) -> None:
+    """The store's policy lets in the pods that publish and the one that reads, and none out."""
+    policy = find(fleet["valkey"], "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policy
+    (rule,) = policy["ingress"]
+    (peer,) = rule["from"]
+    (expression,) = peer["podSelector"]["matchExpressions"]
+    labels = [
+        find(fleet[name], "Deployment")["spec"]["template"]["metadata"]["labels"]
+        for name in ("", "fleet")
+    ]
+    assert [{expression["key"]: value} for value in expression["values"]] == labels
+
+
+def test_the_store_writes_a_file_and_evicts_nothing(fleet: dict[str, list[Manifest]]) -> None:
+    """It keeps what it has over a restart, on its volume, and its memory has a bound."""
+    container = application(fleet["valkey"])
+    arguments = container["args"]
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert given["--appendonly"] == "yes"
+    assert given["--maxmemory-policy"] == "noeviction"
+    limit = parse_quantity(container["resources"]["limits"]["memory"])
+    assert limit >= 2 * 64 * 1024**2
+    assert given["--maxmemory"] == "64mb"
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert given["--dir"] in mounts
+    assert str(Path(given["--aclfile"]).parent) in mounts
+
+
+def _shown(manifests: list[Manifest], labels: dict[str, str], name: str) -> bool:
+    """Return whether a sample is kept by what a PodMonitor says of its metrics."""
+    (endpoint,) = find(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    sample = {**labels, "__name__": name}
+    for rule in endpoint["metricRelabelings"]:
+        value = ";".join(sample.get(label, "") for label in rule["sourceLabels"])
+        matches = re.fullmatch(rule["regex"], value) is not None
+        if matches == (rule["action"] == "drop"):
+            return False
+    return True
+
+
+def test_each_metric_is_scraped_once(fleet: dict[str, list[Manifest]]) -> None:
+    """Counts come from the fleet's page, what describes a pod from the pod; nothing is left out."""
+    either = {
+        *("gunicorn_connections", "gunicorn_requests_in_progress"),  # a pod's, and the sum
+        "obskit_gunicorn_info",  # by which alerts know a target
+    }
+    for row in metrics_page.rows():
+        is_counted = row.writer != "read by the exporter" and row.name not in PER_HOST
+        by_pod = _shown(fleet[""], {}, row.name)
+        labels = {} if is_counted or "fleet" in row.name else {"host": "web-1"}
+        by_page = _shown(fleet["fleet"], labels, row.name)
+        if row.name in either or row.name.startswith("obskit_gunicorn_fleet_"):
+            assert by_pod, row.name
+            assert by_page, row.name
+        else:
+            assert (by_pod, by_page) == (not is_counted, is_counted), row.name
+    for name in ("shop_orders_total", "demo_requests_total"):
+        assert (_shown(fleet[""], {}, name), _shown(fleet["fleet"], {}, name)) == (False, True)
+    # Gauges of mode `all`, and what metrics_collectors yield.
+    assert _shown(fleet["fleet"], {"host": "web-1"}, "shop_queue_depth")
+
+
+PER_HOST = {
+    "gunicorn_workers",
+    "gunicorn_info",
+    "obskit_gunicorn_certificate_expiry_time_seconds",
+    "obskit_gunicorn_collector_failures_total",
+    "obskit_gunicorn_push_series_held_back",
+    "obskit_gunicorn_push_up",
+}
+"""What the exporter shows of its host, though others have written it."""
+
+
+def test_grace_leaves_room_for_the_last_publication(fleet: dict[str, list[Manifest]]) -> None:
+    """A period that was enough without a store is refused."""
+    pod_spec(fleet[""])["terminationGracePeriodSeconds"] = 41
+    assert "app: 41 s of grace are not longer than 41 s" in all_problems(fleet[""], OLDEST[FLEET])
+
+
+def test_a_file_that_no_volume_has_is_found(fleet: dict[str, list[Manifest]]) -> None:
+    """A password's file that nothing mounts is refused."""
+    mounts = application(fleet["fleet"])["volumeMounts"]
+    mounts[0]["mountPath"] = "/elsewhere"
+    assert (
+        "exposition: no volume is mounted at the place of OBSKIT_METRICS_REDIS_PASSWORD_FILE"
+        in all_problems(fleet["fleet"], OLDEST[FLEET])
+    )
 
 
 # ------------------------------------------------------------------------------------------------

@@ -76,6 +76,17 @@ MUTATIONS = {
         "starts:increase10m",
         "exporter_restarts",
     ),
+    "the store may be down": ("store_up == 0", "store_up < 0", "fleet_store_down"),
+    "a moment without a store fires": (
+        "store_up == 0\n        for: 5m",
+        "store_up == 0",
+        "fleet_store_down",
+    ),
+    "an own page is a host": ('seconds{host!=""} > 300', "seconds > 300", "fleet_host_silent"),
+    "hosts may be silent": ('{host!=""} > 300', '{host!=""} > 9000', "fleet_host_silent"),
+    "a short silence fires": ('{host!=""} > 300', '{host!=""} > 3', "fleet_host_silent"),
+    "pushes may fail": ("push_up == 0", "push_up < 0", "push_fails"),
+    "series may be left out": ("held_back > 0", "held_back > 3", "push_leaves_series_out"),
     "another summary": ("no worker is ready", "no worker was ready", "no_ready_workers"),
     "another severity": ("severity: critical", "severity: page", "no_ready_workers"),
 }
