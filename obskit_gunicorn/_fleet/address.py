@@ -5,8 +5,9 @@ Imports no client of a store; the arbiter checks the option.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
@@ -27,23 +28,52 @@ class could read it."""
 _PORT = 6379
 _SENTINEL_PORT = 26379
 
+_URL = re.compile(r"([A-Za-z+]+)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+[\w]*)\]|([A-Za-z0-9._~-]+))(?::([0-9]{1,9}))?")
+"""A name, as far as they are of ASCII (others are xn--...), or an address."""
+
+_CERTIFICATES = ("none", "optional", "required")
+_TRUTHS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
 
 class StoreAddress(NamedTuple):
-    """Where a store is."""
+    """Where a store is.
 
-    url: str
-    """As it was given."""
+    Read by this class alone: what the clients of stores make of a URL depends on their release.
+    """
 
     shown: str
-    """Without password and parameters, for the log."""
+    """Without user, password and parameters, for the log."""
 
-    has_password: bool
+    user: str
+    password: str
+    """Both are empty if there is none."""
+
+    node: tuple[str, int] | None
+    """Its host and port; ``None`` if it is found otherwise."""
+
+    socket: str
+    """The path of its Unix socket, or nothing."""
 
     sentinels: tuple[tuple[str, int], ...]
-    """Who knows where the store is; empty if it is at the address itself."""
+    """Who knows where it is, or nobody."""
 
     service: str
-    """The name of the store among the sentinels."""
+    """Its name among the sentinels."""
+
+    database: int
+
+    tls: dict[str, str | bool] | None
+    """How TLS is spoken, by the names that the clients have for it; ``None`` if it is not."""
+
+    def __repr__(self) -> str:
+        """Return what may be shown."""
+        return f"StoreAddress({self.shown})"
+
+    @property
+    def has_password(self) -> bool:
+        """Whether there is a password in it."""
+        return bool(self.password)
 
     @classmethod
     def parse(cls, url: str) -> StoreAddress:
@@ -52,39 +82,91 @@ class StoreAddress(NamedTuple):
         Raises:
             ValueError: It is wrong; the text says what, and contains no password.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in SCHEMES:
+        # Not by urllib: it knows one host only, and its errors may contain the password.
+        found = _URL.fullmatch(url)
+        full_scheme = found[1].lower() if found else ""
+        if found is None or full_scheme not in SCHEMES:
             raise ValueError(f"it begins with none of {', '.join(f'{s}://' for s in SCHEMES)}")
-        parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
-        unknown = sorted(parameters.keys() - _PARAMETERS)
-        if unknown or parts.fragment:
-            raise ValueError(
-                f"{unknown[0] if unknown else '#'} has no meaning there; only "
-                f"{', '.join(sorted(_PARAMETERS))} have"
-            )
-        user, _at, hosts = parts.netloc.rpartition("@")
-        has_password = ":" in user
-        sentinels: tuple[tuple[str, int], ...] = ()
-        service = ""
-        path = parts.path
-        if parts.scheme == "unix":
-            if not path or path == "/" or hosts:
+        if not url.isprintable() or " " in url:
+            raise ValueError("there is a blank or a line break in it")
+        netloc, path, query = found[2], found[3], found[4] or ""
+        scheme, _, by_sentinels = full_scheme.partition("+")
+        parameters = _parameters(query, found[5], is_encrypted=scheme == "rediss")
+        credentials, _, hosts = netloc.rpartition("@")
+        user, _, password = (unquote(each) for each in credentials.partition(":"))
+        socket, service, database = "", "", path.strip("/")
+        addresses: tuple[tuple[str, int], ...] = ()
+        if scheme == "unix":
+            socket, database = unquote(path), ""
+            if path in ("", "/") or hosts:
                 raise ValueError("a socket has a path, as in unix:///run/redis.sock")
-            return cls(url, f"unix://{path}", has_password, (), "")
-        default = _SENTINEL_PORT if "sentinel" in parts.scheme else _PORT
-        addresses = tuple(_host_and_port(each, default) for each in hosts.split(","))
-        database = path.strip("/")
-        if "sentinel" in parts.scheme:
-            sentinels = addresses
+        else:
+            default = _SENTINEL_PORT if by_sentinels else _PORT
+            addresses = tuple(_host_and_port(each, default) for each in hosts.split(","))
+        if by_sentinels:
             service, _, database = database.partition("/")
             service = unquote(service)
             if not service:
                 raise ValueError("the name of the service is missing behind the sentinels")
         elif len(addresses) > 1:
             raise ValueError("it names several hosts; that is for redis+sentinel://")
-        if database and not database.isdigit():
+        if database and not _is_number(database):
             raise ValueError("the number of the database is not a number")
-        return cls(url, f"{parts.scheme}://{hosts}{path}", has_password, sentinels, service)
+        return cls(
+            shown=f"{full_scheme}://{hosts}{path}",
+            user=user,
+            password=password,
+            node=addresses[0] if addresses and not by_sentinels else None,
+            socket=socket,
+            sentinels=addresses if by_sentinels else (),
+            service=service,
+            database=int(parameters.pop("db", database) or 0),
+            tls=_tls(parameters) if scheme == "rediss" else None,
+        )
+
+
+def _parameters(query: str, fragment: str | None, *, is_encrypted: bool) -> dict[str, str]:
+    """Read what stands behind the question mark.
+
+    Raises:
+        ValueError: It is wrong.
+    """
+    known = f"only {', '.join(sorted(_PARAMETERS))} may stand behind the ?"
+    if fragment is not None or "@" in query:
+        # Perhaps a password that is not encoded: so it is not quoted.
+        raise ValueError(f"there is a ? or # that must be written %3F or %23; {known}")
+    found = dict(parse_qsl(query, keep_blank_values=True))
+    for name, value in found.items():
+        if name not in _PARAMETERS:
+            raise ValueError(
+                f"{name if name.isidentifier() else 'a parameter'} is unknown; {known}"
+            )
+        if name != "db" and not is_encrypted:
+            raise ValueError(f"{name} is for rediss:// only")
+        if name == "db" and not _is_number(value):
+            raise ValueError("db is not a number")
+        if name == "ssl_cert_reqs" and value not in _CERTIFICATES:
+            raise ValueError(f"ssl_cert_reqs is none of {', '.join(_CERTIFICATES)}")
+        if name == "ssl_check_hostname" and value.lower() not in _TRUTHS:
+            raise ValueError(f"ssl_check_hostname is none of {', '.join(_TRUTHS)}")
+        if not value:
+            raise ValueError(f"{name} is empty")
+    return found
+
+
+def _tls(parameters: dict[str, str]) -> dict[str, str | bool]:
+    """Return how TLS is spoken.
+
+    With the name in the certificate checked, unless it is said not to; some releases of the clients
+    do not by themselves.
+    """
+    checks = _TRUTHS[parameters.pop("ssl_check_hostname", "true").lower()]
+    is_any = parameters.get("ssl_cert_reqs") == "none"
+    return {**parameters, "ssl_check_hostname": checks and not is_any}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _host_and_port(text: str, default: int) -> tuple[str, int]:
@@ -93,11 +175,10 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
     Raises:
         ValueError: There is none.
     """
-    parts = urlsplit(f"//{text}")
-    try:
-        port = parts.port
-    except ValueError:
-        raise ValueError("its port is not a number from 0 to 65535") from None
-    if not parts.hostname:
-        raise ValueError("the host is missing")
-    return parts.hostname, port or default
+    found = _HOST.fullmatch(text)
+    if found is None:
+        raise ValueError("a host is missing, or not written as in cache:6379 or [::1]:6379")
+    port = int(found[3] or default)
+    if not 0 < port < 1 << 16:
+        raise ValueError("its port is not a number from 1 to 65535")
+    return found[1] or found[2], port

@@ -1,7 +1,8 @@
 """How counts travel: a few kilobytes for thousands of series.
 
 The store gives each key a number. A host sends the numbers of its keys, which it packs once, and
-their values. Nothing but numbers and JSON is read back, and never more than was announced.
+their values. Nothing but numbers and JSON is read back, never more than was announced, and nothing
+that was damaged on its way.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ _IDS_LEVEL = 6
 _VALUES_LEVEL = 1
 """A third of the default level's time for a few per cent more bytes."""
 
-_HEAD_BYTES = 4
-_MOST_BYTES = 1 << 27
+_HEAD_BYTES = 8
+"""How long the description of the parts is, and the checksum of all that follows."""
+
+_MOST_IDS_BYTES = 1 << 24
+_MOST_VALUES_BYTES = 1 << 25
+_MOST_JSON_BYTES = 1 << 23
+"""Four million series, and a thousand times the figures of a host: so that foreign bytes cannot
+fill the memory."""
 
 
 class PackingError(ValueError):
@@ -59,10 +66,13 @@ def unpack_ids(packed: bytes) -> tuple[int, ...]:
     """
     deltas = array("i")
     try:
-        deltas.frombytes(_inflated(packed, _MOST_BYTES))
+        deltas.frombytes(_inflated(packed, _MOST_IDS_BYTES))
     except ValueError as error:
         raise PackingError(str(error)) from None
-    return tuple(accumulate(_little(deltas)))
+    ids = tuple(accumulate(_little(deltas)))
+    if ids and min(ids) < 0:  # where they are looked up, it would be another key, from the end
+        raise PackingError("it has a negative number of a key")
+    return ids
 
 
 def pack(parts: Sequence[PackedPart]) -> bytes:
@@ -72,9 +82,8 @@ def pack(parts: Sequence[PackedPart]) -> bytes:
     ).encode()
     ids = b"".join(part.ids for part in parts)
     values = b"".join(_little(part.numbers).tobytes() for part in parts)
-    return (
-        len(head).to_bytes(_HEAD_BYTES, "big") + head + ids + zlib.compress(values, _VALUES_LEVEL)
-    )
+    rest = head + ids + zlib.compress(values, _VALUES_LEVEL)
+    return len(head).to_bytes(4, "big") + zlib.crc32(rest).to_bytes(4, "big") + rest
 
 
 def unpack(packed: bytes) -> list[PackedPart]:
@@ -84,7 +93,9 @@ def unpack(packed: bytes) -> list[PackedPart]:
         PackingError: It was not.
     """
     try:
-        at = _HEAD_BYTES + int.from_bytes(packed[:_HEAD_BYTES], "big")
+        if zlib.crc32(packed[_HEAD_BYTES:]) != int.from_bytes(packed[4:_HEAD_BYTES], "big"):
+            raise PackingError("its checksum is wrong")
+        at = _HEAD_BYTES + int.from_bytes(packed[:4], "big")
         head = json.loads(packed[_HEAD_BYTES:at])
         ids = []
         for prefix, holder, size, count in head:
@@ -93,8 +104,8 @@ def unpack(packed: bytes) -> list[PackedPart]:
             ids.append(packed[at : at + size])
             at += size
         wanted = 8 * sum(count for *_, count in head)
-        if wanted > _MOST_BYTES:
-            raise PackingError(f"it announces {wanted} bytes")
+        if wanted > _MOST_VALUES_BYTES:
+            raise PackingError("it announces too much")
         values = _inflated(packed[at:], wanted)
         if len(values) != wanted:
             raise PackingError(f"it has {len(values)} bytes of values in place of {wanted}")
@@ -123,7 +134,7 @@ def unpack_json(packed: bytes) -> Any:
         PackingError: It was not.
     """
     try:
-        return json.loads(_inflated(packed, _MOST_BYTES))
+        return json.loads(_inflated(packed, _MOST_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise PackingError(str(error)) from None
 
@@ -139,7 +150,7 @@ def _inflated(packed: bytes, most: int) -> bytes:
         data = inflate.decompress(packed, most + 1)
     except zlib.error as error:
         raise PackingError(str(error)) from None
-    if len(data) > most or not inflate.eof:
+    if len(data) > most or not inflate.eof or inflate.unused_data:
         raise PackingError("it is damaged, or has more in it than announced")
     return data
 

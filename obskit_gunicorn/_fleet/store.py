@@ -7,7 +7,10 @@ valkey-py, whichever is installed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import re
+import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +21,7 @@ from obskit_gunicorn._fleet.secret import secret
 from obskit_gunicorn._scrape.bodies import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 CALL_SECONDS = 1.0
 """How long to wait for an answer of the store."""
@@ -31,7 +34,13 @@ TOMB_SECONDS = 86400.0
 
 _MOST_TOMBS = 1000
 _MOST_KEYS_AT_ONCE = 500
-_COMMANDS = "EVALSHA, SCRIPT|LOAD, TIME, HGET, HSET, HDEL, HINCRBY and DEL"
+_MOST_WORDS = 300
+_CLIENTS = (("redis", "Redis"), ("valkey", "Valkey"))
+_OLDEST_CLIENT = 5
+
+COMMANDS = "+evalsha +script|load +time +hget +hset +hdel +hincrby +del"
+"""What a user of the store needs to be allowed, as ``ACL SETUSER`` has it. In a cluster
+``+asking`` and ``+cluster|slots`` besides, to go on while a slot moves or a node is down."""
 
 
 class StoreError(UnavailableError):
@@ -73,6 +82,9 @@ class Fetched(NamedTuple):
 class Store:
     """A store, by its address and a name in it. Thread-safe; connects when it is first used.
 
+    One connection, on which one thread at a time has its turn: so whatever is to be done about a
+    connection that fails is done once, and nobody holds on to one that is closed.
+
     Attributes:
         where: The address as it may be shown, and the name.
     """
@@ -87,9 +99,10 @@ class Store:
         self._address = StoreAddress.parse(url)
         self.key = f"obskit:{name}"
         self.where = f"{self._address.shown} ({name})"
-        self._client: Any = None
-        self._library: Any = None
-        self._scripts: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._link: _Link | None = None
+        self._nodes: list[tuple[str, int]] = []
+        self._node = 0
 
     def enter(self, incarnation: str) -> Entry:
         """Return what is known about an incarnation; begin an epoch if there is none.
@@ -213,53 +226,31 @@ class Store:
         Raises:
             StoreError: The store cannot be used.
         """
-        client = self._connect()
         try:
-            size = client.execute_command("MEMORY", "USAGE", self.key, "SAMPLES", "0")
-        except self._library.exceptions.ResponseError:
+            size = self._call("MEMORY", "USAGE", self.key, "SAMPLES", "0")
+        except _DeniedError:
             return None
-        except (self._library.exceptions.RedisError, OSError) as error:
-            raise self._explained(error) from error
         return None if size is None else int(size)
 
     def close(self) -> None:
-        """Let go of the connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(Exception):
-                client.close()
+        """Let go of the connection; the next call connects again.
+
+        Raises:
+            StoreError: Others use it for too long.
+        """
+        with self._turn():
+            self._let_go()
 
     def _run(self, script: str, *told: object) -> Any:
         """Run a script; return what it says after its first word, ``None`` if that is NO.
 
-        It is run once more if the connection was found closed: each of them may be.
+        It may be run twice if the connection breaks: each script is made for that.
 
         Raises:
             StoreError: The store cannot be used.
         """
-        client = self._connect()
-        errors = self._library.exceptions
-        for is_last in (False, True):
-            try:
-                return self._answer(self._script(client, script)(keys=[self.key], args=told))
-            except errors.MovedError:
-                if is_last:
-                    raise StoreError(f"{self.where}: the cluster has no stable place") from None
-                client = self._use_cluster()
-            except (errors.TimeoutError, TimeoutError) as error:
-                raise self._explained(error) from None
-            except (errors.ConnectionError, OSError) as error:
-                if is_last or isinstance(error, errors.AuthenticationError):
-                    self.close()  # the password may be another one by now
-                    raise self._explained(error) from None
-            except errors.RedisError as error:
-                if isinstance(error, (errors.AuthenticationError, errors.NoPermissionError)):
-                    self.close()
-                raise self._explained(error) from None
-        raise AssertionError("unreachable")
-
-    def _answer(self, answer: Any) -> Any:
-        word, *rest = answer
+        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        word, *rest = self._call("EVALSHA", digest, 1, self.key, *told, script=script)
         if word == b"FORMAT":
             raise StoreError(
                 f"{self.where} is written in format {rest[0].decode(errors='replace')}, and this "
@@ -268,150 +259,415 @@ class Store:
             )
         return None if word == b"NO" else rest
 
-    def _script(self, client: Any, script: str) -> Any:
-        found = self._scripts.get(script)
-        if found is None:
-            found = self._scripts[script] = client.register_script(script)
-        return found
+    def _call(self, *command: Any, script: str = "") -> Any:
+        """Send a command, and once more wherever that may help.
 
-    def _connect(self) -> Any:
-        if self._client is None:
-            library = _library()
-            self._library = library
-            try:
-                self._client = self._open(library)
-            except library.exceptions.RedisError as error:
-                raise self._explained(error) from None
-            except (OSError, ValueError) as error:
-                raise StoreError(f"{self.where}: {error}") from None
-            self._scripts = {}
-        return self._client
-
-    def _open(self, library: Any) -> Any:
-        """Return a client.
+        Args:
+            command: The command.
+            script: What it runs.
 
         Raises:
-            ValueError: A secret cannot be read.
+            StoreError: The store cannot be used.
         """
-        address = self._address
-        limits = _limits(library)
-        password = secret(PASSWORD)
-        if password is not None:
-            limits["password"] = password
-        if not address.sentinels:
-            return library.Client.from_url(address.url, **limits)
-        scheme, _, rest = address.url.partition("+sentinel://")
-        user = rest.rpartition("@")[0]
-        path = rest.rpartition("@")[2].partition("/")[2].partition("/")[2]
-        # The client reads user, database and TLS parameters from an address of the usual form.
-        options = library.parse_url(f"{scheme}://{user + '@' if user else ''}any/{path}")
-        for name in ("host", "port", "connection_class"):
-            options.pop(name, None)
-        if scheme == "rediss":
-            options["ssl"] = True
-        sentinel_options = {**options, **_limits(library)}
-        for name in ("username", "password", "db"):
-            sentinel_options.pop(name, None)
-        sentinel_password = secret(SENTINEL_PASSWORD)
-        if sentinel_password is not None:
-            sentinel_options["password"] = sentinel_password
-        sentinel = library.Sentinel(
-            list(address.sentinels), sentinel_kwargs=sentinel_options, **{**options, **limits}
-        )
-        return sentinel.master_for(address.service)
+        with self._turn():
+            met: set[str] = set()
+            # Its text only: an exception in a variable keeps the connection until it is found to
+            # be garbage.
+            reason: tuple[type[StoreError], str] | None = None
+            while True:
+                if self._link is None:
+                    self._link = self._opened(self._next_node())
+                link = self._link
+                try:
+                    return link.send(command, script)
+                except (link.library.Error, OSError, ValueError) as error:
+                    kind = _kind(error)
+                    if reason is None or kind not in ("MOVED", "ASK"):
+                        reason = self._explained(kind, error, link)
+                    # Each kind once: so this ends, and soon, because what has taken its time is
+                    # not tried again.
+                    if not self._goes_on_after(kind, error, link) or kind in met:
+                        raise reason[0](reason[1]) from None
+                    met.add(kind)
 
-    def _use_cluster(self) -> Any:
-        """Return a client of the cluster that the address is a node of."""
-        self.close()
-        limits = _limits(self._library)
-        limits.pop("retry", None)
-        password = secret(PASSWORD)
-        if password is not None:
-            limits["password"] = password
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=3 * CALL_SECONDS):
+            raise StoreError(f"{self.where}: no answer to those who have asked before")
         try:
-            self._client = self._library.Cluster.from_url(self._address.url, **limits)
-        except (self._library.exceptions.RedisError, OSError) as error:
-            raise self._explained(error) from None
-        self._scripts = {}
-        return self._client
+            yield
+        finally:
+            self._lock.release()
 
-    def _explained(self, error: Exception) -> StoreError:
-        """Return what is wrong, and what to do."""
-        errors = self._library.exceptions
-        text = str(error) or type(error).__name__
-        if isinstance(error, errors.NoPermissionError):
-            hint = f"; its user needs {_COMMANDS} on the key {self.key}"
-        elif isinstance(error, errors.AuthenticationError) or "NOAUTH" in text:
-            hint = f"; set {PASSWORD} or {PASSWORD}_FILE"
-        elif isinstance(error, errors.ReadOnlyError):
-            hint = "; it is a replica: name the primary, or the sentinels"
-        elif text.startswith(("OOM", "MISCONF")) or "used memory > 'maxmemory'" in text:
-            hint = "; it is full, or cannot write to its disk"
-        elif isinstance(error, (errors.TimeoutError, TimeoutError)):
-            text, hint = f"no answer within {CALL_SECONDS:g} s", ""
+    def _goes_on_after(self, kind: str, error: Exception, link: _Link) -> bool:
+        """Do what may help against an error; return whether to try again at once."""
+        if kind in ("MOVED", "ASK"):
+            # It is a cluster: each node knows which one has the key.
+            host, _, port = str(error).rpartition(" ")[2].rpartition(":")
+            self._nodes = _nodes_of(link) or self._nodes
+            self._let_go()
+            if host in ("", "?"):  # the one that was asked, which does not know how it is called
+                host = link.node[0] if link.node else ""
+            node = (host.strip("[]"), int(port))
+            self._link = self._opened(node, asks=kind == "ASK")
+            return True
+        if kind not in _CLOSING:
+            return False
+        # Names lead elsewhere after a failover, sentinels know another primary, and passwords
+        # change: what is opened next finds out.
+        self._let_go()
+        if kind in _PASSWORDS:
+            return _secret(self.where, PASSWORD) != link.password
+        if kind in ("CLUSTERDOWN", "CONNECTION", "TIMEOUT"):
+            self._node += 1
+        return kind in ("CONNECTION", "READONLY")
+
+    def _let_go(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _next_node(self) -> tuple[str, int] | None:
+        """Return where to connect to; ``None`` for the address, or else a node of its cluster."""
+        at = self._node % (len(self._nodes) + 1)
+        return self._nodes[at - 1] if at else None
+
+    def _opened(self, node: tuple[str, int] | None, *, asks: bool = False) -> _Link:
+        """Return a connection, which is made when it is first used.
+
+        Args:
+            node: A node of the address's cluster.
+            asks: It has the key before it is said to have it.
+
+        Raises:
+            StoreError: There is no client library, or a secret cannot be read.
+        """
+        library = _library()
+        address = self._address
+        password = _secret(self.where, PASSWORD)
+        options: dict[str, Any] = {
+            # Nothing is waited for longer, and nothing tried again but here.
+            "socket_timeout": CALL_SECONDS,
+            "socket_connect_timeout": CALL_SECONDS,
+            "retry": library.Retry,
+            "decode_responses": False,
+            # Enough for what is asked, and understood by every server and proxy.
+            "protocol": 2,
+            **(address.tls or {}),
+        }
+        own = {
+            **options,
+            "db": address.database,
+            "username": address.user or None,
+            "password": address.password or None if password is None else password,
+        }
+        if address.sentinels:
+            is_encrypted = {"ssl": address.tls is not None}
+            sentinel = library.Sentinel(
+                address.sentinels,
+                sentinel_kwargs={
+                    **options,
+                    **is_encrypted,
+                    "password": _secret(self.where, SENTINEL_PASSWORD),
+                },
+                **own,
+                **is_encrypted,
+            )
+            client = sentinel.master_for(address.service)
+            return _Link(library, client, [client, *sentinel.sentinels], password, None, asks)
+        node = node or address.node
+        if node is not None:
+            own["connection_class"] = library.TLS if address.tls is not None else library.TCP
+            own["host"], own["port"] = node
         else:
-            hint = ""
-        return StoreError(f"{self.where}: {text}{hint}")
+            own["connection_class"] = library.Unix
+            own["path"] = address.socket
+        client = library.Client(connection_pool=library.Pool(**own))
+        return _Link(library, client, [client], password, node, asks)
+
+    def _explained(self, kind: str, error: Exception, link: _Link) -> tuple[type[StoreError], str]:
+        """Return what is wrong, and what to do."""
+        words = _words(error, self._address.password, link.password)
+        fields = {
+            "words": words,
+            "key": self.key,
+            "seconds": CALL_SECONDS,
+            "service": self._address.service,
+        }
+        if kind == "CONNECTION" and self._address.socket:
+            kind = "SOCKET"
+        if kind == "TIMEOUT" and self._address.tls is not None:
+            kind = "TIMEOUT_TLS"
+        if kind == "NOAUTH" and (self._address.password or link.password):
+            kind = "WRONGPASS"
+        if kind in ("READONLY", "MASTERDOWN") and self._address.sentinels:
+            kind = "FAILOVER"
+        if kind == "SENTINEL" and re.search("auth", str(error), re.IGNORECASE):
+            kind = "SENTINEL_PASSWORD"
+        if kind == "UNKNOWN" and self._address.sentinels and "sentinel" in words.lower():
+            kind = "NO_SENTINEL"
+        text = _EXPLANATIONS.get(kind, "{words}").format_map(fields)
+        is_denied = kind in ("NOPERM", "UNKNOWN")
+        return _DeniedError if is_denied else StoreError, f"{self.where}: {text}"
 
 
-class _Client(NamedTuple):
+class _DeniedError(StoreError):
+    """The store does not do what it was asked for."""
+
+
+class _Library(NamedTuple):
     """A client library, by the names that redis-py gives what it has."""
 
     Client: Any
-    Cluster: Any
+    Pool: Any
     Sentinel: Any
     Retry: Any
-    exceptions: Any
-    parse_url: Any
+    Error: Any
+    NoScriptError: Any
+    TCP: Any
+    TLS: Any
+    Unix: Any
 
 
-def _library() -> _Client:
+class _Link:
+    """A connection to a store.
+
+    Attributes:
+        library: Whose it is.
+        password: What it was opened with, unless that was in the address.
+        node: The host and the port; ``None`` if they are not known.
+    """
+
+    def __init__(
+        self,
+        library: _Library,
+        client: Any,
+        clients: Sequence[Any],
+        password: str | None,
+        node: tuple[str, int] | None,
+        asks: bool,
+    ) -> None:
+        self.library, self.password, self.node = library, password, node
+        self._client, self._clients, self._asks = client, clients, asks
+
+    def send(self, command: Sequence[Any], script: str = "") -> Any:
+        """Send a command, which runs a script or not; return the answer."""
+        try:
+            return self._send(command)
+        except self.library.NoScriptError:
+            if not script:
+                raise
+            self._client.execute_command("SCRIPT", "LOAD", script)
+            return self._send(command)
+
+    def _send(self, command: Sequence[Any]) -> Any:
+        if self._asks:
+            self._client.execute_command("ASKING")
+        return self._client.execute_command(*command)
+
+    def close(self) -> None:
+        """Close it."""
+        for client in self._clients:
+            with contextlib.suppress(Exception):
+                client.close()
+                client.connection_pool.disconnect()  # which not every release does by itself
+
+
+def _library() -> _Library:
     """Import a client library.
 
     Raises:
         StoreError: There is none.
     """
-    for name, prefix in (("redis", "Redis"), ("valkey", "Valkey")):
+    old = ""
+    for name, prefix in _CLIENTS:
         try:
             module = importlib.import_module(name)
         except ImportError:
             continue
-        import_module = importlib.import_module
-        retry = import_module(f"{name}.retry").Retry(
-            import_module(f"{name}.backoff").NoBackoff(), 0
+        if int(module.__version__.partition(".")[0]) < _OLDEST_CLIENT:
+            old = f"{name} {module.__version__} is too old: "
+            continue
+        client, connection, errors, retry, backoff, sentinel = (
+            importlib.import_module(f"{name}.{each}")
+            for each in ("client", "connection", "exceptions", "retry", "backoff", "sentinel")
         )
-        return _Client(
-            getattr(module, prefix),
-            getattr(import_module(f"{name}.cluster"), f"{prefix}Cluster"),
-            import_module(f"{name}.sentinel").Sentinel,
-            retry,
-            _Exceptions(import_module(f"{name}.exceptions"), f"{prefix}Error"),
-            import_module(f"{name}.connection").parse_url,
+        return _Library(
+            getattr(client, prefix),
+            connection.ConnectionPool,
+            sentinel.Sentinel,
+            retry.Retry(backoff.NoBackoff(), 0),
+            getattr(errors, f"{prefix}Error"),
+            errors.NoScriptError,
+            connection.Connection,
+            connection.SSLConnection,
+            connection.UnixDomainSocketConnection,
         )
     raise StoreError(
-        "metrics_redis needs a client of the store: pip install 'obskit-gunicorn[redis]'"
+        f"metrics_redis needs a client of the store: {old}pip install 'obskit-gunicorn[redis]'"
     )
 
 
-class _Exceptions:
-    """The exceptions of a client library, with redis-py's name for the base of all."""
+def _secret(where: str, name: str) -> str | None:
+    """Return a secret.
 
-    def __init__(self, module: Any, base: str) -> None:
-        self._module = module
-        self.RedisError = getattr(module, base)
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        return secret(name)
+    except ValueError as error:
+        raise StoreError(f"{where}: {error}") from None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+
+def _nodes_of(link: _Link) -> list[tuple[str, int]]:
+    """Return the nodes of a cluster, as far as it says."""
+    found: dict[tuple[str, int], None] = {}
+    with contextlib.suppress(Exception):  # it may be denied; then the address must do
+        # The clients make something of the answer to CLUSTER SLOTS, each release something else.
+        for slots in link.send(("CLUSTER", "SLOTS")):
+            for host, port, *_ in slots[2:]:
+                name = (host or b"").decode() or (link.node[0] if link.node else "")
+                found[name, int(port)] = None
+    return list(found)
 
 
-def _limits(library: _Client) -> dict[str, Any]:
-    """Return arguments of a client that keep it from waiting, and from trying again by itself."""
-    return {
-        "socket_timeout": CALL_SECONDS,
-        "socket_connect_timeout": CALL_SECONDS,
-        "retry": library.Retry,
-        "decode_responses": False,
-    }
+# ------------------------------------------------------------------------------------------------
+# What is wrong, and what to do
+
+_PASSWORDS = ("NOAUTH", "NOPASS")
+_CLOSING = (
+    "CLUSTERDOWN",
+    "CONNECTION",
+    "MASTERDOWN",
+    "PROTOCOL",
+    "READONLY",
+    "SENTINEL",
+    "TIMEOUT",
+    "TLS",
+    *_PASSWORDS,
+)
+"""After what the connection is not used any more."""
+
+_EXPLANATIONS = {
+    "ASK": "its cluster is just being rearranged",
+    "BUSY": "it is busy with a script of somebody else; SCRIPT KILL there ends that",
+    "CLUSTERDOWN": "its cluster is down ({words}); CLUSTER INFO there says more",
+    "CONNECTION": "it cannot be reached ({words}); check that it runs, that the address is right "
+    "(rediss:// if it speaks TLS), and that this host may connect to it",
+    "DAMAGED": "what the key {key} holds is not what this release writes ({words}); "
+    "obskit-gunicorn fleet reset begins anew",
+    "DATABASE": "it does not have this database ({words}); correct the number in the address",
+    "FAILOVER": "what the sentinels name as the primary is a replica still; they are changing it",
+    "LOADING": "it has just started, and still reads its data from its disk",
+    "MASTERDOWN": "it is a replica that has lost its primary; metrics_redis must name the primary, "
+    "or the sentinels",
+    "MAXCLIENTS": "it accepts no more clients; raise its maxclients, or close other connections",
+    "MISCONF": "it accepts no writes because it cannot save to its disk; its own log says why",
+    "MOVED": "its cluster moves the key {key} again and again",
+    "NOAUTH": f"it wants a password; set {PASSWORD} or {PASSWORD}_FILE",
+    "NOPASS": f"it has no password, but {PASSWORD} or the address gives one; unset that, or set "
+    "requirepass there",
+    "NOPERM": "its user may not do all that is needed ({words}); allow it there: ACL SETUSER "
+    f"<user> ~{{key}} {COMMANDS}",
+    "NOREPLICAS": "it accepts no writes because too few replicas follow it "
+    "(min-replicas-to-write); check the replicas",
+    "NO_SENTINEL": "it is no sentinel that answers there, but a store; write redis:// in place of "
+    "redis+sentinel://, or the port of the sentinels",
+    "OOM": "it is full; raise its maxmemory, or remove other data from it",
+    "PROTOCOL": "what answers there is neither Redis nor Valkey ({words}); correct the address",
+    "READONLY": "it is a replica, which accepts no writes; metrics_redis must name the primary, "
+    "or the sentinels",
+    "SENTINEL": "no sentinel knows a primary named {service}; check the sentinels, and the name "
+    "behind them in the address",
+    "SENTINEL_PASSWORD": f"the sentinels want a password, or another one; set {SENTINEL_PASSWORD} "
+    f"or {SENTINEL_PASSWORD}_FILE",
+    "SOCKET": "it cannot be reached ({words}); check that it runs, and the path and permissions of "
+    "its socket",
+    "TIMEOUT": "no answer within {seconds:g} s; it is overloaded or stopped, or the network to it "
+    "loses packets",
+    "TIMEOUT_TLS": "no answer within {seconds:g} s; it is overloaded or stopped, the network to it "
+    "loses packets, or its port does not speak TLS (then redis:// is right)",
+    "TLS": "no TLS connection ({words}); ssl_ca_certs in the address names who signs its "
+    "certificate, ssl_certfile and ssl_keyfile this host's own",
+    "UNKNOWN": "it does not have a command that is needed ({words}); allow EVALSHA and SCRIPT "
+    "LOAD there",
+    "WRONGPASS": f"it does not accept the user or the password; correct {PASSWORD} or "
+    f"{PASSWORD}_FILE, or the user in the address",
+    "WRONGTYPE": "the key {key} holds something else; delete it there (DEL {key}), or choose "
+    "another metrics_redis_name",
+}
+
+_BY_CLASS = {
+    "AskError": "ASK",
+    "AuthenticationError": "NOAUTH",
+    "BusyLoadingError": "LOADING",
+    "ClusterDownError": "CLUSTERDOWN",
+    "InvalidResponse": "PROTOCOL",
+    "MasterDownError": "MASTERDOWN",
+    "MasterNotFoundError": "SENTINEL",
+    "MovedError": "MOVED",
+    "NoPermissionError": "NOPERM",
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "TimeoutError": "TIMEOUT",
+}
+"""Kinds of errors that the clients know, by the name of the class. All others are found by their
+text, and these too where Redis 6.2 has met them in a script, or a client does not know them."""
+
+_BY_CODE = re.compile(
+    r"(?:^|: -?)(ASK|BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|MOVED|NOREPLICAS|OOM|READONLY"
+    r"|WRONGTYPE) "
+)
+
+_BY_PHRASE = (
+    ("without any password configured", "NOPASS"),
+    ("max number of clients", "MAXCLIENTS"),
+    ("no permissions to", "NOPERM"),
+    ("user executing the script can't", "NOPERM"),
+    ("previous master is now a slave", "READONLY"),
+    ("unknown command", "UNKNOWN"),
+    ("unknown redis command", "UNKNOWN"),
+    ("db index", "DATABASE"),
+    ("select is not allowed", "DATABASE"),
+    ("[ssl", "TLS"),
+    ("[x509", "TLS"),
+    ("_ssl.c", "TLS"),
+    ("user_script", "DAMAGED"),
+)
+
+
+def _kind(error: Exception) -> str:
+    """Return what kind of error it is; empty if it is none that is explained."""
+    text = str(error)
+    for phrase, kind in _BY_PHRASE[:2]:
+        if phrase in text:
+            return kind
+    for each in type(error).__mro__:
+        if each.__name__ in _BY_CLASS:
+            return _BY_CLASS[each.__name__]
+    if code := _BY_CODE.search(text):
+        return code[1]
+    for phrase, kind in _BY_PHRASE[2:]:
+        if phrase in text.lower():
+            return kind
+    is_connection = isinstance(error, (OSError, UnicodeError)) or any(
+        each.__name__ == "ConnectionError" for each in type(error).__mro__
+    )
+    return "CONNECTION" if is_connection else ""
+
+
+def _words(error: Exception, *secrets: str | None) -> str:
+    """Return what the client or the store has said, without scripts, arguments and secrets."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    text = re.sub(r"^(ERR )?Error (running|compiling) script .*?@user_script", "@user_script", text)
+    text = re.sub(r"^(@user_script: ?\d+: -?)+", "", text)
+    text = re.sub(r",? script: ([0-9a-f]{40}, )?on @user_script.*$", "", text)
+    text = re.sub(r",? with args beginning with: .*$", "", text)
+    for each in secrets:
+        if each:
+            text = text.replace(each, "***")
+    return text[:_MOST_WORDS].rstrip(" .")
 
 
 def _new() -> str:

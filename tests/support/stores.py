@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.support.process import free_port
 
@@ -71,9 +73,10 @@ class StoreServer:
         """Its address."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def client(self, **options: Any) -> redis.Redis:
-        """Return a client."""
-        return redis.Redis(port=self.port, socket_timeout=5, **options)
+    def client(self, **options: Any) -> Any:
+        """Return a client, which does not wait and try again by itself."""
+        retry = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, socket_timeout=5, retry=retry, **options)
 
     def start(self, *options: str, probe: bool = True) -> StoreServer:
         """Start it, and wait until it answers."""
