@@ -157,10 +157,12 @@ class Publisher:
         """Publish once; return whether the store knew what was believed."""
         reading = self._read()
         self._follow(reading)
-        if not (
-            (self._has_entered or self._enter(reading, deadline))
-            and self._number_keys(reading.parts, deadline)
-        ):
+        if not self._has_entered:
+            # Then read again: another publisher of this directory, whose sequence is known only
+            # now, may have read it later than this one, and its counts must not be set back.
+            self._enter(reading, deadline)
+            return False
+        if not self._number_keys(reading.parts, deadline):
             return False
         parts = self._pack(reading.parts)
         data = b"" if parts == self._sent else pack(parts)
@@ -211,8 +213,8 @@ class Publisher:
         self._sent = None
         self._packed, self._base, self._is_base_due = {}, {}, False
 
-    def _enter(self, reading: Reading, deadline: float) -> bool:
-        """Find out what the store knows, and go on from there; return whether that was possible."""
+    def _enter(self, reading: Reading, deadline: float) -> None:
+        """Find out what the store knows, and go on from there as far as that is possible now."""
         entry = self._store.enter(self._incarnation)
         if entry.epoch != self._epoch:
             if self._epoch:
@@ -224,7 +226,7 @@ class Publisher:
             self._not_counted = self._counted_before(entry, reading)
             self._start_over(entry.epoch)
         if not self._number_keys([*reading.parts, *(self._not_counted or ())], deadline):
-            return False
+            return
         if entry.folded_at is not None:
             # Away for so long that others have put it to the retired sums, all that they knew.
             folded = self._decoded(entry.folded_data, entry.folded_base)
@@ -232,10 +234,10 @@ class Publisher:
             self._start_over(entry.epoch)
             self._not_counted = None
             self._base, self._is_base_due = folded, True
-            return False  # perhaps another publisher of the same directory was faster
+            return  # perhaps another publisher of the same directory was faster
         if entry.sequence < self._sequence:
             self._go_on_without(entry)
-            return False
+            return
         if entry.sequence:
             base = self._decoded(b"", entry.base)
             if base != self._base:
@@ -253,7 +255,6 @@ class Publisher:
             self._is_base_due, self._packed = True, {}
         self._not_counted = None
         self._has_entered = True
-        return True
 
     def _counted_before(self, entry: Entry, reading: Reading) -> Sequence[Part] | None:
         """Return what is not to be counted in an epoch that is new for this publisher."""
