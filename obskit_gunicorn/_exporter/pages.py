@@ -121,7 +121,8 @@ class Pages:
         reporter = Reporter(
             push.send,
             options.metrics_redis_interval,
-            what=f"pushing to {push.where}",
+            what="pushing",
+            where=push.where,
             effect="nothing is stored there; scrapes and requests are not affected",
         )
         self._reporters.append(reporter)

@@ -178,7 +178,8 @@ def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
     if not backlogs:
         return
     waiting: dict[tuple[str, int], list[int]] = {}  # of each socket, for sockets may share a port
-    for address, connections in _waiting_connections():
+    is_ipv6 = any(":" in host for host, _port in backlogs)
+    for address, connections in _waiting_connections(is_ipv6=is_ipv6):
         waiting.setdefault(address, []).append(connections)
     current = GaugeMetricFamily(
         "gunicorn_listen_backlog",
@@ -204,13 +205,17 @@ def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
         yield most
 
 
-def _waiting_connections() -> Iterator[tuple[tuple[str, int], int]]:
+def _waiting_connections(*, is_ipv6: bool) -> Iterator[tuple[tuple[str, int], int]]:
     """Yield the address of each listening TCP socket, and how many connections wait there.
 
     For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``. It
     shows listening sockets first; a busy server has thousands of others, which are not read.
+
+    Args:
+        is_ipv6: Read those of IPv6 too. Where there are none, the kernel takes milliseconds to say
+            so, because it looks through its whole table.
     """
-    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for path in ("/proc/net/tcp", *(("/proc/net/tcp6",) if is_ipv6 else ())):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             next(file, None)  # the names of the columns
             for line in itertools.takewhile(lambda line: _LISTENING in line, file):

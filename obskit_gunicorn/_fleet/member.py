@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from obskit_gunicorn._fleet import note
 from obskit_gunicorn._fleet.publisher import Publisher, Reading
 from obskit_gunicorn._fleet.reporter import Reporter
 from obskit_gunicorn._fleet.source import FleetReading, FleetSource
@@ -23,7 +22,7 @@ from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.collector import DirectoryCollector
 from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._scrape.registry import SharedRegistry
-from obskit_gunicorn._store import remains
+from obskit_gunicorn._store import note, remains
 from obskit_gunicorn._store.directory import SlotDirectory
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ class Member:
             self.reporter = Reporter(
                 self._send,
                 interval,
-                what=f"publishing to {store.where}",
+                what="publishing",
+                where=store.where,
                 effect="the page of the fleet answers 503; this host's own page and its requests "
                 "are not affected",
             )

@@ -10,6 +10,7 @@ once.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from array import array
@@ -17,7 +18,6 @@ from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from obskit_gunicorn._fleet import note
 from obskit_gunicorn._fleet.packing import (
     COUNTING,
     PackedPart,
@@ -31,6 +31,7 @@ from obskit_gunicorn._fleet.packing import (
 from obskit_gunicorn._fleet.store import TOMB_SECONDS, Entry, Store, StoreError
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._store import note
 from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._generation = ""
         self._note: note.Note | None = None
-        self._noted_in = ""
+        self._has_complained = False
         self._number = self._sequence = 0
         self._has_entered = False
         self._epoch = ""
@@ -200,7 +201,6 @@ class Publisher:
         self._start_over(epoch="")
         found = note.read(reading.directory)
         self._note = found if found and found.generation == reading.generation else None
-        self._noted_in = reading.directory
         self._number = 0 if self._note is None else self._note.number
         self._write_note(reading, ended=False)
 
@@ -369,9 +369,21 @@ class Publisher:
     def _write_note(self, reading: Reading, *, ended: bool) -> None:
         epoch = self._epoch or (self._note.epoch if self._note else "")
         new = note.Note(reading.generation, self._number, epoch, ended)
-        if new != self._note or reading.directory != self._noted_in:
-            self._note, self._noted_in = new, reading.directory
+        path = os.path.join(reading.directory, note.NAME)
+        if new == self._note and os.path.exists(path):
+            return
+        self._note = new
+        try:
             note.write(reading.directory, new)
+        except OSError as error:
+            if not self._has_complained:
+                log.warning(
+                    "%s cannot be written (%s): if this exporter and the store are lost at once, "
+                    "counts are published twice, and a killed server's last ones are not published",
+                    path,
+                    error.strerror,
+                )
+            self._has_complained = True
 
 
 def _above(number: float, base: float) -> float:

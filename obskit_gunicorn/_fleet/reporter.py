@@ -30,7 +30,13 @@ class Reporter:
     """
 
     def __init__(
-        self, send: Callable[[bool, bool], object], interval: float, *, what: str, effect: str
+        self,
+        send: Callable[[bool, bool], object],
+        interval: float,
+        *,
+        what: str,
+        where: str,
+        effect: str,
     ) -> None:
         """Name the function; nothing is called.
 
@@ -38,12 +44,13 @@ class Reporter:
             send: Tells; is given whether nobody counts any more, and whether this process ends;
                 raises what is wrong.
             interval: How often, in seconds.
-            what: What is told, for the log.
+            what: What is done, for the log; an error says to whom.
+            where: To whom, for the log.
             effect: What is missing when it fails, for the log.
         """
         self.is_up: bool | None = None
         self._send, self._interval = send, interval
-        self._what, self._effect = what, effect
+        self._what, self._where, self._effect = what, where, effect
         self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -103,4 +110,4 @@ class Reporter:
                 self._effect,
             )
         elif not error and was_up is False:
-            log.warning("%s works again", self._what)
+            log.warning("%s to %s works again", self._what, self._where)

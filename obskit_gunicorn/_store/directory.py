@@ -40,7 +40,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from obskit_gunicorn._store import forks, remains
+from obskit_gunicorn._store import forks, note, remains
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.identity import acting_user
 from obskit_gunicorn._store.leases import Lease, Role, read_json
@@ -183,6 +183,8 @@ class SlotDirectory:
                 self._record(lock_file, generation)
             lease = self._acquire("arbiter", by_flock=_is_by_flock(generation), alone=True)
             assert lease is not None
+            if keep_unpublished:
+                self._begin_note(str(generation.get("id", "")))
             return Started(lease, wiped, problem)
 
     def acquire(self, role: Role, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
@@ -452,6 +454,16 @@ class SlotDirectory:
                 self._unlink(name)
         return problem
 
+    def _begin_note(self, generation: str) -> None:
+        """Note that nothing of a generation was published, unless something is noted already.
+
+        Before anything is counted: however soon the server is killed, the next one knows.
+        """
+        found = note.read(self.path)
+        if generation and (found is None or found.generation != generation):
+            with contextlib.suppress(OSError):  # the exporter tries again, and says why
+                note.write(self.path, note.Note(generation))
+
     def _check_protocol(self, generation: dict[str, Any]) -> None:
         protocol = generation.get("protocol", PROTOCOL)
         if protocol not in (_BY_FLOCK, PROTOCOL):
@@ -574,7 +586,7 @@ def is_slot(name: str) -> bool:
 def _is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
     if name.startswith(
-        (LOCK_NAME, GENERATION_NAME, remains.NOTE_NAME, SOCKET_NAME, PUSH_NAME)
+        (LOCK_NAME, GENERATION_NAME, note.NAME, SOCKET_NAME, PUSH_NAME)
     ) or MetricFileName.parse(name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]

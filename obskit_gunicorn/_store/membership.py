@@ -111,7 +111,9 @@ class Membership:
             continued = None if lost is None else self._begun.get(lost.path)
             if not keep_unpublished:
                 private.remove_leftovers(user)  # first, for the room that they take
-            self.directory, self.lease = private.make(user, continued=continued)
+            self.directory, self.lease = private.make(
+                user, continued=continued, keep_unpublished=keep_unpublished
+            )
             if keep_unpublished:
                 private.remove_leftovers(user, unpublished_to=self.directory.path)
             self.is_private = True

@@ -39,12 +39,15 @@ def may_stay(directory: SlotDirectory) -> bool:
     return os.path.isdir(directory.path) or os.access(parent, os.W_OK | os.X_OK)
 
 
-def make(user: int, *, continued: Mapping[str, Any] | None = None) -> tuple[SlotDirectory, Lease]:
+def make(
+    user: int, *, continued: Mapping[str, Any] | None = None, keep_unpublished: bool = False
+) -> tuple[SlotDirectory, Lease]:
     """Create a private directory, and take the arbiter's lease in it.
 
     Args:
         user: The uid of the workers, with whose rights this is done.
         continued: What tells the generation that goes on here, because its directory is lost.
+        keep_unpublished: Note that nothing was published, for the next server.
 
     Raises:
         OSError: No private directory can be created.
@@ -53,31 +56,29 @@ def make(user: int, *, continued: Mapping[str, Any] | None = None) -> tuple[Slot
     for parent in _parents(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:
-                return _make_in(parent, user, continued)
+                return _make_in(parent, user, continued, keep_unpublished)
             except OSError as reason:
                 error = reason
     raise error
 
 
 def _make_in(
-    parent: str, user: int, continued: Mapping[str, Any] | None
+    parent: str, user: int, continued: Mapping[str, Any] | None, keep_unpublished: bool
 ) -> tuple[SlotDirectory, Lease]:
     # It has another name until it is leased, so that a server which starts at the same time does
     # not remove it as a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
     try:
-        lease = (
-            SlotDirectory(unfinished)
-            .start_generation(keep=False, private=True, continued=continued)
-            .lease
+        started = SlotDirectory(unfinished).start_generation(
+            keep=False, private=True, continued=continued, keep_unpublished=keep_unpublished
         )
         path = os.path.join(parent, os.path.basename(unfinished)[1:])
         os.rename(unfinished, path)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    lease.moved_to(path)
-    return SlotDirectory(path), lease
+    started.lease.moved_to(path)
+    return SlotDirectory(path), started.lease
 
 
 def remove_leftovers(user: int, *, unpublished_to: str | None = None) -> None:

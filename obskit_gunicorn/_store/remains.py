@@ -8,17 +8,14 @@ removes them. Only where many hosts come together in a store; otherwise a wipe i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 
+from obskit_gunicorn._store import note
 from obskit_gunicorn._store.fileformat import MetricFileName
 
 PREFIX = "unpublished-"
 """How the names of such directories begin."""
-
-NOTE_NAME = "fleet.json"
-"""What the exporter has noted about its publications, see ``_fleet/note.py``."""
 
 _MOST = 4
 _KINDS = ("counter", "histogram", "summary")
@@ -50,24 +47,16 @@ def keep(source: str, directory: str) -> None:
     Raises:
         OSError: It cannot be moved.
     """
-    note = os.path.join(source, NOTE_NAME)
-    try:
-        with open(note, encoding="utf-8") as file:
-            found = json.load(file)
-        if found["ended"]:
-            return
-        name = f"{PREFIX}{found['generation']}"
-        if os.sep in name:
-            return
-    except (OSError, ValueError, KeyError, TypeError):
+    found = note.read(source)
+    if found is None or found.ended or os.sep in found.generation:
         return
-    target = os.path.join(directory, name)
+    target = os.path.join(directory, f"{PREFIX}{found.generation}")
     os.makedirs(target, mode=0o700, exist_ok=True)
     for each in os.listdir(source):
         parsed = MetricFileName.parse(each)
         if parsed is not None and parsed.prefix in _KINDS:
             _move(os.path.join(source, each), os.path.join(target, each))
-    _move(note, os.path.join(target, NOTE_NAME))
+    _move(os.path.join(source, note.NAME), os.path.join(target, note.NAME))
     kept = sorted(find(directory), key=lambda path: os.stat(path).st_mtime)
     for path in kept[:-_MOST]:
         shutil.rmtree(path, ignore_errors=True)

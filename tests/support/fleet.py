@@ -65,8 +65,8 @@ class Fleet:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End every server."""
-        self._stack.close()
+        """End every server; prints their logs if the test has failed."""
+        self._stack.__exit__(*error)  # type: ignore[arg-type]
 
     def start(
         self,
@@ -144,6 +144,7 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         server.wait_until_gone()
+        server.pid_path.unlink(missing_ok=True)
         counted = server.tally()
         if not volume_stays:
             shutil.rmtree(server.metrics_directory, ignore_errors=True)

@@ -363,7 +363,7 @@ def test_what_was_read_earlier_is_not_published_later(server: StoreServer) -> No
     other = Publisher(
         Store(server.url, name), host.directory.read, host="host", interval=5.0, returns=False
     )
-    has_read = []
+    has_read: list[bool] = []
 
     def read_slowly() -> Reading:
         reading = host.directory.read()

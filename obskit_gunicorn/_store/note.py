@@ -1,8 +1,8 @@
 """What a directory says about its publication: so that nothing is counted twice, or forgotten.
 
-The exporter writes it. A store that is blank, and an exporter that is new, cannot know that the
-counts of a directory were published before; and the arbiter that is about to wipe cannot know
-whether something was left unpublished.
+The arbiter begins it, and the exporter goes on. A store that is blank, and an exporter that is new,
+cannot know that the counts of a directory were published before; and the arbiter that is about to
+wipe cannot know whether something was left unpublished.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import json
 import os
 from typing import NamedTuple
 
-from obskit_gunicorn._log import log
-from obskit_gunicorn._store.remains import NOTE_NAME
+NAME = "fleet.json"
 
 
 class Note(NamedTuple):
@@ -22,20 +21,20 @@ class Note(NamedTuple):
     generation: str
     """Which generation."""
 
-    number: int
+    number: int = 0
     """As which incarnation of it."""
 
-    epoch: str
+    epoch: str = ""
     """In which epoch of the store last; empty if it never was."""
 
-    ended: bool
+    ended: bool = False
     """Whether that was its last publication."""
 
 
 def read(directory: str) -> Note | None:
     """Return the note in a directory; ``None`` if there is none, or none that can be read."""
     try:
-        with open(os.path.join(directory, NOTE_NAME), encoding="utf-8") as file:
+        with open(os.path.join(directory, NAME), encoding="utf-8") as file:
             found = json.load(file)
         return Note(
             str(found["generation"]),
@@ -48,24 +47,18 @@ def read(directory: str) -> Note | None:
 
 
 def write(directory: str, note: Note) -> None:
-    """Replace the note in a directory; logs what keeps it from being written."""
-    path = os.path.join(directory, NOTE_NAME)
-    unfinished = f"{path}.{os.getpid()}.new"
+    """Replace the note in a directory.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = os.path.join(directory, NAME)
+    unfinished = f"{path}.{os.urandom(4).hex()}.new"
     try:
-        with open(unfinished, "w", encoding="utf-8") as file:
+        with open(unfinished, "x", encoding="utf-8") as file:
             json.dump(note._asdict(), file)
         os.replace(unfinished, path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
-        if path not in _reported:
-            _reported.add(path)
-            log.warning(
-                "%s cannot be written (%s): if this exporter and the store are lost at once, "
-                "counts are published twice, and a killed server's last ones are not published",
-                path,
-                error.strerror,
-            )
-
-
-_reported: set[str] = set()
+        raise
