@@ -357,14 +357,17 @@ def kinds(pid: int) -> list[str]:
 
 def settled(pid: int) -> list[str]:
     """Return what a process has open once that has not changed for half a second."""
-    seen: list[list[str]] = []
+    seen, since = kinds(pid), time.monotonic()
 
     def is_settled() -> bool:
-        seen.append(kinds(pid))
-        return len(seen) > 25 and seen[-25:] == seen[-1:] * 25
+        nonlocal seen, since
+        now = kinds(pid)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() > since + 0.5
 
     wait_until(is_settled, "what it has open does not change")
-    return seen[-1]
+    return seen
 
 
 def quiet(interpreter: Interpreter) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Load:
         unknown: What became of the others, in words.
     """
 
-    def __init__(self, port: int, *, threads: int = 3, pause: float = 0.008) -> None:
+    def __init__(self, port: int, *, threads: int = 3, pause: float = 0.01) -> None:
         """Prepare the threads; entering the context starts them.
 
         Args:
@@ -187,7 +187,7 @@ class Watch(Repeating):
     """
 
     def __init__(
-        self, server: GunicornProcess, *, pause: float = 0.02, port: int | None = None
+        self, server: GunicornProcess, *, pause: float = 0.04, port: int | None = None
     ) -> None:
         """Prepare the thread; entering the context starts it.
 
