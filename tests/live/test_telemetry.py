@@ -283,7 +283,7 @@ def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 get(running.port, "/block?s=20", timeout=0.5)
         else:  # its main thread is never busy
-            running.send_signal(signal.SIGSTOP, min(before))
+            running.send_signal(signal.SIGSTOP, max(workers))  # the one that is no new one
         wait_for(
             running,
             lambda m: value(m, "gunicorn_worker_exits_total", reason="timeout") == 1,
