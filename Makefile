@@ -22,6 +22,10 @@ space := $(empty) $(empty)
 INTERPRETERS := $(OLDER:%=$(CURDIR)/.venvs/gunicorn-%/bin/python) $(CURDIR)/$(VENV)/bin/python
 export OBSKIT_TEST_PYTHONS = $(subst $(space),:,$(INTERPRETERS))
 
+# Test runs keep their byte code, whatever a container says: pytest rewrites every assertion, and each
+# of JOBS processes would do all of them anew.
+export PYTHONDONTWRITEBYTECODE =
+
 PIP := -m pip --disable-pip-version-check --quiet install
 
 # prometheus_client's oldest release alone, to be found before the newest one.

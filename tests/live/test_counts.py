@@ -115,10 +115,12 @@ def timed_out(run: Run) -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             get(run.server.port, "/block?s=25", timeout=0.5)
         wait_until(lambda: before - run.server.worker_pids(), "a busy worker timed out")
-    before = run.server.wait_for_workers(2)
+    # Not the new one, which may have the smaller pid: Gunicorn waits for ever for a worker that has
+    # given no sign of life at all.
+    idle = min(before & run.server.wait_for_workers(2))
     with run.load.paused():
-        run.server.send_signal(signal.SIGSTOP, min(before))
-    wait_until(lambda: min(before) not in run.server.worker_pids(), "an idle worker timed out")
+        run.server.send_signal(signal.SIGSTOP, idle)
+    wait_until(lambda: idle not in run.server.worker_pids(), "an idle worker timed out")
     run.server.wait_for_workers(2)
     run.load.wait_for(50)
 

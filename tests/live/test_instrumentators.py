@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UVICORN = "uvicorn_worker.UvicornWorker"
-WORKERS = 3
+WORKERS = 2  # each loads the package anew, which is what these tests cost
 
 CONFIG = """
 from obskit_gunicorn import ObskitGunicornConfig
@@ -287,7 +287,7 @@ def test_counts(newest: Interpreter, package: Package, way: str) -> None:
     with serving(newest, package, way) as server:
         with Load(server.port) as load, Watch(server) as watch:
             wait_until(
-                lambda: len(server.booted_pids()) >= 3 * WORKERS, "workers have been recycled"
+                lambda: len(server.booted_pids()) > 2 * WORKERS, "workers have been recycled"
             )
             load.wait_for(20)
         # Unlike ours, their sums of seconds may drop by a rounding error.

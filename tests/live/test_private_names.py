@@ -85,7 +85,7 @@ def serve(interpreter: Interpreter, directory: Path) -> str:
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with GunicornProcess(interpreter, CONFIG, environment=environment, exporter=True) as server:
         with Load(server.port) as load:
-            load.wait_for(200)
+            load.wait_for(120)
         assert not load.unknown
         exposed = server.scrape()
         for metrics in (server.metrics(), exposed):

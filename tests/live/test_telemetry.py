@@ -283,7 +283,7 @@ def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 get(running.port, "/block?s=20", timeout=0.5)
         else:  # its main thread is never busy
-            running.send_signal(signal.SIGSTOP, min(before))
+            running.send_signal(signal.SIGSTOP, max(workers))  # the one that is no new one
         wait_for(
             running,
             lambda m: value(m, "gunicorn_worker_exits_total", reason="timeout") == 1,
@@ -321,7 +321,7 @@ def test_workers_that_end(interpreter: Interpreter, worker_class: str) -> None:
 def test_recycled_workers(interpreter: Interpreter, worker_class: str) -> None:
     """A worker that has served its number of requests is counted as such, and as nothing else."""
     with server(interpreter, worker_class, "max_requests = 4") as running:
-        for _ in range(30):
+        for _ in range(16):
             send(running, "GET", "/")
         found = wait_for(
             running,
@@ -417,10 +417,10 @@ def test_listen_backlog_of_a_shared_port(newest: Interpreter) -> None:
 
 
 @pytest.mark.releases_differ
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
-def test_errors_before_the_headers(interpreter: Interpreter, kind: str) -> None:
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent"])
+def test_errors_before_the_headers(interpreter: Interpreter, worker_class: str) -> None:
     """What a client got no answer to, because the application failed, is 500 and no 200."""
-    with server(interpreter, kind) as running:
+    with server(interpreter, worker_class) as running:
         wait_until_counted(running)
         for path in ("/backend", "/first", "/backend"):
             send(running, "GET", path)

@@ -42,15 +42,17 @@ class Load:
         unknown: What became of the others, in words.
     """
 
-    def __init__(self, port: int, *, threads: int = 3, pause: float = 0.008) -> None:
+    def __init__(self, port: int, *, threads: int = 3, pause: float = 0.01) -> None:
         """Prepare the threads; entering the context starts them.
 
         Args:
             port: The server's port on 127.0.0.1.
             threads: How many.
-            pause: How long each waits between two requests, in seconds.
+            pause: How long each waits between two requests, in seconds; three times as long while
+                nobody waits for them.
         """
         self.answered = 0
+        self._goal = 0
         self.unknown: list[str] = []
         self._port = port
         self._pause = pause
@@ -96,7 +98,7 @@ class Load:
 
     def wait_for(self, count: int) -> None:
         """Wait until so many more requests have been answered."""
-        goal = self.answered + count
+        goal = self._goal = self.answered + count
         wait_until(lambda: self.answered >= goal, f"{count} more requests are answered")
 
     def _run(self) -> None:
@@ -112,7 +114,7 @@ class Load:
             finally:
                 with self._lock:
                     self._in_flight -= 1
-            self._stopped.wait(self._pause)
+            self._stopped.wait(self._pause * (1 if self.answered < self._goal else 3))
 
     def _send(self) -> None:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=20)
@@ -162,8 +164,12 @@ class Repeating(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         """Stop."""
-        self._stopped.set()
+        self.halt()
         self._thread.join(30)
+
+    def halt(self) -> None:
+        """Do it no more; what is being done goes on to its end."""
+        self._stopped.set()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._pause):
@@ -187,13 +193,14 @@ class Watch(Repeating):
     """
 
     def __init__(
-        self, server: GunicornProcess, *, pause: float = 0.02, port: int | None = None
+        self, server: GunicornProcess, *, pause: float | None = None, port: int | None = None
     ) -> None:
         """Prepare the thread; entering the context starts it.
 
         Args:
             server: The server to scrape.
-            pause: How long to wait between two scrapes, in seconds.
+            pause: How long to wait between two scrapes, in seconds; by default longer at another
+                port, where an exporter reads much of /proc for each.
             port: Where to scrape it; by default, whichever worker answers.
         """
         self.scrapes = 0
@@ -203,7 +210,7 @@ class Watch(Repeating):
         self.refused = 0
         self._server = server
         self._port = port or server.port
-        super().__init__(pause)
+        super().__init__(pause or (0.08 if port else 0.04))
 
     def __exit__(
         self,

@@ -59,7 +59,8 @@ Result = TypeVar("Result")
 
 _MARK = "OBSKIT_TEST_SERVER"
 _POLL_SECONDS = 0.02
-_MOST_PAUSE_SECONDS = 0.1
+_MOST_PAUSE_SECONDS = 0.2
+_REMEMBERED_SECONDS = 1.0
 _MOST_LOG = 8000
 _TICKS = os.sysconf("SC_CLK_TCK")
 _INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
@@ -118,23 +119,25 @@ def wait_until(
 
     Args:
         condition: Asked again and again; with pauses, so that what is costly to ask does not keep
-            from happening what is waited for.
+            from happening what is waited for. They grow with the wait: to see a little later what
+            took seconds costs nothing, and asking costs processor time that other tests wait for.
         message: What did not happen in time.
         seconds: How long to ask.
 
     Raises:
         AssertionError: The condition did not come true in time.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         started = time.monotonic()
         result = condition()
         if result:
             return result
         now = time.monotonic()
-        if now > deadline:
+        if now > began + seconds:
             raise AssertionError(f"not within {seconds:g} s: {message}")
-        time.sleep(min(max(_POLL_SECONDS, 3 * (now - started)), _MOST_PAUSE_SECONDS))
+        pause = max(_POLL_SECONDS, 3 * (now - started), (now - began) / 10)
+        time.sleep(min(pause, _MOST_PAUSE_SECONDS))
 
 
 _ports: Iterator[int] | None = None
@@ -289,6 +292,8 @@ class GunicornProcess:
         self._may_be_left = False
         self._recycles = "max_requests" in (config or "")
         self._seen: dict[tuple[int, int], _Process] = {}
+        self._others: set[int] = set()
+        self._looked = 0.0
         # What was there before is none of ours. A tick earlier, for ticks are rounded down.
         self._began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
         texts = {"app.py": app, **(files or {})}
@@ -483,17 +488,25 @@ class GunicornProcess:
         """Return all processes that came of this server and have not ended.
 
         One that is about to end has no memory any more, and so no environment to know it by, while
-        its files are still open and their locks held: it is remembered until it is a zombie.
+        its files are still open and their locks held: it is remembered until it is a zombie. Those
+        of others are remembered too, to look at most of them once: what ours fork is ours at once,
+        and only what this process starts becomes ours later. Not for long, for pids come again.
         """
         found = {}
+        others = self._others if time.monotonic() < self._looked + _REMEMBERED_SECONDS else set()
+        self._others, self._looked = set(), time.monotonic()
         for name in os.listdir("/proc"):
             if not name.isdigit():
                 continue
             pid = int(name)
+            if pid in others:
+                self._others.add(pid)
+                continue
             environment = command = b""
             try:
                 state, parent, started = process_stat(pid)
                 if started < self._began:
+                    self._others.add(pid)
                     continue
                 with contextlib.suppress(ProcessLookupError):
                     environment = Path(f"/proc/{pid}/environ").read_bytes()
@@ -507,6 +520,8 @@ class GunicornProcess:
                 variables = frozenset(environment.decode(errors="replace").split("\0"))
                 is_exporter = b"gunicorn: metrics exporter" in command
                 process = _Process(pid, parent, variables, is_exporter)
+            elif environment and process is None and parent != os.getpid():
+                self._others.add(pid)
             if process is not None:
                 found[pid, started] = process
         self._seen = found

@@ -4,7 +4,9 @@ A test that asks for an ``interpreter`` could run on every release with every co
 parameters. The newest release gets all of them. An older one gets
 
 - of a test that is marked ``releases_differ``, because what it holds us to hangs on something that
-  Gunicorn has changed: as few combinations as have every value of every parameter at least once;
+  Gunicorn has changed: each scenario once, that is, as few combinations as have every value of
+  every parameter at least once. Worker classes are no scenario of their own: they are spread over
+  the older releases, so that each is met on one of them, and on another one by the next test;
 - of any other test: one combination, on one older release. They take turns.
 
 What is left over is marked ``load``.
@@ -28,22 +30,28 @@ Combination = TypeVar("Combination")
 
 
 def covering(
-    combinations: Sequence[Combination], values: Sequence[Sequence[Hashable]], *, first: int = 0
+    combinations: Sequence[Combination],
+    values: Sequence[Sequence[Hashable]],
+    *,
+    more: Sequence[Sequence[Hashable]] | None = None,
+    first: int = 0,
 ) -> list[Combination]:
     """Return few combinations in which every value occurs, and each about as often as another.
 
     Args:
         combinations: What to choose from.
         values: The values of each.
+        more: Values of each that need not occur, but are to be spread evenly too.
         first: Which to begin with, so that another choice can be had.
     """
+    every = values if more is None else [(*a, *b) for a, b in zip(values, more, strict=True)]
     if not any(values):
         return list(combinations)
     left = {value for each in values for value in each}
     uses: Counter[Hashable] = Counter()
 
     def merit(number: int) -> tuple[int, int]:
-        return len(left & set(values[number])), -sum(uses[value] for value in values[number])
+        return len(left & set(values[number])), -sum(uses[value] for value in every[number])
 
     order = [(first + number) % len(combinations) for number in range(len(combinations))]
     found = []
@@ -51,7 +59,7 @@ def covering(
         best = max(order, key=merit)  # the first of equals
         found.append(combinations[best])
         left -= set(values[best])
-        uses.update(values[best])
+        uses.update(every[best])
     return found
 
 
@@ -65,18 +73,21 @@ def mark_load(items: Sequence[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and "interpreter" in _parameters(item):
             functions.setdefault((str(item.path), item.originalname), []).append(item)
     for turn, function in enumerate(functions.values()):
-        kept = []
-        for number, release in enumerate(older):
-            here = [item for item in function if _could_run(item, release)]
-            if not here:
-                continue
-            if here[0].get_closest_marker("releases_differ"):
-                values = [tuple(_values(item).items()) for item in here]
-                kept += covering(here, values, first=number * len(here) // len(older))
-            elif turn % len(older) == number:
-                kept.append(here[turn // len(older) % len(here)])
+        here = [item for item in function if _could_run(item, older)]
+        if not here:
+            kept = []
+        elif here[0].get_closest_marker("releases_differ"):
+            kept = covering(
+                here,
+                [_needed(item) for item in here],
+                more=[_pairs(item) for item in here],
+                first=7 * turn,  # tests beside each other do not begin alike
+            )
+        else:
+            one = [item for item in here if _release(item) == older[turn % len(older)]]
+            kept = one[turn // len(older) % len(one) :][:1] if one else []
         for item in function:
-            if _parameters(item)["interpreter"] in older and item not in kept:
+            if _release(item) in older and item not in kept:
                 item.add_marker(pytest.mark.load)
 
 
@@ -85,21 +96,37 @@ def has_class(interpreter: Interpreter, worker_class: str) -> bool:
     return worker_class != "asgi" or interpreter.version >= (25,)
 
 
-def _could_run(item: pytest.Function, release: Interpreter) -> bool:
-    """Return whether a test is one of a release, has its worker class, and is not marked yet."""
-    parameters = _parameters(item)
+def _could_run(item: pytest.Function, releases: Sequence[Interpreter]) -> bool:
+    """Return whether a test is one of some releases', has its worker class, and is not marked."""
+    release = _release(item)
     return (
-        parameters["interpreter"] == release
-        and has_class(release, str(parameters.get("worker_class")))
+        release in releases
+        and has_class(release, str(_parameters(item).get("worker_class")))
         and item.get_closest_marker("load") is None
     )
 
 
+def _needed(item: pytest.Function) -> list[Hashable]:
+    """Return what is to occur: the release, its scenarios, and, on any release, worker classes."""
+    scenarios = [pair for pair in _pairs(item) if pair[1] != "worker_class"]
+    classes = [pair[1:] for pair in _pairs(item) if pair[1] == "worker_class"]
+    return [_release(item), *scenarios, *classes]
+
+
+def _pairs(item: pytest.Function) -> list[tuple[Interpreter, str, str]]:
+    """Return the release with each other parameter and its value, as something to be hashed."""
+    return [
+        (_release(item), name, repr(value))
+        for name, value in _parameters(item).items()
+        if name != "interpreter"
+    ]
+
+
+def _release(item: pytest.Function) -> Interpreter:
+    release = _parameters(item)["interpreter"]
+    assert isinstance(release, Interpreter)
+    return release
+
+
 def _parameters(item: pytest.Function) -> dict[str, object]:
     return item.callspec.params if hasattr(item, "callspec") else {}
-
-
-def _values(item: pytest.Function) -> dict[str, str]:
-    """Return the parameters of a test but for the interpreter, as something that can be hashed."""
-    found = _parameters(item).items()
-    return {name: repr(value) for name, value in found if name != "interpreter"}

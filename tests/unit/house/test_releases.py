@@ -34,3 +34,13 @@ def test_what_does_not_exist_is_not_chosen() -> None:
 def test_without_parameters_there_is_one() -> None:
     """A test without other parameters has one combination, and runs."""
     assert covering(["only"], [()]) == ["only"]
+
+
+def test_what_need_not_occur_is_spread() -> None:
+    """Each size occurs once, and the colours, which need not occur, come about equally often."""
+    every = list(itertools.product(COLOURS, SIZES))
+    sizes = [[size] for _colour, size in every]
+    found = covering(every, sizes, more=[[colour] for colour, _size in every])
+    assert sorted(size for _colour, size in found) == list(SIZES)
+    counts = [sum(colour == each for colour, _size in found) for each in COLOURS]
+    assert sorted(counts) == [2, 2, 3]
