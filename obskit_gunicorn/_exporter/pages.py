@@ -19,7 +19,7 @@ from obskit_gunicorn._exporter.workers_socket import WorkersSocket
 from obskit_gunicorn._fleet.reporter import Reporter
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.apps import METHODS, complete, make_wsgi_app
-from obskit_gunicorn._scrape.collector import directory_collector
+from obskit_gunicorn._scrape.collector import DirectoryCollector, directory_collector
 from obskit_gunicorn._scrape.registry import SharedRegistry
 from obskit_gunicorn._store.identity import pid_namespace
 from obskit_gunicorn._store.leases import is_ready_worker
@@ -79,8 +79,8 @@ class Pages:
             if self._collector is not None:
                 collector = self._collector
                 self._socket = WorkersSocket(lambda: collector.path, _OnlyFleet(fleet))
-        if options.metrics_push and directory is not None:
-            self._push(options.metrics_push, options, registry, directory)
+        if options.metrics_push and self._collector is not None:
+            self._push(options.metrics_push, options, registry, self._collector)
         registry.register(UserCollectors(options.metrics_collectors))
         self.register = registry.register
         self._expositions = {
@@ -111,11 +111,13 @@ class Pages:
             self._reporters.append(member.reporter)
         return member.registry
 
-    def _push(self, url: str, options: Options, own: SharedRegistry, directory: str) -> None:
+    def _push(
+        self, url: str, options: Options, own: SharedRegistry, collector: DirectoryCollector
+    ) -> None:
         """Push what this host exposes."""
         from obskit_gunicorn._fleet.pusher import Pusher
 
-        push = Pusher(url, options.metrics_host, own.collect, directory)
+        push = Pusher(url, options.metrics_host, own.collect, lambda: collector.path)
         reporter = Reporter(
             push.send,
             options.metrics_redis_interval,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from obskit_gunicorn._exporter.server import Application
 
 _LOOK_SECONDS = 0.5
+_RETRY_SECONDS = 0.1
+_LONGEST_SECONDS = 2.0
 _MODE = 0o660
 
 
@@ -38,6 +40,7 @@ class WorkersSocket:
         """Name both; nothing is opened."""
         self._directory, self._application = directory, application
         self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="obskit socket", daemon=True)
         self._server: MetricsServer | None = None
         self._listener: socket.socket | None = None
         self._address: Address | None = None
@@ -46,12 +49,12 @@ class WorkersSocket:
 
     def start(self) -> None:
         """Serve, on threads."""
-        threading.Thread(target=self._run, name="obskit workers' socket", daemon=True).start()
+        self._thread.start()
 
     def end(self) -> None:
         """Stop, and remove the socket's file."""
         self._is_over.set()
-        self._close()
+        self._thread.join(_LONGEST_SECONDS)
 
     def _run(self) -> None:
         while not self._is_over.is_set():
@@ -65,7 +68,7 @@ class WorkersSocket:
                 if error.errno not in (errno.EADDRINUSE, self._problem):
                     log.warning("workers cannot show the fleet: %s: %s", self._path(), error)
                 self._problem = error.errno or 0
-            self._is_over.wait(_LOOK_SECONDS)
+            self._is_over.wait(_RETRY_SECONDS if self._problem else _LOOK_SECONDS)
         self._close()
 
     def _path(self) -> str:

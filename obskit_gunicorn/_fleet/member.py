@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from obskit_gunicorn._fleet import note
 from obskit_gunicorn._fleet.publisher import Publisher, Reading
 from obskit_gunicorn._fleet.reporter import Reporter
 from obskit_gunicorn._fleet.source import FleetReading, FleetSource
@@ -114,7 +115,12 @@ class Member:
                 self._source.read()
 
     def _publish_remains(self) -> None:
-        """Publish what a killed server has left unpublished, and remove it."""
+        """Publish what a killed server has left unpublished, and remove it.
+
+        Raises:
+            UnavailableError: The store cannot be used.
+            OSError: It cannot be read, or not be removed.
+        """
         found = remains.find(self._directory())
         self._left = {path: self._left[path] for path in found if path in self._left}
         for path in found:
@@ -122,14 +128,15 @@ class Member:
             if publisher is None:
                 publisher = self._left[path] = Publisher(
                     self._store,
-                    lambda path=path: _read_remains(path, self._host),  # type: ignore[misc]
+                    lambda path=path: _read_remains(path),  # type: ignore[misc]
                     host=self._host,
                     interval=self._interval,
                     returns=False,
                 )
-            publisher.publish(ended=True)
-            shutil.rmtree(path, ignore_errors=True)
-            log.info("what a killed server had counted last in %s is published", path)
+            if publisher.published is None:
+                publisher.publish(ended=True)
+                log.info("what a killed server had counted last in %s is published", path)
+            shutil.rmtree(path)
 
 
 class _FleetRegistry(SharedRegistry):
@@ -197,7 +204,7 @@ def read_host(directory: str, host: str, own: SharedRegistry) -> Reading:
     raise OSError(f"{directory} begins a generation again and again")
 
 
-def _read_remains(path: str, host: str) -> Reading:
+def _read_remains(path: str) -> Reading:
     """Read what a killed server has left.
 
     Raises:
@@ -205,7 +212,10 @@ def _read_remains(path: str, host: str) -> Reading:
     """
     collector = DirectoryCollector(path)
     collector.keep_parts()
-    return Reading(path, generation_of(path, host), collector.collect().parts, ())
+    found = note.read(path)
+    if found is None:
+        raise OSError(f"{path} has no readable note of its generation")
+    return Reading(path, found.generation, collector.collect().parts, ())
 
 
 def generation_of(directory: str, host: str) -> str:

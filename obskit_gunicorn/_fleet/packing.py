@@ -82,7 +82,7 @@ def pack(parts: Sequence[PackedPart]) -> bytes:
     ).encode()
     ids = b"".join(part.ids for part in parts)
     values = b"".join(_little(part.numbers).tobytes() for part in parts)
-    rest = head + ids + zlib.compress(values, _VALUES_LEVEL)
+    rest = head + ids + zlib.compress(_planes(values), _VALUES_LEVEL)
     return len(head).to_bytes(4, "big") + zlib.crc32(rest).to_bytes(4, "big") + rest
 
 
@@ -109,6 +109,7 @@ def unpack(packed: bytes) -> list[PackedPart]:
         values = _inflated(packed[at:], wanted)
         if len(values) != wanted:
             raise PackingError(f"it has {len(values)} bytes of values in place of {wanted}")
+        values = _rows(values)
         parts, at = [], 0
         for (prefix, holder, _size, count), each in zip(head, ids, strict=True):
             numbers = array("d")
@@ -153,6 +154,23 @@ def _inflated(packed: bytes, most: int) -> bytes:
     if len(data) > most or not inflate.eof or inflate.unused_data:
         raise PackingError("it is damaged, or has more in it than announced")
     return data
+
+
+def _planes(values: bytes) -> bytes:
+    """Return the first bytes of all doubles, then the second ones, and so on.
+
+    Most of them are 0 then, many in a row: that is faster to compress, and gets smaller.
+    """
+    return b"".join([values[at::8] for at in range(8)])
+
+
+def _rows(planes: bytes) -> bytes:
+    """Return what :func:`_planes` was given."""
+    values = bytearray(len(planes))
+    count = len(planes) // 8
+    for at in range(8):
+        values[at::8] = planes[at * count : (at + 1) * count]
+    return bytes(values)
 
 
 def _little(numbers: array[Any]) -> array[Any]:

@@ -117,6 +117,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._generation = ""
         self._note: note.Note | None = None
+        self._noted_in = ""
         self._number = self._sequence = 0
         self._has_entered = False
         self._epoch = ""
@@ -156,10 +157,12 @@ class Publisher:
         """Publish once; return whether the store knew what was believed."""
         reading = self._read()
         self._follow(reading)
-        if not (
-            (self._has_entered or self._enter(reading, deadline))
-            and self._number_keys(reading.parts, deadline)
-        ):
+        if not self._has_entered:
+            # Then read again: another publisher of this directory, whose sequence is known only
+            # now, may have read it later than this one, and its counts must not be set back.
+            self._enter(reading, deadline)
+            return False
+        if not self._number_keys(reading.parts, deadline):
             return False
         parts = self._pack(reading.parts)
         data = b"" if parts == self._sent else pack(parts)
@@ -197,6 +200,7 @@ class Publisher:
         self._start_over(epoch="")
         found = note.read(reading.directory)
         self._note = found if found and found.generation == reading.generation else None
+        self._noted_in = reading.directory
         self._number = 0 if self._note is None else self._note.number
         self._write_note(reading, ended=False)
 
@@ -209,14 +213,20 @@ class Publisher:
         self._sent = None
         self._packed, self._base, self._is_base_due = {}, {}, False
 
-    def _enter(self, reading: Reading, deadline: float) -> bool:
-        """Find out what the store knows, and go on from there; return whether that was possible."""
+    def _enter(self, reading: Reading, deadline: float) -> None:
+        """Find out what the store knows, and go on from there as far as that is possible now."""
         entry = self._store.enter(self._incarnation)
         if entry.epoch != self._epoch:
+            if self._epoch:
+                log.warning(
+                    "%s has begun anew, by command or because it was emptied: the fleet counts on "
+                    "from 0, as after a restart",
+                    self._store.where,
+                )
             self._not_counted = self._counted_before(entry, reading)
             self._start_over(entry.epoch)
         if not self._number_keys([*reading.parts, *(self._not_counted or ())], deadline):
-            return False
+            return
         if entry.folded_at is not None:
             # Away for so long that others have put it to the retired sums, all that they knew.
             folded = self._decoded(entry.folded_data, entry.folded_base)
@@ -224,10 +234,10 @@ class Publisher:
             self._start_over(entry.epoch)
             self._not_counted = None
             self._base, self._is_base_due = folded, True
-            return False  # perhaps another publisher of the same directory was faster
+            return  # perhaps another publisher of the same directory was faster
         if entry.sequence < self._sequence:
             self._go_on_without(entry)
-            return False
+            return
         if entry.sequence:
             base = self._decoded(b"", entry.base)
             if base != self._base:
@@ -245,7 +255,6 @@ class Publisher:
             self._is_base_due, self._packed = True, {}
         self._not_counted = None
         self._has_entered = True
-        return True
 
     def _counted_before(self, entry: Entry, reading: Reading) -> Sequence[Part] | None:
         """Return what is not to be counted in an epoch that is new for this publisher."""
@@ -360,8 +369,8 @@ class Publisher:
     def _write_note(self, reading: Reading, *, ended: bool) -> None:
         epoch = self._epoch or (self._note.epoch if self._note else "")
         new = note.Note(reading.generation, self._number, epoch, ended)
-        if new != self._note:
-            self._note = new
+        if new != self._note or reading.directory != self._noted_in:
+            self._note, self._noted_in = new, reading.directory
             note.write(reading.directory, new)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from obskit_gunicorn._fleet.member import generation_of
 from obskit_gunicorn._fleet.push import Push
+from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import PUSH_NAME
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ class Pusher:
     """
 
     def __init__(
-        self, url: str, host: str, read: Callable[[], Iterable[Metric]], directory: str
+        self,
+        url: str,
+        host: str,
+        read: Callable[[], Iterable[Metric]],
+        directory: Callable[[], str],
     ) -> None:
         """Name the endpoint; nothing is opened.
 
@@ -41,7 +46,7 @@ class Pusher:
             url: The endpoint.
             host: This host's name.
             read: Collects what is pushed.
-            directory: The multiprocess directory.
+            directory: Returns the multiprocess directory, which may move.
         """
         self._url, self._host, self._read, self._directory = url, host, read, directory
         self._lock: int | None = None
@@ -74,14 +79,21 @@ class Pusher:
 
     def _take_turn(self) -> bool:
         """Begin to push unless another process does; return whether this one does now."""
+        path = os.path.join(self._directory(), PUSH_NAME)
         try:
             descriptor = os.open(
-                os.path.join(self._directory, PUSH_NAME),
+                path,
                 os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
                 0o640,
             )
-        except OSError:  # read-only, so nobody can tell anybody anything
-            self._push = self._new(goes_on=False)
+        except OSError as error:
+            log.warning(
+                "%s cannot be made (%s), so it is unknown whether somebody has pushed these counts "
+                "before: what was counted before the first push is no part of increase()",
+                path,
+                error.strerror,
+            )
+            self._push = self._new(goes_on=True)
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +119,7 @@ class Pusher:
 
     def _generation(self) -> bytes:
         try:
-            return generation_of(self._directory, self._host).encode()[:_MOST_BYTES]
+            return generation_of(self._directory(), self._host).encode()[:_MOST_BYTES]
         except OSError:
             return b""
 

@@ -98,7 +98,7 @@ class Reporter:
             log.warning(
                 "%s failed: %s. Tried again every %g s; until then %s",
                 self._what,
-                error,
+                error.rstrip("."),
                 self._interval,
                 self._effect,
             )

@@ -18,6 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from obskit_gunicorn._fleet import scripts
 from obskit_gunicorn._fleet.address import StoreAddress
 from obskit_gunicorn._fleet.secret import secret
+from obskit_gunicorn._fleet.store_errors import (
+    CLOSING,
+    EXPLANATIONS,
+    PASSWORD,
+    PASSWORDS,
+    SENTINEL_PASSWORD,
+    kind_of,
+    words_of,
+)
 from obskit_gunicorn._scrape.bodies import UnavailableError
 
 if TYPE_CHECKING:
@@ -26,21 +35,13 @@ if TYPE_CHECKING:
 CALL_SECONDS = 1.0
 """How long to wait for an answer of the store."""
 
-PASSWORD = "OBSKIT_METRICS_REDIS_PASSWORD"
-SENTINEL_PASSWORD = "OBSKIT_METRICS_REDIS_SENTINEL_PASSWORD"
-
 TOMB_SECONDS = 86400.0
 """How long the store knows what an incarnation that may return had counted when it was folded."""
 
 _MOST_TOMBS = 1000
 _MOST_KEYS_AT_ONCE = 500
-_MOST_WORDS = 300
 _CLIENTS = (("redis", "Redis"), ("valkey", "Valkey"))
 _OLDEST_CLIENT = 5
-
-COMMANDS = "+evalsha +script|load +time +hget +hset +hdel +hincrby +del"
-"""What a user of the store needs to be allowed, as ``ACL SETUSER`` has it. In a cluster
-``+asking`` and ``+cluster|slots`` besides, to go on while a slot moves or a node is down."""
 
 
 class StoreError(UnavailableError):
@@ -281,7 +282,7 @@ class Store:
                 try:
                     return link.send(command, script)
                 except (link.library.Error, OSError, ValueError) as error:
-                    kind = _kind(error)
+                    kind = kind_of(error)
                     if reason is None or kind not in ("MOVED", "ASK"):
                         reason = self._explained(kind, error, link)
                     # Each kind once: so this ends, and soon, because what has taken its time is
@@ -311,12 +312,12 @@ class Store:
             node = (host.strip("[]"), int(port))
             self._link = self._opened(node, asks=kind == "ASK")
             return True
-        if kind not in _CLOSING:
+        if kind not in CLOSING:
             return False
         # Names lead elsewhere after a failover, sentinels know another primary, and passwords
         # change: what is opened next finds out.
         self._let_go()
-        if kind in _PASSWORDS:
+        if kind in PASSWORDS:
             return _secret(self.where, PASSWORD) != link.password
         if kind in ("CLUSTERDOWN", "CONNECTION", "TIMEOUT"):
             self._node += 1
@@ -387,7 +388,7 @@ class Store:
 
     def _explained(self, kind: str, error: Exception, link: _Link) -> tuple[type[StoreError], str]:
         """Return what is wrong, and what to do."""
-        words = _words(error, self._address.password, link.password)
+        words = words_of(error, self._address.password, link.password)
         fields = {
             "words": words,
             "key": self.key,
@@ -406,7 +407,7 @@ class Store:
             kind = "SENTINEL_PASSWORD"
         if kind == "UNKNOWN" and self._address.sentinels and "sentinel" in words.lower():
             kind = "NO_SENTINEL"
-        text = _EXPLANATIONS.get(kind, "{words}").format_map(fields)
+        text = EXPLANATIONS.get(kind, "{words}").format_map(fields)
         is_denied = kind in ("NOPERM", "UNKNOWN")
         return _DeniedError if is_denied else StoreError, f"{self.where}: {text}"
 
@@ -530,144 +531,6 @@ def _nodes_of(link: _Link) -> list[tuple[str, int]]:
                 name = (host or b"").decode() or (link.node[0] if link.node else "")
                 found[name, int(port)] = None
     return list(found)
-
-
-# ------------------------------------------------------------------------------------------------
-# What is wrong, and what to do
-
-_PASSWORDS = ("NOAUTH", "NOPASS")
-_CLOSING = (
-    "CLUSTERDOWN",
-    "CONNECTION",
-    "MASTERDOWN",
-    "PROTOCOL",
-    "READONLY",
-    "SENTINEL",
-    "TIMEOUT",
-    "TLS",
-    *_PASSWORDS,
-)
-"""After what the connection is not used any more."""
-
-_EXPLANATIONS = {
-    "ASK": "its cluster is just being rearranged",
-    "BUSY": "it is busy with a script of somebody else; SCRIPT KILL there ends that",
-    "CLUSTERDOWN": "its cluster is down ({words}); CLUSTER INFO there says more",
-    "CONNECTION": "it cannot be reached ({words}); check that it runs, that the address is right "
-    "(rediss:// if it speaks TLS), and that this host may connect to it",
-    "DAMAGED": "what the key {key} holds is not what this release writes ({words}); "
-    "obskit-gunicorn fleet reset begins anew",
-    "DATABASE": "it does not have this database ({words}); correct the number in the address",
-    "FAILOVER": "what the sentinels name as the primary is a replica still; they are changing it",
-    "LOADING": "it has just started, and still reads its data from its disk",
-    "MASTERDOWN": "it is a replica that has lost its primary; metrics_redis must name the primary, "
-    "or the sentinels",
-    "MAXCLIENTS": "it accepts no more clients; raise its maxclients, or close other connections",
-    "MISCONF": "it accepts no writes because it cannot save to its disk; its own log says why",
-    "MOVED": "its cluster moves the key {key} again and again",
-    "NOAUTH": f"it wants a password; set {PASSWORD} or {PASSWORD}_FILE",
-    "NOPASS": f"it has no password, but {PASSWORD} or the address gives one; unset that, or set "
-    "requirepass there",
-    "NOPERM": "its user may not do all that is needed ({words}); allow it there: ACL SETUSER "
-    f"<user> ~{{key}} {COMMANDS}",
-    "NOREPLICAS": "it accepts no writes because too few replicas follow it "
-    "(min-replicas-to-write); check the replicas",
-    "NO_SENTINEL": "it is no sentinel that answers there, but a store; write redis:// in place of "
-    "redis+sentinel://, or the port of the sentinels",
-    "OOM": "it is full; raise its maxmemory, or remove other data from it",
-    "PROTOCOL": "what answers there is neither Redis nor Valkey ({words}); correct the address",
-    "READONLY": "it is a replica, which accepts no writes; metrics_redis must name the primary, "
-    "or the sentinels",
-    "SENTINEL": "no sentinel knows a primary named {service}; check the sentinels, and the name "
-    "behind them in the address",
-    "SENTINEL_PASSWORD": f"the sentinels want a password, or another one; set {SENTINEL_PASSWORD} "
-    f"or {SENTINEL_PASSWORD}_FILE",
-    "SOCKET": "it cannot be reached ({words}); check that it runs, and the path and permissions of "
-    "its socket",
-    "TIMEOUT": "no answer within {seconds:g} s; it is overloaded or stopped, or the network to it "
-    "loses packets",
-    "TIMEOUT_TLS": "no answer within {seconds:g} s; it is overloaded or stopped, the network to it "
-    "loses packets, or its port does not speak TLS (then redis:// is right)",
-    "TLS": "no TLS connection ({words}); ssl_ca_certs in the address names who signs its "
-    "certificate, ssl_certfile and ssl_keyfile this host's own",
-    "UNKNOWN": "it does not have a command that is needed ({words}); allow EVALSHA and SCRIPT "
-    "LOAD there",
-    "WRONGPASS": f"it does not accept the user or the password; correct {PASSWORD} or "
-    f"{PASSWORD}_FILE, or the user in the address",
-    "WRONGTYPE": "the key {key} holds something else; delete it there (DEL {key}), or choose "
-    "another metrics_redis_name",
-}
-
-_BY_CLASS = {
-    "AskError": "ASK",
-    "AuthenticationError": "NOAUTH",
-    "BusyLoadingError": "LOADING",
-    "ClusterDownError": "CLUSTERDOWN",
-    "InvalidResponse": "PROTOCOL",
-    "MasterDownError": "MASTERDOWN",
-    "MasterNotFoundError": "SENTINEL",
-    "MovedError": "MOVED",
-    "NoPermissionError": "NOPERM",
-    "OutOfMemoryError": "OOM",
-    "ReadOnlyError": "READONLY",
-    "TimeoutError": "TIMEOUT",
-}
-"""Kinds of errors that the clients know, by the name of the class. All others are found by their
-text, and these too where Redis 6.2 has met them in a script, or a client does not know them."""
-
-_BY_CODE = re.compile(
-    r"(?:^|: -?)(ASK|BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|MOVED|NOREPLICAS|OOM|READONLY"
-    r"|WRONGTYPE) "
-)
-
-_BY_PHRASE = (
-    ("without any password configured", "NOPASS"),
-    ("max number of clients", "MAXCLIENTS"),
-    ("no permissions to", "NOPERM"),
-    ("user executing the script can't", "NOPERM"),
-    ("previous master is now a slave", "READONLY"),
-    ("unknown command", "UNKNOWN"),
-    ("unknown redis command", "UNKNOWN"),
-    ("db index", "DATABASE"),
-    ("select is not allowed", "DATABASE"),
-    ("[ssl", "TLS"),
-    ("[x509", "TLS"),
-    ("_ssl.c", "TLS"),
-    ("user_script", "DAMAGED"),
-)
-
-
-def _kind(error: Exception) -> str:
-    """Return what kind of error it is; empty if it is none that is explained."""
-    text = str(error)
-    for phrase, kind in _BY_PHRASE[:2]:
-        if phrase in text:
-            return kind
-    for each in type(error).__mro__:
-        if each.__name__ in _BY_CLASS:
-            return _BY_CLASS[each.__name__]
-    if code := _BY_CODE.search(text):
-        return code[1]
-    for phrase, kind in _BY_PHRASE[2:]:
-        if phrase in text.lower():
-            return kind
-    is_connection = isinstance(error, (OSError, UnicodeError)) or any(
-        each.__name__ == "ConnectionError" for each in type(error).__mro__
-    )
-    return "CONNECTION" if is_connection else ""
-
-
-def _words(error: Exception, *secrets: str | None) -> str:
-    """Return what the client or the store has said, without scripts, arguments and secrets."""
-    text = " ".join((str(error) or type(error).__name__).split())
-    text = re.sub(r"^(ERR )?Error (running|compiling) script .*?@user_script", "@user_script", text)
-    text = re.sub(r"^(@user_script: ?\d+: -?)+", "", text)
-    text = re.sub(r",? script: ([0-9a-f]{40}, )?on @user_script.*$", "", text)
-    text = re.sub(r",? with args beginning with: .*$", "", text)
-    for each in secrets:
-        if each:
-            text = text.replace(each, "***")
-    return text[:_MOST_WORDS].rstrip(" .")
 
 
 def _new() -> str:

@@ -38,9 +38,8 @@ import os
 import shutil
 import stat
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks, remains
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.identity import acting_user
@@ -74,6 +73,19 @@ _OLD_LOCK_WAIT_SECONDS = 0.25
 """How long to wait for a lock file that others can open, before it is replaced."""
 
 _MOST_SLOTS = 65536
+
+
+class Started(NamedTuple):
+    """What has begun with an arbiter."""
+
+    lease: Lease
+    """The arbiter's."""
+
+    is_wiped: bool
+    """Whether the directory was wiped."""
+
+    problem: OSError | None
+    """Why what a killed server had not published could not be kept, if so."""
 
 
 class SlotDirectory:
@@ -137,7 +149,7 @@ class SlotDirectory:
         private: bool = False,
         continued: Mapping[str, Any] | None = None,
         keep_unpublished: bool = False,
-    ) -> tuple[Lease, bool]:
+    ) -> Started:
         """Start a generation if nobody uses the directory, and take the arbiter's lease.
 
         Only an arbiter calls this, once, before its workers exist. It wipes and takes the lease
@@ -151,9 +163,6 @@ class SlotDirectory:
             keep_unpublished: Keep what a killed server has counted and its exporter has not
                 published, see :mod:`obskit_gunicorn._store.remains`.
 
-        Returns:
-            The lease, and whether the directory was wiped.
-
         Raises:
             OSError: The directory cannot be used.
         """
@@ -161,9 +170,9 @@ class SlotDirectory:
         with self.locked() as lock_file:
             generation = read_json(lock_file.descriptor)
             in_use = self._is_in_use(by_flock=_is_by_flock(generation))
-            wiped = not keep and not in_use
+            wiped, problem = not keep and not in_use, None
             if wiped:
-                self._wipe(keep_unpublished=keep_unpublished)
+                problem = self._wipe(keep_unpublished=keep_unpublished)
             if in_use:
                 self._check_protocol(generation)
             if wiped or "started" not in generation:
@@ -174,7 +183,7 @@ class SlotDirectory:
                 self._record(lock_file, generation)
             lease = self._acquire("arbiter", by_flock=_is_by_flock(generation), alone=True)
             assert lease is not None
-            return lease, wiped
+            return Started(lease, wiped, problem)
 
     def acquire(self, role: Role, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:
         """Take the lowest free slot.
@@ -271,7 +280,7 @@ class SlotDirectory:
             if self._is_in_use(by_flock=_is_by_flock(read_json(lock_file.descriptor))):
                 return False
             if unpublished_to is not None:
-                remains.keep(self.path, unpublished_to, GENERATION_NAME)
+                remains.keep(self.path, unpublished_to)
             shutil.rmtree(self.path, ignore_errors=True)
             return True
 
@@ -426,12 +435,14 @@ class SlotDirectory:
                 records[name.removesuffix(".lease")] = record
         return records
 
-    def _wipe(self, *, keep_unpublished: bool) -> None:
+    def _wipe(self, *, keep_unpublished: bool) -> OSError | None:
+        """Wipe the directory; return why what was not published could not be kept, if so."""
+        problem = None
         if keep_unpublished:
             try:
-                remains.keep(self.path, self.path, GENERATION_NAME)
+                remains.keep(self.path, self.path)
             except OSError as error:
-                log.warning("obskit: what was not published in %s is lost: %s", self.path, error)
+                problem = error
         else:
             remains.drop(self.path)
         for name in os.listdir(self.path):
@@ -439,6 +450,7 @@ class SlotDirectory:
             # the counts of an earlier run would be added to the totals of this one.
             if _is_ours(name) and name != LOCK_NAME:
                 self._unlink(name)
+        return problem
 
     def _check_protocol(self, generation: dict[str, Any]) -> None:
         protocol = generation.get("protocol", PROTOCOL)

@@ -57,6 +57,7 @@ class Membership:
         self.role: Role = "process"
         self.lease: Lease | None = None
         self.is_configuring = False
+        self.not_kept: OSError | None = None
         self._wanted: str | None = None
         self._arbiter_pid = 0
         self._begun: dict[str, dict[str, Any] | None] = {}
@@ -132,7 +133,7 @@ class Membership:
         directory.provide(user, group, mode=0o700 if is_private else 0o755)
         with forks.guard():
             try:
-                self.lease, wiped = directory.start_generation(
+                self.lease, wiped, self.not_kept = directory.start_generation(
                     keep=keep or again,
                     private=is_private,
                     continued=continued,

@@ -66,8 +66,10 @@ def _make_in(
     # not remove it as a leftover.
     unfinished = tempfile.mkdtemp(prefix=f".{_PREFIX}{user}-", dir=parent)
     try:
-        lease, _ = SlotDirectory(unfinished).start_generation(
-            keep=False, private=True, continued=continued
+        lease = (
+            SlotDirectory(unfinished)
+            .start_generation(keep=False, private=True, continued=continued)
+            .lease
         )
         path = os.path.join(parent, os.path.basename(unfinished)[1:])
         os.rename(unfinished, path)

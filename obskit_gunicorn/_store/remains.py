@@ -37,7 +37,7 @@ def find(directory: str) -> list[str]:
     )
 
 
-def keep(source: str, directory: str, generation_name: str) -> None:
+def keep(source: str, directory: str) -> None:
     """Move what is unpublished in a directory that nobody uses out of the way of a wipe.
 
     The note says whether there is anything. It moves last, so that a move that was cut short is
@@ -46,7 +46,6 @@ def keep(source: str, directory: str, generation_name: str) -> None:
     Args:
         source: Where it is.
         directory: Where it is kept; perhaps the same.
-        generation_name: The name of the file that says which generation it is.
 
     Raises:
         OSError: It cannot be moved.
@@ -68,9 +67,7 @@ def keep(source: str, directory: str, generation_name: str) -> None:
         parsed = MetricFileName.parse(each)
         if parsed is not None and parsed.prefix in _KINDS:
             _move(os.path.join(source, each), os.path.join(target, each))
-    for each in (generation_name, NOTE_NAME):
-        with contextlib.suppress(FileNotFoundError):
-            _move(os.path.join(source, each), os.path.join(target, each))
+    _move(note, os.path.join(target, NOTE_NAME))
     kept = sorted(find(directory), key=lambda path: os.stat(path).st_mtime)
     for path in kept[:-_MOST]:
         shutil.rmtree(path, ignore_errors=True)

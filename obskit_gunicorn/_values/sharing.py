@@ -170,6 +170,12 @@ def begin(
             )
     else:
         _last_problem.clear()
+        if membership.not_kept is not None:
+            log.warning(
+                "obskit: what a killed server had counted and not published is lost: %s",
+                membership.not_kept,
+            )
+            membership.not_kept = None
     values.share()
 
 

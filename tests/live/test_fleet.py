@@ -240,7 +240,10 @@ def test_volume_that_stays(server: StoreServer) -> None:
         for _ in range(2):
             killed = fleet.start()
             fleet.load(killed).wait_for(30)
+            published = fleet.total()
+            fleet.load(killed).wait_for(30)
             counted = fleet.kill(killed, volume_stays=True)
+            assert published < counted
             next_ = fleet.start(again=killed, load=False)
             _wait_for_total(fleet, counted)
             assert fleet.total() == counted

@@ -98,11 +98,11 @@ class Chaos:
         """Send SIGUSR2, and end the old arbiter."""
         server = self._any()
         old = server.arbiter_pid
-        server.start_upgrade()
+        new = server.start_upgrade()
         self._fleet.load(server).wait_for(20)
         os.kill(old, signal.SIGQUIT)
         wait_until(lambda: _has_ended(old), "the old arbiter has ended")
-        time.sleep(0.5)
+        wait_until(lambda: server.pid_path.exists() and server.arbiter_pid == new, "its own pid")
 
     def kill_with_volume(self) -> None:
         """Kill a host and all it had; what it had not published is lost."""

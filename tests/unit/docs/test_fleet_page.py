@@ -196,7 +196,7 @@ def test_metrics_of_a_host_and_of_the_fleet(server: StoreServer, tmp_path: Path)
     """The two pages have what docs/metrics.md lists for them, with these types and labels."""
     directory = SlotDirectory(str(tmp_path / "shared"))
     (tmp_path / "shared").mkdir()
-    lease, _wiped = directory.start_generation(keep=False)
+    lease = directory.start_generation(keep=False).lease
     environment = {
         "OBSKIT_METRICS_REDIS": server.url,
         "OBSKIT_METRICS_HOST": "web-1",

@@ -352,3 +352,28 @@ def test_sums_do_not_fall_by_rounding(server: StoreServer, tmp_path: Path) -> No
             seen = metric.samples[0].value
             now[0] += GRACE_SECONDS + 1
     assert seen == pytest.approx(sum((number + 1) / 7 for number in range(60)), abs=1e-12)
+
+
+def test_what_was_read_earlier_is_not_published_later(server: StoreServer) -> None:
+    """Another exporter of the same directory has read it later, and published it earlier."""
+    name = f"order-{next(numbers)}"
+    host = Host(server.url, name, lambda: 0.0, returns=False)
+    host.directory.counts["a"] = 1
+    host.publish()
+    other = Publisher(
+        Store(server.url, name), host.directory.read, host="host", interval=5.0, returns=False
+    )
+    has_read = []
+
+    def read_slowly() -> Reading:
+        reading = host.directory.read()
+        if not has_read:
+            has_read.append(True)
+            host.directory.counts["a"] += 5
+            other.publish()
+        return reading
+
+    late = Publisher(Store(server.url, name), read_slowly, host="host", interval=5.0, returns=False)
+    late.publish()
+    (metric,) = host.source.read().snapshot.metrics()
+    assert metric.samples[0].value == 6

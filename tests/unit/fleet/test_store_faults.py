@@ -19,14 +19,8 @@ import trustme
 
 from obskit_gunicorn._fleet.publisher import Publisher, Reading
 from obskit_gunicorn._fleet.source import FleetSource
-from obskit_gunicorn._fleet.store import (
-    CALL_SECONDS,
-    COMMANDS,
-    PASSWORD,
-    SENTINEL_PASSWORD,
-    Store,
-    StoreError,
-)
+from obskit_gunicorn._fleet.store import CALL_SECONDS, Store, StoreError
+from obskit_gunicorn._fleet.store_errors import COMMANDS, PASSWORD, SENTINEL_PASSWORD
 from obskit_gunicorn._scrape.source import Part
 from tests.support.process import HOST, free_port, wait_until
 from tests.support.store_groups import cluster, cutting_proxy, sentinel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,21 @@ class TestExporter:
         """By default it listens on the loopback interface, at the port of this kind of program."""
         found = exporter_options(options())
         assert found is not None
-        assert tuple(vars(found).values()) == ("127.0.0.1:9764", "/metrics", None, None, None, ())
+        assert vars(found) == {
+            "metrics_bind": "127.0.0.1:9764",
+            "metrics_path": "/metrics",
+            "metrics_certfile": None,
+            "metrics_keyfile": None,
+            "metrics_ca_certs": None,
+            "metrics_collectors": (),
+            "metrics_redis": None,
+            "metrics_redis_name": "default",
+            "metrics_redis_interval": 5.0,
+            "metrics_host": socket.gethostname(),
+            "metrics_fleet_path": "/metrics/fleet",
+            "metrics_push": None,
+            "metrics_keep": False,
+        }
 
     @pytest.mark.parametrize(
         ("value", "bind"),
@@ -338,6 +353,98 @@ class TestRequests:
         assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False
 
 
+class TestFleet:
+    """Where many hosts come together, and what this one is called there."""
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis://cache.internal",
+            "redis://user@cache.internal:6379/3",
+            "rediss://cache.internal/0?ssl_ca_certs=/ca.pem",
+            "unix:///run/redis.sock",
+            "redis+sentinel://one:26379,two:26379/main/0",
+        ],
+    )
+    def test_stores(self, url: str) -> None:
+        """Every kind of address, in the class and in the environment."""
+        assert options(metrics_redis=url).metrics_redis == url
+        assert options({"OBSKIT_METRICS_REDIS": url}).metrics_redis == url
+
+    def test_password(self) -> None:
+        """A password may stand in the environment, and not in the class; no error shows it."""
+        url = "redis://user:hunter2@cache.internal"
+        assert options({"OBSKIT_METRICS_REDIS": url}).metrics_redis == url
+        with pytest.raises(ConfigurationError) as error:
+            options(metrics_redis=url)
+        assert "hunter2" not in str(error.value)
+        assert "OBSKIT_METRICS_REDIS_PASSWORD_FILE" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("metrics_redis", "cache.internal:6379"),
+            ("metrics_redis", "http://cache.internal"),
+            ("metrics_redis", "redis://cache.internal?password=hunter2"),
+            ("metrics_redis", "redis://cache.internal:port"),
+            ("metrics_redis", "redis+sentinel://one,two"),
+            ("metrics_redis", 6379),
+            ("metrics_redis_name", ""),
+            ("metrics_redis_name", "a b"),
+            ("metrics_redis_name", 1),
+            ("metrics_redis_interval", 0),
+            ("metrics_redis_interval", "5"),
+            ("metrics_redis_interval", True),
+            ("metrics_redis_interval", float("nan")),
+            ("metrics_redis_interval", 10_000),
+            ("metrics_host", ""),
+            ("metrics_host", " web"),
+            ("metrics_host", "a\nb"),
+            ("metrics_host", "0.0.0.0"),
+            ("metrics_host", 1),
+            ("metrics_fleet_path", "fleet"),
+            ("metrics_fleet_path", "/-/ready"),
+            ("metrics_push", "prometheus:9090"),
+            ("metrics_push", "https://user:hunter2@prometheus/api/v1/write"),
+            ("metrics_push", 9090),
+        ],
+    )
+    def test_wrong(self, name: str, value: Any) -> None:
+        """A wrong value stops the start, says where it is set, and shows no password."""
+        with pytest.raises(ConfigurationError) as error:
+            options(**{name: value})
+        assert name in error.value.where
+        assert error.value.expected
+        assert error.value.hint
+        assert "hunter2" not in str(error.value)
+
+    @pytest.mark.parametrize("text", ["0.1", "5", "3600", "2.5"])
+    def test_interval_from_the_environment(self, text: str) -> None:
+        """The environment has text."""
+        found = options({"OBSKIT_METRICS_REDIS_INTERVAL": text}).metrics_redis_interval
+        assert found == float(text)
+
+    def test_one_path_for_two_pages(self) -> None:
+        """The fleet's page and this host's are at two paths."""
+        with pytest.raises(ConfigurationError, match="metrics_fleet_path"):
+            options(metrics_redis="redis://cache", metrics_path="/x", metrics_fleet_path="/x")
+        options(metrics_path="/x", metrics_fleet_path="/x")
+
+    @pytest.mark.parametrize(
+        "values", [{"metrics_redis": "redis://cache"}, {"metrics_push": "http://prometheus/write"}]
+    )
+    def test_no_exporter_to_do_it(self, values: dict[str, Any]) -> None:
+        """An option that would do nothing is refused."""
+        with pytest.raises(ConfigurationError, match="metrics_bind"):
+            options(metrics_bind=None, **values)
+
+    def test_empty_variable(self) -> None:
+        """An empty variable takes away what the class has."""
+        assert (
+            options({"OBSKIT_METRICS_REDIS": ""}, metrics_redis="redis://c").metrics_redis is None
+        )
+
+
 class TestMisnamed:
     """Variables that nobody reads, but that were meant for us."""
 
@@ -345,7 +452,8 @@ class TestMisnamed:
         ("environment", "meant"),
         [
             ({"OBSKIT_METRICS_PORT": "9100"}, ["OBSKIT_METRICS_BIND=0.0.0.0:9100"]),
-            ({"OBSKIT_METRICS_HOST": "::1"}, ["OBSKIT_METRICS_BIND=[::1]:9764"]),
+            ({"OBSKIT_METRICS_ADDRESS": "::1"}, ["OBSKIT_METRICS_BIND=[::1]:9764"]),
+            ({"OBSKIT_METRICS_REDIS_URL": "redis://cache"}, ["OBSKIT_METRICS_REDIS"]),
             ({"OBSKIT_METRIC_BIND": "127.0.0.1:1"}, ["OBSKIT_METRICS_BIND"]),
             ({"OBSKIT_METRICS_REQUEST": "no"}, ["OBSKIT_METRICS_REQUESTS"]),
             ({"OBSKIT_MULTIPROC_DIR": "/metrics"}, ["PROMETHEUS_MULTIPROC_DIR"]),

@@ -66,7 +66,7 @@ def give_back() -> None:
 
 def begin(directory: str, *, keep: bool = False) -> tuple[str, bool]:
     """Begin a generation; return the slot and whether the directory was wiped."""
-    lease, wiped = SlotDirectory(directory).start_generation(keep=keep)
+    lease, wiped, _ = SlotDirectory(directory).start_generation(keep=keep)
     _leases.append(lease)
     return lease.slot, wiped
 
@@ -790,7 +790,7 @@ def _reopen_files(rounds: int) -> list[str]:
 def _begin_until_told(directory: str) -> int:
     begun = 0
     while not os.path.exists(os.path.join(directory, "stop")):
-        lease, wiped = SlotDirectory(directory).start_generation(keep=False)
+        lease, wiped, _ = SlotDirectory(directory).start_generation(keep=False)
         assert not wiped
         lease.release()
         begun += 1
