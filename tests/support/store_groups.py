@@ -124,7 +124,8 @@ class Cluster:
     def _is_ready(self, node: StoreServer) -> bool:
         info = node.client().execute_command("CLUSTER INFO")
         known = int(info["cluster_known_nodes"])
-        return info["cluster_state"] == "ok" and known == len(self.nodes)
+        served = int(info["cluster_slots_ok"])
+        return info["cluster_state"] == "ok" and (known, served) == (len(self.nodes), _SLOTS)
 
     def ids(self) -> dict[StoreServer, str]:
         """Return what the nodes call themselves."""

@@ -229,15 +229,16 @@ def test_no_store_at_all(client: str, tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as listener:
 
         def answer() -> None:
-            for _ in range(2):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(1000)
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        threading.Thread(target=answer, daemon=True).start()
+        answering = threading.Thread(target=answer)
+        answering.start()
         store = Store(f"redis://{HOST}:{listener.getsockname()[1]}", "default")
         assert "neither Redis nor Valkey" in wrong_with(store)
+        answering.join()
 
 
 # ------------------------------------------------------------------------------------------------
