@@ -29,7 +29,7 @@ from obskit_gunicorn._fleet.packing import (
 )
 from obskit_gunicorn._fleet.store import TOMB_SECONDS, HostRecord, Store, StoreError
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.families import sum_row
+from obskit_gunicorn._scrape.families import ADDING, sum_row
 from obskit_gunicorn._scrape.merging import Member, Merger
 from obskit_gunicorn._store.reader import Layout
 
@@ -368,10 +368,14 @@ class FleetSource:
         Raises:
             PackingError: They are damaged.
         """
-        return [
-            _Part(part.prefix, part.holder, part, _Column(self._layout(part.ids), part.numbers))
-            for part in unpack(packed)
-        ]
+        parts = []
+        for part in unpack(packed):
+            layout = self._layout(part.ids)
+            wanted = len(layout.keys) * (1 if part.prefix in ADDING else 2)
+            if len(part.numbers) != wanted:
+                raise PackingError(f"it has {len(part.numbers)} numbers in place of {wanted}")
+            parts.append(_Part(part.prefix, part.holder, part, _Column(layout, part.numbers)))
+        return parts
 
     def _layout(self, ids: bytes) -> Layout:
         layout = self._layouts.get(ids)
