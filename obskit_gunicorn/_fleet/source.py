@@ -31,7 +31,6 @@ from obskit_gunicorn._fleet.store import TOMB_SECONDS, HostRecord, Store, StoreE
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.families import ADDING, sum_row
 from obskit_gunicorn._scrape.merging import Member, Merger
-from obskit_gunicorn._store.reader import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,12 +51,21 @@ _ENDED_TOMB_SECONDS = 600.0
 _FOLD_AT_ONCE = 50
 
 
+class _Keys:
+    """The keys of parts that have the same."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        self.keys = keys
+
+
 class _Column:
     """Values of one host."""
 
     __slots__ = ("layout", "numbers")
 
-    def __init__(self, layout: Layout, numbers: Sequence[float]) -> None:
+    def __init__(self, layout: _Keys, numbers: Sequence[float]) -> None:
         self.layout, self.numbers = layout, numbers
 
     def values(self) -> Iterable[float]:
@@ -245,7 +253,7 @@ class FleetSource:
         self._keys: list[tuple[str, bytes]] = []
         self._retired: list[_Part] = []
         self._hosts: dict[str, Host] = {}
-        self._layouts: dict[bytes, Layout] = {}
+        self._layouts: dict[bytes, _Keys] = {}
 
     def read(self) -> FleetReading:
         """Read the store, and fold what has ended.
@@ -377,14 +385,14 @@ class FleetSource:
             parts.append(_Part(part.prefix, part.holder, part, _Column(layout, part.numbers)))
         return parts
 
-    def _layout(self, ids: bytes) -> Layout:
+    def _layout(self, ids: bytes) -> _Keys:
         layout = self._layouts.get(ids)
         if layout is None:
             try:
                 keys = tuple(self._keys[each][1] for each in unpack_ids(ids))
             except IndexError:
                 raise PackingError("it has keys that the store does not know") from None
-            layout = self._layouts[ids] = Layout(keys)
+            layout = self._layouts[ids] = _Keys(keys)
         return layout
 
     def _fold(self) -> None:

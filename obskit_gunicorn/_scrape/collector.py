@@ -36,10 +36,10 @@ from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
-from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.reader import Layout, MetricFileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from prometheus_client.core import Metric
 
@@ -163,7 +163,7 @@ class DirectoryCollector(Source):
         removed = self._removed
         if removed is not None:
             removed.look(self.path, found, self._readers)
-        layouts = self._merger.layouts()
+        layouts = self._layouts(found)
         for name, file in found.items():
             reader = self._readers.get(name)
             if reader is None:
@@ -183,6 +183,16 @@ class DirectoryCollector(Source):
         self._readers = readers
         self.file_count = len(readers)
         self.byte_count = sum(reader.size for reader in readers.values())
+
+    def _layouts(self, found: Mapping[str, MetricFileName]) -> dict[str, list[Layout]]:
+        """Return the layouts of the last scrape by prefix, the shortest first."""
+        layouts: dict[str, dict[Layout, None]] = {}
+        for name, reader in self._readers.items():
+            if name in found and reader.layout.keys:
+                layouts.setdefault(found[name].prefix, {})[reader.layout] = None
+        return {
+            prefix: sorted(each, key=lambda layout: layout.end) for prefix, each in layouts.items()
+        }
 
     def _free_slots(self, files: Iterable[MetricFileName]) -> set[str]:
         """Return the slots that nobody holds, if there are live gauges at all."""

@@ -24,8 +24,6 @@ from obskit_gunicorn._store.reader import MetricFileReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from obskit_gunicorn._store.reader import Layout
-
 ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values are summed."""
 
@@ -156,11 +154,19 @@ def make_family(
         return None
 
 
+class Keys(Protocol):
+    """The keys of a file; files that have the same may share the object, which is then compared."""
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        """The keys; never changed."""
+
+
 class Values(Protocol):
     """The values of one file; each call may be made once a scrape."""
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> Keys:
         """The keys."""
 
     def values(self) -> Iterable[float]:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from obskit_gunicorn._scrape.families import Family, Series, Unmerged, Values
+    from obskit_gunicorn._scrape.families import Family, Keys, Series, Unmerged, Values
     from obskit_gunicorn._scrape.formats import Labels
-    from obskit_gunicorn._store.reader import Layout
 
 
 class Member(NamedTuple):
@@ -41,7 +40,7 @@ class Group:
     def __init__(self) -> None:
         self.files: list[Member] = []
         self.keys: list[bytes] = []
-        self._picks: dict[Layout, Callable[[Sequence[float]], tuple[float, ...]] | None] = {}
+        self._picks: dict[Keys, Callable[[Sequence[float]], tuple[float, ...]] | None] = {}
 
     def arrange(self, files: list[Member]) -> bool:
         """Set the files of this scrape, with their holders; return whether the keys changed."""
@@ -59,10 +58,6 @@ class Group:
             layout: known[layout] if layout in known else self._pick(layout) for layout in layouts
         }
         return self.keys != before
-
-    def layouts(self) -> list[Layout]:
-        """Return the layouts of the last scrape, the shortest first."""
-        return sorted(self._picks, key=lambda layout: layout.end)
 
     def totals(self) -> Sequence[float]:
         """Return the sum of every key over all files, in the order of :attr:`keys`."""
@@ -82,7 +77,7 @@ class Group:
             columns.append(file.values() if pick is None else pick((*file.values(), 0.0)))
         return columns
 
-    def _pick(self, layout: Layout) -> Callable[[Sequence[float]], tuple[float, ...]] | None:
+    def _pick(self, layout: Keys) -> Callable[[Sequence[float]], tuple[float, ...]] | None:
         """Return a function that puts values of a file into the order of :attr:`keys`.
 
         It takes the values with a 0 after them. ``None`` if they have this order already.
@@ -125,13 +120,9 @@ class Merger:
         self._series: dict[bytes, Series | None] = {}
         self._families: list[Family] = []
         self._other_names: set[str] = set()
-        self._others_at: dict[tuple[str, Layout], list[tuple[int, Series]]] = {}
+        self._others_at: dict[tuple[str, Keys], list[tuple[int, Series]]] = {}
         self.strange: set[bytes] = set()
         """The keys that are not those of metrics."""
-
-    def layouts(self) -> dict[str, list[Layout]]:
-        """Return the layouts of the last scrape by prefix, the shortest first."""
-        return {prefix: group.layouts() for prefix, group in self._groups.items()}
 
     def merge(
         self,
@@ -215,7 +206,7 @@ class Merger:
                 self._skip(name, Damage("foreign", f"its samples cannot be merged: {error}"))
         return merged
 
-    def _others_of(self, prefix: str, layout: Layout) -> list[tuple[int, Series]]:
+    def _others_of(self, prefix: str, layout: Keys) -> list[tuple[int, Series]]:
         if (prefix, layout) not in self._others_at:
             keys = ((at, self._series.get(key)) for at, key in enumerate(layout.keys))
             self._others_at[prefix, layout] = [
