@@ -51,8 +51,45 @@ class Family:
         """Name and labels of each sample, in prometheus_client's order."""
         self._steps: list[tuple[int, bool]] = []
         self.members = members
-        self._pick = getter(self._lay_out())
+        self._children: set[Labels] = set()
+        self._keys = self._lay_out()
+        self._pick = getter(self._keys)
         self._lines = {TEXT.name: lines_of(self, TEXT)}
+
+    def extended(self, more: Family) -> Family:
+        """Return a family with the samples of another one after those of this one.
+
+        This one stays as it is, because snapshots use it; but it cannot be extended again.
+
+        Raises:
+            ValueError: Laid out together, they would be in another order.
+        """
+        if bool(more._steps) != bool(self._steps) or not self._children.isdisjoint(more._children):
+            raise ValueError(f"samples of {self.name} belong to others that were there before")
+        text, more_text = self._lines[TEXT.name], more._lines[TEXT.name]
+        family = object.__new__(Family)
+        family.prefix, family.type, family.name, family.help = (
+            self.prefix,
+            self.type,
+            self.name,
+            self.help,
+        )
+        family.samples = self.samples + more.samples
+        family._steps = self._steps + more._steps
+        family.members = self.members + more.members
+        family._children = self._children
+        family._children |= more._children
+        family._keys = self._keys + more._keys
+        family._pick = getter(family._keys)
+        are_plain = text.are_plain and more_text.are_plain
+        prefixes = text.prefixes + more_text.prefixes
+        family._lines = {
+            name: lines._replace(prefixes=prefixes)
+            for name, lines in list(self._lines.items())
+            if lines is text or (are_plain and lines.prefixes is text.prefixes)
+        }
+        family._lines[TEXT.name] = text._replace(prefixes=prefixes, are_plain=are_plain)
+        return family
 
     def lines(self, format_: Format) -> Lines:
         """Return the family's lines in a format, without the values.
@@ -111,6 +148,7 @@ class Family:
             by_name = plain.setdefault(labels, {})
             if bound is None:
                 by_name[series.name] = key
+        self._children = {*plain, *buckets}
         laid_out = sum(map(len, plain.values())) + sum(map(len, buckets.values()))
         if laid_out < len(self.members):
             raise ValueError(f"a sample of {self.name} has several keys")
@@ -174,6 +212,19 @@ class Values(Protocol):
 
     def pairs(self) -> Iterable[float]:
         """Return value, timestamp, value, ..."""
+
+
+def extended(family: Family, members: list[tuple[int, Series]]) -> Family | None:
+    """Return a family with more keys, or ``None`` if all must be laid out again.
+
+    Args:
+        family: The family so far.
+        members: The keys that are new, each with its number.
+    """
+    try:
+        return family.extended(Family(family.prefix, members))
+    except ValueError:
+        return make_family(family.prefix, family.members + members, None)
 
 
 class Unmerged(NamedTuple):

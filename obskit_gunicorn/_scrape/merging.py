@@ -7,8 +7,10 @@ their families.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from obskit_gunicorn._scrape import families
@@ -34,30 +36,134 @@ class Member(NamedTuple):
     file: Values
 
 
+_MOST_PICKS = 8
+
+
+class _Line:
+    """How the keys of a file line up with those of its group.
+
+    Attributes:
+        ids: Where each key of the file stands in the group.
+        is_straight: Whether the file has the group's first keys, in the group's order.
+        has_twins: Whether a key occurs twice; no writer does this.
+    """
+
+    __slots__ = ("_covered", "_inverse", "_picks", "has_twins", "ids", "is_straight")
+
+    def __init__(self, before: _Line | None = None) -> None:
+        """Create the line of a file without keys, or one that goes on as another one does."""
+        self.ids: list[int] = [] if before is None else before.ids[:]
+        self.is_straight: bool = before is None or before.is_straight
+        self.has_twins: bool = before is not None and before.has_twins
+        # For each key of the group the place among the file's values after a 0, which is at 0.
+        self._inverse: list[int] = [] if before is None else before._inverse[:]
+        # Each picks the values for a stretch of the group's keys; together, for so many of them.
+        self._picks: list[Callable[[Sequence[float]], tuple[float, ...]]] = (
+            [] if before is None else before._picks[:]
+        )
+        self._covered: int = 0 if before is None else before._covered
+
+    def extend(self, keys: Iterable[bytes], group: dict[bytes, int]) -> None:
+        """Go on with more keys of the file; those that are new are added to the group."""
+        ids, inverse = self.ids, self._inverse
+        first = len(ids)
+        ids += [group.setdefault(key, len(group)) for key in keys]
+        self.is_straight = self.is_straight and ids[first:] == list(range(first, len(ids)))
+        if not self.is_straight:
+            if len(inverse) < first:  # it was straight until now
+                inverse[:] = range(1, first + 1)
+            inverse += [0] * (len(group) - len(inverse))
+            for place in range(first, len(ids)):
+                self.has_twins = self.has_twins or inverse[ids[place]] != 0
+                inverse[ids[place]] = place + 1
+        if any(each < self._covered for each in ids[first:]):
+            self._picks, self._covered = [], 0
+
+    def column(self, values: Iterable[float], size: int) -> Iterable[float]:
+        """Return a file's values in the order of a group with so many keys."""
+        if self.is_straight:
+            missing = size - len(self.ids)
+            return chain(values, repeat(0.0, missing)) if missing else values
+        if self.has_twins:
+            # Both count, as with prometheus_client.
+            totals = [0.0] * size
+            for at, value in zip(self.ids, values, strict=False):
+                totals[at] += value
+            return totals
+        if self._covered < size:
+            self._inverse += [0] * (size - len(self._inverse))
+            if len(self._picks) >= _MOST_PICKS:
+                self._picks, self._covered = [], 0
+            self._picks.append(families.getter(self._inverse[self._covered : size]))
+            self._covered = size
+        numbers = (0.0, *values)
+        if len(self._picks) == 1:
+            return self._picks[0](numbers)
+        return chain.from_iterable([pick(numbers) for pick in self._picks])
+
+
 class Group:
-    """The files with one prefix, and the sums of their values by key."""
+    """The files with one prefix, and the sums of their values by key.
+
+    Attributes:
+        files: The files of this scrape.
+        keys: The keys of all of them; never changed, only replaced.
+        fresh: The place of the first key that came at this scrape.
+        has_lost: Whether a key has gone since the last scrape, so that all places are others.
+    """
 
     def __init__(self) -> None:
         self.files: list[Member] = []
         self.keys: list[bytes] = []
-        self._picks: dict[Keys, Callable[[Sequence[float]], tuple[float, ...]] | None] = {}
+        self.fresh = 0
+        self.has_lost = False
+        self._index: dict[bytes, int] = {}
+        self._lines: dict[Keys, _Line] = {}
+        self._layouts: dict[Values, Keys] = {}
 
-    def arrange(self, files: list[Member]) -> bool:
-        """Set the files of this scrape, with their holders; return whether the keys changed."""
-        layouts = dict.fromkeys(file.layout for _holder, file in files)
-        self.files = files
-        if layouts.keys() == self._picks.keys():
-            return False
-        before = self.keys
-        keys = dict.fromkeys(chain.from_iterable(layout.keys for layout in layouts))
-        # Drop the keys that no file has any more. The others keep their order, so that families
-        # without new keys can be reused.
-        self.keys = list(dict.fromkeys(chain((key for key in before if key in keys), keys)))
-        known = self._picks if self.keys == before else {}
-        self._picks = {
-            layout: known[layout] if layout in known else self._pick(layout) for layout in layouts
-        }
-        return self.keys != before
+    def arrange(self, files: list[Member]) -> None:
+        """Set the files of this scrape."""
+        self.files, self.fresh, self.has_lost = files, len(self.keys), False
+        layouts = {file: file.layout for _holder, file in files}
+        if layouts == self._layouts:
+            return
+        lines: dict[Keys, _Line] = {}
+        followed: set[Keys] = set()
+        for file, layout in layouts.items():
+            before = self._layouts.get(file)
+            if layout in lines:
+                if before is not None and _goes_on(before, layout):
+                    followed.add(before)
+                continue
+            line = self._lines.get(layout)
+            if line is None:
+                known = self._lines.get(before) if before is not None else None
+                if before is not None and known is not None and _goes_on(before, layout):
+                    followed.add(before)
+                else:
+                    known = None
+                line = _Line(known)
+                line.extend(layout.keys[len(line.ids) :], self._index)
+            lines[layout] = line
+        gone = self._lines.keys() - lines.keys() - followed
+        self._layouts, self._lines = layouts, lines
+        if gone:
+            self._drop()
+        if len(self._index) > len(self.keys):
+            self.keys = list(self._index)
+
+    def _drop(self) -> None:
+        """Drop the keys that no file has any more; the others keep their order."""
+        kept = set(chain.from_iterable(line.ids for line in self._lines.values()))
+        if len(kept) == len(self._index):
+            return
+        self.has_lost = True
+        left = [key for at, key in enumerate(self._index) if at in kept]
+        self._index = dict(zip(left, range(len(left)), strict=True))
+        self.keys, self.fresh = left, 0
+        for layout in self._lines:
+            line = self._lines[layout] = _Line()
+            line.extend(layout.keys, self._index)
 
     def totals(self) -> Sequence[float]:
         """Return the sum of every key over all files, in the order of :attr:`keys`."""
@@ -71,32 +177,27 @@ class Group:
 
     def _columns(self) -> list[Iterable[float]]:
         """Return each file's values, in the order of :attr:`keys`."""
-        columns: list[Iterable[float]] = []
-        for _holder, file in self.files:
-            pick = self._picks[file.layout]
-            columns.append(file.values() if pick is None else pick((*file.values(), 0.0)))
-        return columns
+        size = len(self.keys)
+        return [
+            self._lines[file.layout].column(file.values(), size) for _holder, file in self.files
+        ]
 
-    def _pick(self, layout: Keys) -> Callable[[Sequence[float]], tuple[float, ...]] | None:
-        """Return a function that puts values of a file into the order of :attr:`keys`.
 
-        It takes the values with a 0 after them. ``None`` if they have this order already.
-        """
-        if list(layout.keys) == self.keys:
-            return None
-        at = {key: number for number, key in enumerate(layout.keys)}
-        missing = len(layout.keys)
-        if len(at) == missing:
-            return families.getter([at.get(key, missing) for key in self.keys])
+def _goes_on(before: Keys, layout: Keys) -> bool:
+    """Return whether a layout has the keys of another one first."""
+    return layout.keys[: len(before.keys)] == before.keys
 
-        def added(values: Sequence[float]) -> tuple[float, ...]:
-            # A key occurs twice; no writer does this. Both count, as with prometheus_client.
-            totals = dict.fromkeys(self.keys, 0.0)
-            for key, value in zip(layout.keys, values, strict=False):
-                totals[key] += value
-            return tuple(totals.values())
 
-        return added
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Do without the collector of cycles while very many objects are made that all stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Merger:
@@ -120,6 +221,7 @@ class Merger:
         self._series: dict[bytes, Series | None] = {}
         self._families: list[Family] = []
         self._other_names: set[str] = set()
+        self._other_prefixes: set[str] = set()
         self._others_at: dict[tuple[str, Keys], list[tuple[int, Series]]] = {}
         self.strange: set[bytes] = set()
         """The keys that are not those of metrics."""
@@ -138,12 +240,15 @@ class Merger:
             adjust: Is given a prefix, its keys and their sums; returns the sums to use.
             with_parts: Put into the result what :attr:`Snapshot.parts` needs.
         """
-        changed = set(members) != set(self._groups)
+        is_other = list(members) != list(self._groups)
         self._groups = {prefix: self._groups.get(prefix) or Group() for prefix in members}
         for prefix, files in members.items():
-            changed = self._groups[prefix].arrange(files) or changed
-        if changed:
+            self._groups[prefix].arrange(files)
+        groups = self._groups.values()
+        if is_other or any(group.has_lost for group in groups):
             self._plan()
+        elif any(group.fresh < len(group.keys) for group in groups):
+            self._extend_plan()
         adding = {family.prefix for family in self._families}
         if with_parts:
             adding |= families.ADDING & set(members)
@@ -163,39 +268,94 @@ class Merger:
                     yield Part(prefix, holder[-1][1], file.layout.keys, tuple(file.pairs()))
 
     def _plan(self) -> None:
-        """Lay out the families again, because keys were added or removed."""
+        """Lay out all families again."""
         series_before, self._series = self._series, {}
-        metrics: dict[str, dict[str, list[tuple[int, Series]]]] = {}
-        for prefix, group in self._groups.items():
-            for number, key in enumerate(group.keys):
-                series = (
-                    series_before[key] if key in series_before else families.parse_key(key, prefix)
-                )
-                self._series[key] = series
-                if series is not None:
-                    by_prefix = metrics.setdefault(series.metric, {})
-                    by_prefix.setdefault(prefix, []).append((number, series))
         families_before = {family.name: family for family in self._families}
-        self._families, self._other_names, self._others_at = [], set(), {}
-        for name, by_prefix in metrics.items():
-            (prefix, members), *others = by_prefix.items()
-            if len(members) >= MANY_SERIES:
-                self._notice_large(name, members)
-            before = families_before.get(name)
-            family = None if others else families.make_family(prefix, members, before)
-            if family is None:
-                self._other_names.add(name)
-            else:
-                self._families.append(family)
+        metrics: dict[str, dict[str, list[tuple[int, Series]]]] = {}
+        with _uncollected():
+            for prefix, group in self._groups.items():
+                for number, key in enumerate(group.keys):
+                    if key in series_before:
+                        series = series_before[key]
+                    else:
+                        series = families.parse_key(key, prefix)
+                    self._series[key] = series
+                    if series is not None:
+                        by_prefix = metrics.setdefault(series.metric, {})
+                        by_prefix.setdefault(prefix, []).append((number, series))
+            self._families, self._others_at = [], {}
+            self._other_names, self._other_prefixes = set(), set()
+            for name, by_prefix in metrics.items():
+                (prefix, members), *others = by_prefix.items()
+                before = families_before.get(name)
+                family = None if others else families.make_family(prefix, members, before)
+                if len(members) >= MANY_SERIES:
+                    self._notice_large(name, members)
+                if family is None:
+                    self._other_names.add(name)
+                    self._other_prefixes.update(by_prefix)
+                else:
+                    self._families.append(family)
         self.strange = {key for key, series in self._series.items() if series is None}
+
+    def _extend_plan(self) -> None:
+        """Lay out what is new; families that have nothing new stay as they are."""
+        known = {family.name: at for at, family in enumerate(self._families)}
+        laid_out = list(self._families)
+        ranks = {prefix: rank for rank, prefix in enumerate(self._groups)}
+        for prefix, group in self._groups.items():
+            fresh: dict[str, list[tuple[int, Series]]] = {}
+            for number in range(group.fresh, len(group.keys)):
+                key = group.keys[number]
+                series = self._series[key] = families.parse_key(key, prefix)
+                if series is None:
+                    self.strange.add(key)
+                else:
+                    fresh.setdefault(series.metric, []).append((number, series))
+            for name, members in fresh.items():
+                if name in self._other_names:
+                    self._other_prefixes.add(prefix)
+                    continue
+                at = known.get(name)
+                if at is None:
+                    family = families.make_family(prefix, members, None)
+                    # Where it would be if all were laid out again: behind those of its prefix.
+                    at = len(laid_out)
+                    while at and ranks[laid_out[at - 1].prefix] > ranks[prefix]:
+                        at -= 1
+                    if family is None or at < len(laid_out):
+                        self._plan()
+                        return
+                    known[name] = at
+                    laid_out.append(family)
+                elif laid_out[at].prefix != prefix:
+                    self._plan()
+                    return
+                else:
+                    family = families.extended(laid_out[at], members)
+                    if family is None:
+                        self._plan()
+                        return
+                    laid_out[at] = family
+                if len(family.members) >= MANY_SERIES:
+                    self._notice_large(name, family.members)
+        self._families = laid_out
+        used = {
+            (prefix, file.layout)
+            for prefix, group in self._groups.items()
+            for _holder, file in group.files
+        }
+        self._others_at = {
+            where: found for where, found in self._others_at.items() if where in used
+        }
 
     def _other_metrics(self) -> list[Metric]:
         """Return the metrics that are not simply summed, merged sample by sample."""
         if not self._other_names:
             return []
         metrics: dict[str, Unmerged] = {}
-        for prefix, group in self._groups.items():
-            for holder, reader in group.files:
+        for prefix in filter(self._other_prefixes.__contains__, self._groups):
+            for holder, reader in self._groups[prefix].files:
                 series = self._others_of(prefix, reader.layout)
                 families.add_unmerged(metrics, prefix, holder, reader, series)
         merged: list[Metric] = []

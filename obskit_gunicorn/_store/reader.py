@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from obskit_gunicorn._store.fileformat import (
     HEADER_BYTES,
@@ -17,34 +18,52 @@ from obskit_gunicorn._store.fileformat import (
 from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from obskit_gunicorn._store.locks import LockedFile
 
 _LARGEST_STEP_BYTES = 1 << 20
 
+_T = TypeVar("_T")
+_Read = Callable[[bytearray, int], tuple[_T, ...]]
 
-class _Part(NamedTuple):
-    """A section of a metric file, so short that its values fit in the CPU's cache."""
 
-    start: int
-    keys: tuple[bytes, ...]
-    read_keys: Callable[[bytearray, int], tuple[bytes, ...]]
-    read_values: Callable[[bytearray, int], tuple[float, ...]]
-    read_pairs: Callable[[bytearray, int], tuple[float, ...]]
+class _Part:
+    """A section of a metric file, so short that its values fit in the CPU's cache.
 
-    @classmethod
-    def of(cls, start: int, keys: tuple[bytes, ...]) -> _Part:
-        """Return the part with these keys."""
-        sizes = [len(key) for key in keys]
-        formats = (
-            "=" + "".join([f"{size}{each}" for size in sizes]) for each in ("s16x", "xd8x", "xdd")
-        )
-        return cls(start, keys, *[struct.Struct(format_).unpack_from for format_ in formats])
+    What reads it is made when it is needed: most files are only asked for their values.
+    """
 
-    def end(self) -> int:
-        """Return the offset after the last entry."""
-        return self.start + sum(map(len, self.keys)) + 16 * len(self.keys)
+    __slots__ = ("_read_keys", "_read_pairs", "_read_values", "end", "keys", "start")
+
+    def __init__(self, start: int, keys: tuple[bytes, ...]) -> None:
+        """Create the part that begins at an offset, with these keys."""
+        self.start, self.keys = start, keys
+        self.end = start + sum(map(len, keys)) + 16 * len(keys)
+        self._read_keys: _Read[bytes] | None = None
+        self._read_values: _Read[float] | None = None
+        self._read_pairs: _Read[float] | None = None
+
+    def is_in(self, data: bytearray) -> bool:
+        """Return whether a file has these keys here."""
+        if self._read_keys is None:
+            self._read_keys = self._reader("s16x")
+        return self._read_keys(data, self.start) == self.keys
+
+    def values(self, data: bytearray) -> tuple[float, ...]:
+        """Return the value of each key."""
+        if self._read_values is None:
+            self._read_values = self._reader("xd8x")
+        return self._read_values(data, self.start)
+
+    def pairs(self, data: bytearray) -> tuple[float, ...]:
+        """Return value, timestamp, value, ..."""
+        if self._read_pairs is None:
+            self._read_pairs = self._reader("xdd")
+        return self._read_pairs(data, self.start)
+
+    def _reader(self, each: str) -> Any:
+        return struct.Struct("=" + "".join([f"{len(key)}{each}" for key in self.keys])).unpack_from
 
 
 _PART_KEYS = 256
@@ -77,16 +96,16 @@ class Layout:
         self._parts: list[_Part] = [] if shorter is None else shorter._parts[:]
         if self._parts and len(self._parts[-1].keys) < _PART_KEYS:
             self._parts.pop()
-        at = self._parts[-1].end() if self._parts else HEADER_BYTES
+        at = self._parts[-1].end if self._parts else HEADER_BYTES
         for number in range(len(self._parts) * _PART_KEYS, len(keys), _PART_KEYS):
-            part = _Part.of(at, keys[number : number + _PART_KEYS])
+            part = _Part(at, keys[number : number + _PART_KEYS])
             self._parts.append(part)
-            at = part.end()
+            at = part.end
         self.end = at
 
     def fits(self, data: bytearray) -> bool:
         """Return whether a file begins with these keys; ``data`` holds ``end`` bytes of it."""
-        return all(part.read_keys(data, part.start) == part.keys for part in self._parts)
+        return all(part.is_in(data) for part in self._parts)
 
     def extends(self, shorter: Layout, data: bytearray) -> bool:
         """Return whether a file that begins with ``shorter`` continues with the rest of this."""
@@ -99,11 +118,11 @@ class Layout:
 
     def values(self, data: bytearray) -> Iterator[float]:
         """Return the values of all keys; each part is read when it is needed."""
-        return chain.from_iterable(part.read_values(data, part.start) for part in self._parts)
+        return chain.from_iterable(part.values(data) for part in self._parts)
 
     def pairs(self, data: bytearray) -> Iterator[float]:
         """Return value, timestamp, value, timestamp, ... of all keys."""
-        return chain.from_iterable(part.read_pairs(data, part.start) for part in self._parts)
+        return chain.from_iterable(part.pairs(data) for part in self._parts)
 
     def extended(
         self, data: bytearray, used: int, *, strict: bool = False
