@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from obskit_gunicorn._store.locks import LockedFile
 
 _LARGEST_STEP_BYTES = 1 << 20
+_COARSE_NS = 100_000_000
 
 _T = TypeVar("_T")
 _Read = Callable[[bytearray, int], tuple[_T, ...]]
@@ -144,14 +146,27 @@ class Layout:
 _EMPTY = Layout(())
 
 
+def _number(header: bytes, status: os.stat_result) -> bytes:
+    """Return what tells a file from another one with its inode; zeros if nothing does.
+
+    prometheus_client's own writer has no number in the header; there it is the time at which the
+    file was changed last, other than by a store into its map. Not if that was just now: a file that
+    takes its place may get the same time, for clocks of file systems are coarse.
+    """
+    number = header[4:]
+    if not any(number) and time.time_ns() - status.st_ctime_ns > _COARSE_NS:
+        return status.st_ctime_ns.to_bytes(8, "little")
+    return number
+
+
 class MetricFileReader:
     """A metric file that is read at each scrape.
 
     Nothing in the file can crash or hang the reader, or make it use much memory. It does not map
     the file, so a truncated file causes no SIGBUS, and it never reads more than the file's size. It
     keeps no descriptor open, but may be given one. It recognizes a replaced file by its inode and,
-    because inodes may be reused at once, by the number in its header, or by its keys if there is no
-    number.
+    because inodes may be reused at once, by the number in its header. If there is no number, by the
+    time of its last change, or else by its keys.
 
     If the file cannot be read, keys and values stay as they were, so that no counter goes
     backwards.
@@ -233,8 +248,8 @@ class MetricFileReader:
             if len(header) == HEADER_BYTES and not self.layout.keys:
                 self._salvage(descriptor)
             return damage
-        identity = (status.st_dev, status.st_ino, header[4:])
-        is_known = identity == self._identity and any(header[4:]) and not self.layout.is_doubtful
+        identity = (status.st_dev, status.st_ino, _number(header, status))
+        is_known = identity == self._identity and any(identity[2]) and not self.layout.is_doubtful
         # A file that may have been replaced is read into a new buffer, in case it is truncated.
         data = self._data if is_known else bytearray(used)
         if len(data) < used:

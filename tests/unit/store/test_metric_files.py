@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from obskit_gunicorn._store.fileformat import (
     pack_entry,
 )
 from obskit_gunicorn._store.locks import NotAFileError
-from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.reader import Layout, MetricFileReader
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read, read_ours
 
@@ -771,3 +773,28 @@ def _is_open(number: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_file_without_a_number(path: str, content: bytes, mocker: MockerFixture) -> None:
+    """prometheus_client's files are compared key by key only when something has changed them."""
+    Path(path).write_bytes(content)
+    reader = MetricFileReader(path)
+    time.sleep(0.15)  # its time is not that of a change just now any more
+    reader.refresh()
+    compared = mocker.spy(Layout, "fits")
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as writer:
+        at = used(content) - 16
+        for value in (4.0, 5.0):
+            writer[at : at + 8] = struct.pack("d", value)
+            reader.refresh()
+            assert list(reader.values()) == [1.0, 2.0, value]
+    time.sleep(0.15)
+    reader.refresh()
+    before = compared.call_count
+    reader.refresh()
+    reader.refresh()
+    assert compared.call_count == before
+    other = content.replace(b'"a', b'"z')
+    Path(path).write_bytes(other)  # the same inode, size and number
+    reader.refresh()
+    assert [key for key in reader.layout.keys if b'"z' in key]
