@@ -201,6 +201,67 @@ def memory(place: str | None) -> None:
             print(f"{side:<8}{figures}")
 
 
+class Growing:
+    """Files of many workers that meet new label sets, each perhaps in an order of its own."""
+
+    def __init__(self, directory: Path, *, mixed: bool) -> None:
+        """Write nothing yet."""
+        self._directory, self._mixed = directory, mixed
+        self._ends: dict[Path, int] = {}
+        self._known = 0
+
+    def grow(self, label_sets: int) -> None:
+        """Have every worker meet so many more label sets."""
+        fresh = list(range(self._known, self._known + label_sets))
+        self._known += label_sets
+        for worker in range(SIZES[-1][0]):
+            order = random.sample(fresh, len(fresh)) if self._mixed else fresh
+            entries = b"".join(
+                pack_entry(json.dumps(["c", "c_total", {"path": f"/{each}"}, "C."]).encode(), 1, 0)
+                for each in order
+            )
+            path = self._directory / f"counter_slot{worker}.db"
+            at = self._ends.get(path, 8)
+            self._ends[path] = at + len(entries)
+            if at == 8:
+                path.write_bytes(struct.pack("i", 8) + b"\1\2\3\4" + bytes(4 << 20))
+            with path.open("r+b") as file:
+                file.seek(at)
+                file.write(entries)
+                file.seek(0)
+                file.write(struct.pack("i", self._ends[path]))
+
+    def change(self) -> None:
+        """Change a value of every worker."""
+        for path, end in self._ends.items():
+            with path.open("r+b") as file:
+                file.seek(end - 16)
+                file.write(struct.pack("d", random.randrange(10_000)))
+
+
+def growth(place: str | None) -> None:
+    """Print what a scrape costs when each brings 1 % new series, in whatever order."""
+    workers, series = SIZES[-1]
+    print(f"\n{workers} x {series}, CPU ms of a scrape: nothing new, 1 % new series, their ratio")
+    for mixed in (False, True):
+        with tempfile.TemporaryDirectory(dir=place) as name:
+            growing = Growing(Path(name), mixed=mixed)
+            growing.grow(series)
+            collector = DirectoryCollector(name)
+            collector.collect()
+            spent: dict[bool, list[float]] = {False: [], True: []}
+            for number in range(16):
+                grows = number % 2 == 1
+                growing.grow(series // 100 if grows else 0)
+                growing.change()
+                started = time.process_time()
+                collector.collect().text()
+                spent[grows].append((time.process_time() - started) * 1e3)
+        same, new = (sorted(each)[len(each) // 2] for each in spent.values())
+        order = "each worker in its order" if mixed else "all in one order"
+        print(f"{order:<26}{same:>8.1f}{new:>8.1f}{new / same:>8.2f}x")
+
+
 def main() -> None:
     """Run everything."""
     place = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -211,6 +272,7 @@ def main() -> None:
     )
     for workers, series in SIZES:
         compare(workers, series, place)
+    growth(place)
     history(place)
     memory(place)
 

@@ -59,6 +59,10 @@ class _Keys:
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         self.keys = keys
 
+    def goes_on(self, before: object) -> bool:
+        """Return whether these are the keys from before, and more behind them."""
+        return isinstance(before, _Keys) and self.keys[: len(before.keys)] == before.keys
+
 
 class _Column:
     """Values of one host."""

@@ -199,6 +199,9 @@ class Keys(Protocol):
     def keys(self) -> Sequence[bytes]:
         """The keys; never changed."""
 
+    def goes_on(self, before: object) -> bool:
+        """Return whether these are the keys from before, and more behind them."""
+
 
 class Values(Protocol):
     """The values of one file; each call may be made once a scrape."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+from collections import Counter
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,9 +64,11 @@ class _Line:
         )
         self._covered: int = 0 if before is None else before._covered
 
-    def extend(self, keys: Iterable[bytes], group: dict[bytes, int]) -> None:
+    def extend(self, keys: Sequence[bytes], group: dict[bytes, int]) -> None:
         """Go on with more keys of the file; those that are new are added to the group."""
         ids, inverse = self.ids, self._inverse
+        if not keys:
+            return
         first = len(ids)
         ids += [group.setdefault(key, len(group)) for key in keys]
         self.is_straight = self.is_straight and ids[first:] == list(range(first, len(ids)))
@@ -127,23 +130,20 @@ class Group:
         layouts = {file: file.layout for _holder, file in files}
         if layouts == self._layouts:
             return
+        # A line that nobody else needs is extended as it is; others are copied.
+        users = Counter(self._layouts.values()) + Counter(layouts.values())
         lines: dict[Keys, _Line] = {}
         followed: set[Keys] = set()
         for file, layout in layouts.items():
             before = self._layouts.get(file)
-            if layout in lines:
-                if before is not None and _goes_on(before, layout):
-                    followed.add(before)
-                continue
-            line = self._lines.get(layout)
-            if line is None:
-                known = self._lines.get(before) if before is not None else None
-                if before is not None and known is not None and _goes_on(before, layout):
-                    followed.add(before)
-                else:
-                    known = None
-                line = _Line(known)
-                line.extend(layout.keys[len(line.ids) :], self._index)
+            if before is layout or before is None or not layout.goes_on(before):
+                line = self._lines.get(layout) or lines.get(layout) or _Line()
+            else:
+                followed.add(before)
+                line = self._lines.get(layout) or lines.get(layout) or self._lines[before]
+                if layout not in self._lines and layout not in lines and users[before] > 1:
+                    line = _Line(line)
+            line.extend(layout.keys[len(line.ids) :], self._index)
             lines[layout] = line
         gone = self._lines.keys() - lines.keys() - followed
         self._layouts, self._lines = layouts, lines
@@ -181,11 +181,6 @@ class Group:
         return [
             self._lines[file.layout].column(file.values(), size) for _holder, file in self.files
         ]
-
-
-def _goes_on(before: Keys, layout: Keys) -> bool:
-    """Return whether a layout has the keys of another one first."""
-    return layout.keys[: len(before.keys)] == before.keys
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+import weakref
 from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,7 +85,7 @@ class Layout:
             completely written, so the keys are compared again at each scrape.
     """
 
-    __slots__ = ("__weakref__", "_parts", "end", "is_doubtful", "keys")
+    __slots__ = ("__weakref__", "_parts", "_shorter", "end", "is_doubtful", "keys")
 
     def __init__(self, keys: tuple[bytes, ...], shorter: Layout | None = None) -> None:
         """Create the layout of a file with these keys.
@@ -95,6 +96,7 @@ class Layout:
         """
         self.keys = keys
         self.is_doubtful = False
+        self._shorter = None if shorter is None else weakref.ref(shorter)
         self._parts: list[_Part] = [] if shorter is None else shorter._parts[:]
         if self._parts and len(self._parts[-1].keys) < _PART_KEYS:
             self._parts.pop()
@@ -109,6 +111,12 @@ class Layout:
         """Return whether a file begins with these keys; ``data`` holds ``end`` bytes of it."""
         return all(part.is_in(data) for part in self._parts)
 
+    def goes_on(self, before: object) -> bool:
+        """Return whether this is a layout from before, and more keys behind its own."""
+        if self._shorter is not None and self._shorter() is before:
+            return True
+        return isinstance(before, Layout) and self.keys[: len(before.keys)] == before.keys
+
     def extends(self, shorter: Layout, data: bytearray) -> bool:
         """Return whether a file that begins with ``shorter`` continues with the rest of this."""
         if len(self.keys) <= len(shorter.keys):
@@ -116,7 +124,16 @@ class Layout:
         following = self.keys[len(shorter.keys)]
         # Compare the next key first: that is mostly enough, and cheaper than comparing all.
         found = data[shorter.end : shorter.end + len(following)]
-        return found == following and self.fits(data)
+        if found != following:
+            return False
+        if self._shorter is None or self._shorter() is not shorter:
+            return self.fits(data)
+        at = shorter.end
+        for key in self.keys[len(shorter.keys) :]:
+            if data[at : at + len(key)] != key:
+                return False
+            at += len(key) + 16
+        return True
 
     def values(self, data: bytearray) -> Iterator[float]:
         """Return the values of all keys; each part is read when it is needed."""
