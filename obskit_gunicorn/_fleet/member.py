@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,8 @@ class Member:
         self._source = FleetSource(store)
         self._publisher: Publisher | None = None
         self._left: dict[str, Publisher] = {}
+        self._remains_lock = threading.Lock()
+        self._reported: set[str] = set()
         self._looked = time.monotonic()
         self.reporter: Reporter | None = None
         if own is not None and directory is not None:
@@ -102,41 +105,52 @@ class Member:
         """
         if self._publisher is not None:
             self._publisher.publish()
+            self._publish_remains()
         self._looked = time.monotonic()
         return self._source.read()
 
     def _send(self, ended: bool, is_last: bool) -> None:
         assert self._publisher is not None
         self._publisher.publish(ended=ended)
-        if not is_last:
-            self._publish_remains()
-            if time.monotonic() - self._looked > _LOOK_SECONDS:
-                self._looked = time.monotonic()
-                self._source.read()
+        self._publish_remains()
+        if not is_last and time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._source.read()
 
     def _publish_remains(self) -> None:
         """Publish what a killed server has left unpublished, and remove it.
 
         Raises:
             UnavailableError: The store cannot be used.
-            OSError: It cannot be read, or not be removed.
         """
-        found = remains.find(self._directory())
-        self._left = {path: self._left[path] for path in found if path in self._left}
-        for path in found:
-            publisher = self._left.get(path)
-            if publisher is None:
-                publisher = self._left[path] = Publisher(
-                    self._store,
-                    lambda path=path: _read_remains(path),  # type: ignore[misc]
-                    host=self._host,
-                    interval=self._interval,
-                    returns=False,
-                )
-            if publisher.published is None:
-                publisher.publish(ended=True)
-                log.info("what a killed server had counted last in %s is published", path)
-            shutil.rmtree(path)
+        with self._remains_lock:
+            found = remains.find(self._directory())
+            self._left = {path: self._left[path] for path in found if path in self._left}
+            for path in found:
+                try:
+                    with remains.claimed(path) as is_ours:
+                        if is_ours:
+                            self._publish_last(path)
+                except OSError as error:
+                    if path not in self._reported:
+                        self._reported.add(path)
+                        log.warning("%s cannot be published and removed: %s", path, error)
+
+    def _publish_last(self, path: str) -> None:
+        """Publish what a killed server has left in a directory, and remove that."""
+        publisher = self._left.get(path)
+        if publisher is None:
+            publisher = self._left[path] = Publisher(
+                self._store,
+                lambda: _read_remains(path),
+                host=self._host,
+                interval=self._interval,
+                returns=False,
+            )
+        if publisher.published is None:
+            publisher.publish(ended=True)
+            log.info("what a killed server had counted last in %s is published", path)
+        shutil.rmtree(path)
 
 
 class _FleetRegistry(SharedRegistry):

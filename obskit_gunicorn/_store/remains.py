@@ -8,11 +8,16 @@ removes them. Only where many hosts come together in a store; otherwise a wipe i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store import note
 from obskit_gunicorn._store.fileformat import MetricFileName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PREFIX = "unpublished-"
 """How the names of such directories begin."""
@@ -60,6 +65,32 @@ def keep(source: str, directory: str) -> None:
     kept = sorted(find(directory), key=lambda path: os.stat(path).st_mtime)
     for path in kept[:-_MOST]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claimed(path: str) -> Iterator[bool]:
+    """Hold one of :func:`find` for this process; yield whether it could be had.
+
+    Another exporter may be publishing and removing it: what is half removed must not be published
+    in the place of the whole.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.stat(path), os.fstat(descriptor))
+        except (BlockingIOError, FileNotFoundError):
+            is_there = False
+        yield is_there
+    finally:
+        os.close(descriptor)
 
 
 def drop(directory: str) -> None:

@@ -159,8 +159,8 @@ class Chaos:
 
     def _published(self, server: GunicornProcess) -> int:
         """Return how much of what a host has counted is certainly published."""
-        metrics = get(server.metrics_port, FLEET)
-        return server.tally() if metrics.status == 200 else 0
+        is_published = get(server.metrics_port, FLEET).status == 200
+        return server.tally() if is_published else 0
 
 
 def _serves(server: GunicornProcess) -> bool:
