@@ -145,8 +145,13 @@ def go_float(number: float) -> str:
     if math.isnan(number):
         return "NaN"
     text = repr(float(number))
+    return text if number < _LARGEST_PLAIN else _with_exponent(text)
+
+
+def _with_exponent(text: str) -> str:
+    """Return a large number as Go writes it, from how Python does."""
     point = text.find(".")
-    if number < _LARGEST_PLAIN or point <= 6:
+    if point <= 6:  # Python writes it with an exponent too
         return text
     digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.")
     return f"{digits}e+{point - 1:02d}"
@@ -157,7 +162,8 @@ def written(values: Sequence[float]) -> list[str]:
     texts = list(map(repr, values))
     for at, value in enumerate(values):
         if not -math.inf < value < _LARGEST_PLAIN:  # NaN too
-            texts[at] = go_float(value)
+            is_finite = value < math.inf and value > 0
+            texts[at] = _with_exponent(texts[at]) if is_finite else go_float(value)
     return texts
 
 
