@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from tests.support.fleet import (
     Fleet,
     FleetWatch,
     Proxy,
+    shows_fleet,
     value,
 )
 from tests.support.process import get, interpreters, parse_metrics, wait_until
@@ -131,10 +131,7 @@ def test_exporters_are_killed(fleet: Fleet) -> None:
 
 
 def _answers(server: GunicornProcess) -> bool:
-    try:
-        return get(server.metrics_port, FLEET).status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+    return shows_fleet(server.metrics_port)
 
 
 def test_two_publish_one_directory(fleet: Fleet) -> None:

@@ -15,8 +15,8 @@ import pytest
 from obskit_gunicorn._fleet.source import FleetSource
 from obskit_gunicorn._fleet.store import Store
 from tests.support import stores
-from tests.support.fleet import FLEET, Fleet, FleetWatch, Proxy, value
-from tests.support.process import get, process_stat, wait_until
+from tests.support.fleet import Fleet, FleetWatch, Proxy, shows_fleet, value
+from tests.support.process import process_stat, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,7 +130,7 @@ class Chaos:
             self._folder.read()
             time.sleep(0.3)
         self._proxies[server].mend()
-        wait_until(lambda: get(server.metrics_port, FLEET).status == 200, "it is back")
+        wait_until(lambda: shows_fleet(server.metrics_port), "it is back")
         self._fleet.alive.append(server)
 
     def kill_store(self) -> None:
@@ -159,8 +159,7 @@ class Chaos:
 
     def _published(self, server: GunicornProcess) -> int:
         """Return how much of what a host has counted is certainly published."""
-        is_published = get(server.metrics_port, FLEET).status == 200
-        return server.tally() if is_published else 0
+        return server.tally() if shows_fleet(server.metrics_port) else 0
 
 
 def _serves(server: GunicornProcess) -> bool:

@@ -174,7 +174,15 @@ class Fleet:
 
 
 def _wait_for_page(port: int) -> None:
-    wait_until(lambda: get(port, FLEET).status == 200, "the fleet is shown")
+    wait_until(lambda: shows_fleet(port), "the fleet is shown")
+
+
+def shows_fleet(port: int) -> bool:
+    """Return whether an exporter shows the fleet; one that is being replaced does not."""
+    try:
+        return get(port, FLEET).status == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def value(metrics: Metrics, name: str = COUNTER, **labels: str) -> float:
