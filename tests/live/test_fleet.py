@@ -110,6 +110,7 @@ def test_host_that_was_folded_returns(server: StoreServer) -> None:
             settle(fleet, watch)
         assert fleet.total() == fleet.truth() == watch.increase
         assert watch.drops == []
+        away.wait_for_log("works again")
         log = away.log()
         assert log.count("publishing failed") == 1, log
         assert log.count("works again") == 1
@@ -218,11 +219,12 @@ def test_hosts_are_killed_with_their_volumes(fleet: Fleet) -> None:
     lost = 0
     with FleetWatch(fleet) as watch:
         for _ in range(2):
+            others = fleet.total()
             victim = fleet.start()
             fleet.load(victim).wait_for(20)
             fleet.alive.remove(victim)
             before = victim.tally()
-            _wait_for_total(fleet, before)
+            _wait_for_total(fleet, int(others) + before)
             fleet.alive.append(victim)
             counted = fleet.kill(victim)
             lost += counted - before
@@ -281,14 +283,15 @@ def test_store_hangs(server: StoreServer) -> None:
         fleet.load(host).wait_for(50)
         metrics = host.scrape()
         assert value(metrics) >= own + 50
-        assert value(metrics, "obskit_gunicorn_fleet_store_up") == 0
+        wait_until(lambda: value(host.scrape(), "obskit_gunicorn_fleet_store_up") == 0, "down")
         assert get(host.metrics_port, "/-/ready").status == 200
         server.send(signal.SIGCONT)
         wait_until(lambda: value(host.scrape(), "obskit_gunicorn_fleet_store_up") == 1, "it is up")
         settle(fleet)
         assert fleet.total() == fleet.truth()
+        host.wait_for_log("works again")
         log = host.log()
-        assert log.count("no answer within 1 s. Tried again every 0.5 s") == 1, log
+        assert log.count("no answer within 1 s") == 1, log
         server.send(signal.SIGSTOP)
         began = time.monotonic()
         assert host.stop() == 0

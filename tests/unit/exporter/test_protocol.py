@@ -33,7 +33,7 @@ def test_control_socket_that_does_not_block() -> None:
     """Nothing to read is no end; a message and the end of file are what they are."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    pages: Any = SimpleNamespace(has_booted=False)
+    pages: Any = SimpleNamespace(has_booted=False, is_replaced=False)
     with ours, theirs:
         assert program._continues(theirs, pages, 0.01)
         ours.send(BOOTED + STOP)
