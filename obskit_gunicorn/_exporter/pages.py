@@ -26,7 +26,7 @@ from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
-    from obskit_gunicorn._fleet.pusher import Pusher
+    from obskit_gunicorn._fleet.push_turns import Pusher
 
 _READY_SECONDS = 0.1
 """How long a probe waits for the directory lock."""
@@ -115,7 +115,7 @@ class Pages:
         self, url: str, options: Options, own: SharedRegistry, collector: DirectoryCollector
     ) -> None:
         """Push what this host exposes."""
-        from obskit_gunicorn._fleet.pusher import Pusher
+        from obskit_gunicorn._fleet.push_turns import Pusher
 
         push = Pusher(url, options.metrics_host, own.collect, lambda: collector.path)
         reporter = Reporter(
