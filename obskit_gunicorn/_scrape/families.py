@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
+from functools import lru_cache
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -364,6 +367,46 @@ def _without(name: str, labels: Labels) -> Labels:
 _decode = json.JSONDecoder().raw_decode
 
 
+_BOUND = re.compile(rb'(?<!\\)"le": "([-+.0-9a-zA-Z]+)"')
+"""The bound in the key of a bucket. In a string of JSON its quotes would be escaped."""
+
+
+class Parser:
+    """Parses the keys of files as they are stored, for one plan.
+
+    The buckets of a child of a histogram differ by their bound only, so that only one of them is
+    parsed as JSON.
+    """
+
+    def __init__(self) -> None:
+        """Know no child yet."""
+        self._children: dict[bytes, Series | None] = {}
+
+    def parse(self, key: bytes, prefix: str) -> Series | None:
+        """Parse a key; return ``None`` if it is not a metric's key."""
+        if prefix != "histogram":
+            return parse_key(key, prefix)
+        bounds = _BOUND.findall(key)
+        if len(bounds) != 1:
+            return parse_key(key, prefix)
+        # With a bound that every bucket could have, and its length in front of it.
+        child = _BOUND.sub(b'"le": "0"', key_text(key))
+        if child not in self._children:
+            size = len(child).to_bytes(4, sys.byteorder)
+            self._children[child] = parse_key(size + child, prefix)
+        series = self._children[child]
+        if series is None:
+            return parse_key(key, prefix)
+        bound = bounds[0].decode()
+        try:
+            if math.isnan(float(bound)):
+                return None
+        except ValueError:
+            return None
+        labels = tuple([(name, bound if name == "le" else value) for name, value in series.labels])
+        return series._replace(labels=labels)
+
+
 def parse_key(key: bytes, prefix: str) -> Series | None:
     """Parse a key as it is stored in a file; return ``None`` if it is not a metric's key."""
     try:
@@ -371,20 +414,36 @@ def parse_key(key: bytes, prefix: str) -> Series | None:
         (metric, name, labels, help_text), end = _decode(text)
         if end < len(text):
             return None
-        # Raises if a part is not text, or has a lone surrogate, which cannot be exposed.
-        "".join((metric, name, help_text, *labels, *labels.values())).encode()
         if prefix == "histogram" and "le" in labels and math.isnan(float(labels["le"])):
             return None
-        # No metric can have these names, and they would break the whole exposition:
-        # prometheus_client accepts a name that ends in a line break.
-        if not name or "" in labels or any(label.startswith("__") for label in labels):
-            return None
-        if any(each.endswith("\n") for each in (metric, name, *labels)):
+        # Raises if a part is not text, or has a lone surrogate, which cannot be exposed.
+        "".join(labels.values()).encode()
+        if not (_may_be_exposed(metric, name, help_text) and _may_be_labels(tuple(labels))):
             return None
         pairs = tuple(sorted(labels.items()))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return Series(metric, name, pairs, help_text) if _prometheus.is_metric_name(metric) else None
+    return Series(metric, name, pairs, help_text)
+
+
+# No metric can have these names, and they would break the whole exposition: prometheus_client
+# accepts a name that ends in a line break.
+
+
+@lru_cache(maxsize=4096)
+def _may_be_exposed(metric: str, name: str, help_text: str) -> bool:
+    """Return whether samples may be called so; raises if a part is not text."""
+    "".join((metric, name, help_text)).encode()
+    if not name or metric.endswith("\n") or name.endswith("\n"):
+        return False
+    return _prometheus.is_metric_name(metric)
+
+
+@lru_cache(maxsize=4096)
+def _may_be_labels(names: tuple[str, ...]) -> bool:
+    """Return whether labels may be called so; raises if a name is not text."""
+    "".join(names).encode()
+    return not any(not name or name.startswith("__") or name.endswith("\n") for name in names)
 
 
 def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:

@@ -267,13 +267,14 @@ class Merger:
         series_before, self._series = self._series, {}
         families_before = {family.name: family for family in self._families}
         metrics: dict[str, dict[str, list[tuple[int, Series]]]] = {}
+        parser = families.Parser()
         with _uncollected():
             for prefix, group in self._groups.items():
                 for number, key in enumerate(group.keys):
                     if key in series_before:
                         series = series_before[key]
                     else:
-                        series = families.parse_key(key, prefix)
+                        series = parser.parse(key, prefix)
                     self._series[key] = series
                     if series is not None:
                         by_prefix = metrics.setdefault(series.metric, {})
@@ -297,12 +298,13 @@ class Merger:
         """Lay out what is new; families that have nothing new stay as they are."""
         known = {family.name: at for at, family in enumerate(self._families)}
         laid_out = list(self._families)
+        parser = families.Parser()
         ranks = {prefix: rank for rank, prefix in enumerate(self._groups)}
         for prefix, group in self._groups.items():
             fresh: dict[str, list[tuple[int, Series]]] = {}
             for number in range(group.fresh, len(group.keys)):
                 key = group.keys[number]
-                series = self._series[key] = families.parse_key(key, prefix)
+                series = self._series[key] = parser.parse(key, prefix)
                 if series is None:
                     self.strange.add(key)
                 else:

@@ -126,7 +126,8 @@ class Layout:
         found = data[shorter.end : shorter.end + len(following)]
         if found != following:
             return False
-        if self._shorter is None or self._shorter() is not shorter:
+        has_few_more = len(self.keys) - len(shorter.keys) <= 2 * _PART_KEYS
+        if not has_few_more or self._shorter is None or self._shorter() is not shorter:
             return self.fits(data)
         at = shorter.end
         for key in self.keys[len(shorter.keys) :]:
