@@ -71,9 +71,9 @@ def make_wsgi_app(
     """
     _check_alone(registry, fleet=fleet)
     if fleet and is_multiprocess_mode():
-        from obskit_gunicorn._fleet.forward import wsgi_application
+        from obskit_gunicorn._fleet.forward import make_wsgi
 
-        return wsgi_application
+        return make_wsgi()
     return apps.make_wsgi_app(registry)
 
 

@@ -70,21 +70,22 @@ class Pages:
         self.is_replaced = False
         self._reporters: list[Reporter] = []
         self._socket: WorkersSocket | None = None
-        expositions = {options.metrics_path: registry}
+        expositions = {options.metrics_path: make_wsgi_app(registry)}
         if options.metrics_redis:
             fleet = self._join_fleet(options.metrics_redis, options, registry)
-            expositions[options.metrics_fleet_path] = fleet
+            # One application, wherever it is asked: scrapes that overlap share a reading.
+            shown = expositions[options.metrics_fleet_path] = make_wsgi_app(fleet)
             if only_fleet:
-                expositions[options.metrics_path] = registry = fleet
+                expositions[options.metrics_path], registry = shown, fleet
             if self._collector is not None:
                 collector = self._collector
-                self._socket = WorkersSocket(lambda: collector.path, _OnlyFleet(fleet))
+                self._socket = WorkersSocket(lambda: collector.path, _OnlyFleet(shown))
         if options.metrics_push and self._collector is not None:
             self._push(options.metrics_push, options, registry, self._collector)
         registry.register(UserCollectors(options.metrics_collectors))
         self.register = registry.register
         self._expositions = {
-            path.encode().decode("latin-1"): make_wsgi_app(each)  # WSGI's encoding
+            path.encode().decode("latin-1"): each  # WSGI's encoding
             for path, each in expositions.items()
         }
         self._paths = (*expositions, HEALTHY_PATH, READY_PATH)
@@ -258,8 +259,8 @@ class _Pushed(Collector):
 class _OnlyFleet:
     """What workers are served: what all hosts have counted, at any path."""
 
-    def __init__(self, registry: SharedRegistry) -> None:
-        self._serve = make_wsgi_app(registry)
+    def __init__(self, serve: Callable[..., Iterable[bytes]]) -> None:
+        self._serve = serve
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""

@@ -8,9 +8,14 @@ from __future__ import annotations
 import http.client
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from obskit_gunicorn._scrape.apps import Response, asgi_application, complete
+from obskit_gunicorn._scrape.apps import (
+    Response,
+    asgi_application,
+    complete,
+    wsgi_application,
+)
 from obskit_gunicorn._store.directory import SOCKET_NAME
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 
@@ -42,18 +47,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(os.path.join(self._directory, SOCKET_NAME))
 
 
-def wsgi_application(
-    environ: dict[str, Any], start_response: Callable[..., Any]
-) -> Iterable[bytes]:
-    """Answer a request for the metrics of all hosts; a WSGI application."""
-    status, headers, body = _ask(
-        environ["REQUEST_METHOD"],
-        environ.get("HTTP_ACCEPT", ""),
-        environ.get("HTTP_ACCEPT_ENCODING", ""),
-        environ.get("QUERY_STRING", ""),
-    )
-    start_response(status, headers)
-    return [body]
+def make_wsgi() -> Callable[..., Iterable[bytes]]:
+    """Return a WSGI application that answers requests for the metrics of all hosts."""
+    return wsgi_application(_ask)
 
 
 def _ask(method: str, accept: str, accept_encoding: str, query: str) -> Response:

@@ -51,6 +51,21 @@ class Found(NamedTuple):
         """Return the error that says what is wrong with the value."""
         return ConfigurationError(where=self.where, value=self.value, expected=expected, hint=hint)
 
+    @property
+    def is_none(self) -> bool:
+        """Whether it is ``None``, or an empty variable, which means the same."""
+        return self.value is None or (self.is_text and self.value == "")
+
+    def text(self) -> str:
+        """Return the value as text.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        if not isinstance(self.value, str):
+            raise ValueError("it is not text")
+        return self.value
+
     def without_secrets(self) -> Found:
         """Return the same for an error: without what stands before the host of an address."""
         text = str(self.value)
@@ -93,12 +108,10 @@ def _flag(found: Found) -> bool:
 
 
 def _address(found: Found) -> str | None:
-    if found.value is None or (found.is_text and found.value == ""):
+    if found.is_none:
         return None
     try:
-        if not isinstance(found.value, str):
-            raise ValueError("it is not text")
-        return str(Address.parse(found.value, found.base))
+        return str(Address.parse(found.text(), found.base))
     except ValueError as error:
         raise found.wrong(
             "an address such as 127.0.0.1:9764, [::1]:9764 or unix:/run/metrics.sock, or None for "
@@ -125,12 +138,11 @@ def _path(found: Found) -> str:
 
 
 def _store(found: Found) -> str | None:
-    if found.value is None or (found.is_text and found.value == ""):
+    if found.is_none:
         return None
     try:
-        if not isinstance(found.value, str):
-            raise ValueError("it is not text")
-        address = StoreAddress.parse(found.value)
+        url = found.text()
+        address = StoreAddress.parse(url)
         if address.has_password and not found.is_text:
             raise ValueError(
                 "a password does not belong into a file of settings; it comes from "
@@ -142,16 +154,15 @@ def _store(found: Found) -> str | None:
             f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}, or None ({error})",
             'Write for example metrics_redis = "redis://cache.internal:6379/0".',
         ) from None
-    return found.value
+    return url
 
 
 def _push(found: Found) -> str | None:
-    if found.value is None or (found.is_text and found.value == ""):
+    if found.is_none:
         return None
     try:
-        if not isinstance(found.value, str):
-            raise ValueError("it is not text")
-        parts = urlsplit(found.value)
+        url = found.text()
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it begins with neither http:// nor https:// and a host")
         if "@" in parts.netloc:
@@ -166,7 +177,7 @@ def _push(found: Found) -> str | None:
             f"the URL of a remote-write endpoint, or None ({error})",
             'Write for example metrics_push = "http://prometheus:9090/api/v1/write".',
         ) from None
-    return found.value
+    return url
 
 
 def _fleet_name(found: Found) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -40,10 +41,20 @@ def make_wsgi_app(registry: CollectorRegistry | None = None) -> Callable[..., It
         registry: The registry to serve instead.
     """
     bodies = Bodies(lambda: Exposition(registry or current_registry()))
+    return wsgi_application(partial(_respond, bodies))
+
+
+def wsgi_application(
+    respond: Callable[[str, str, str, str], Response],
+) -> Callable[..., Iterable[bytes]]:
+    """Return a WSGI application.
+
+    Args:
+        respond: Is given method, ``Accept``, ``Accept-Encoding`` and query; returns the response.
+    """
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        status, headers, body = _respond(
-            bodies,
+        status, headers, body = respond(
             environ["REQUEST_METHOD"],
             environ.get("HTTP_ACCEPT", ""),
             environ.get("HTTP_ACCEPT_ENCODING", ""),

@@ -136,13 +136,13 @@ class Group:
         followed: set[Keys] = set()
         for file, layout in layouts.items():
             before = self._layouts.get(file)
-            if before is layout or before is None or not layout.goes_on(before):
-                line = self._lines.get(layout) or lines.get(layout) or _Line()
-            else:
+            known, is_free = None, False
+            if before is not None and before is not layout and layout.goes_on(before):
                 followed.add(before)
-                line = self._lines.get(layout) or lines.get(layout) or self._lines[before]
-                if layout not in self._lines and layout not in lines and users[before] > 1:
-                    line = _Line(line)
+                known, is_free = self._lines[before], users[before] == 1
+            line = self._lines.get(layout) or lines.get(layout)
+            if line is None:
+                line = known if known is not None and is_free else _Line(known)
             line.extend(layout.keys[len(line.ids) :], self._index)
             lines[layout] = line
         gone = self._lines.keys() - lines.keys() - followed
