@@ -25,6 +25,7 @@ from obskit_gunicorn._doctor.findings import (
     examine,
 )
 from obskit_gunicorn._exporter.addresses import Address
+from obskit_gunicorn._fleet.address import StoreAddress
 from obskit_gunicorn._gunicorn.options import OPTIONS, Option, exporter_options, read_options
 from obskit_gunicorn._store import private
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
@@ -161,6 +162,14 @@ def _fleet_options(given: argparse.Namespace) -> Options:
     return options
 
 
+def _has_password(url: str | None) -> bool:
+    """Return whether an address of a store has a password in it; what is wrong is said later."""
+    try:
+        return url is not None and StoreAddress.parse(url).has_password
+    except ValueError:
+        return False
+
+
 def _exporter_options(given: argparse.Namespace) -> Options:
     """Return the options of ``serve``: a flag wins over the environment, that over the default.
 
@@ -172,8 +181,7 @@ def _exporter_options(given: argparse.Namespace) -> Options:
         for option in OPTIONS
         if option.is_exporters and getattr(given, option.name, None) is not None
     }
-    redis = getattr(given, "metrics_redis", None)
-    if redis and ":" in redis.partition("://")[2].rpartition("@")[0]:
+    if _has_password(getattr(given, "metrics_redis", None)):
         raise ConfigurationError(
             where="--redis",
             value="...",

@@ -70,7 +70,8 @@ class Found(NamedTuple):
         """Return the same for an error: without what stands before the host of an address."""
         text = str(self.value)
         scheme, separator, rest = text.partition("://")
-        rest = rest.partition("?")[0].rpartition("@")[2]
+        # The password may have a question mark in it, so what stands before the host goes first.
+        rest = rest.rpartition("@")[2].partition("?")[0]
         return self._replace(value=f"{scheme}://{rest}" if separator else "...")
 
     def items(self) -> object:
@@ -162,7 +163,11 @@ def _push(found: Found) -> str | None:
         return None
     try:
         url = found.text()
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # its words may contain a password
+            raise ValueError("its host or port is wrong") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it begins with neither http:// nor https:// and a host")
         if "@" in parts.netloc:
@@ -170,7 +175,7 @@ def _push(found: Found) -> str | None:
                 "who may push comes from OBSKIT_METRICS_PUSH_TOKEN, or from "
                 "OBSKIT_METRICS_PUSH_USER and OBSKIT_METRICS_PUSH_PASSWORD"
             )
-        if parts.port == 0:
+        if port == 0:
             raise ValueError("its port is 0")
     except ValueError as error:
         raise found.without_secrets().wrong(

@@ -386,6 +386,7 @@ class TestFleet:
             ("metrics_redis", "cache.internal:6379"),
             ("metrics_redis", "http://cache.internal"),
             ("metrics_redis", "redis://cache.internal?password=hunter2"),
+            ("metrics_redis", "redis://user:hunter2?x@cache.internal"),
             ("metrics_redis", "redis://cache.internal:port"),
             ("metrics_redis", "redis+sentinel://one,two"),
             ("metrics_redis", 6379),
@@ -406,6 +407,7 @@ class TestFleet:
             ("metrics_fleet_path", "/-/ready"),
             ("metrics_push", "prometheus:9090"),
             ("metrics_push", "https://user:hunter2@prometheus/api/v1/write"),
+            ("metrics_push", "https://user:hunter2?x@prometheus/api/v1/write"),
             ("metrics_push", 9090),
         ],
     )
