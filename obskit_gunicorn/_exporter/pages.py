@@ -44,7 +44,7 @@ class Pages:
         has_booted: Whether a worker without a lease has reported that it serves.
         is_replaced: Whether another exporter goes on when this one ends.
         register: Exposes another collector.
-        tell_lost: Called where a request has found that the arbiter has lost its directory.
+        tell_lost: Called where it is found that the arbiter has lost its directory.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pages:
         if directory is not None:
             # The collector of the whole process, which every part that reads the directory asks.
             self._collector = directory_collector(directory)
-            self._collector.keep_removed()
+            self._collector.keep_removed(self._notice_loss)
             registry.register(Processes(directory))
         self.is_replaced = False
         self._reporters: list[Reporter] = []
@@ -164,6 +164,9 @@ class Pages:
             for record in records
         )
 
+    def _notice_loss(self) -> None:
+        self.tell_lost()
+
     def move(self, directory: str) -> None:
         """Go on in another directory, because the arbiter has lost the first one."""
         if self._collector is not None:
@@ -171,12 +174,6 @@ class Pages:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        answer = self._answer(environ, start_response)
-        if self._collector is not None and self._collector.is_lost:
-            self.tell_lost()
-        return answer
-
-    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         try:
             exposition = self._expositions.get(path)

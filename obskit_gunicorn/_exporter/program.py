@@ -114,7 +114,7 @@ def main(order: dict[str, Any]) -> None:
     sys.path[:] = list(dict.fromkeys([*told.sys_path, *sys.path]))
     pages = Pages(told.directory, told.options)
     pages.has_booted = told.has_booted
-    # It wakes the arbiter; each request asks again, until the directory is there.
+    # It wakes the arbiter; each look asks again, until the directory is there.
     pages.tell_lost = lambda: _tell(control, LOST)
     if told.predecessor is not None:
         os.set_inheritable(told.predecessor, False)

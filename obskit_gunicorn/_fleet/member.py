@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -20,6 +20,7 @@ from obskit_gunicorn._fleet.publisher import Publisher, Reading
 from obskit_gunicorn._fleet.reporter import Reporter
 from obskit_gunicorn._fleet.source import FleetReading, FleetSource
 from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.bodies import UnavailableError
 from obskit_gunicorn._scrape.collector import DirectoryCollector
 from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._scrape.registry import SharedRegistry
@@ -81,7 +82,7 @@ class Member:
             self._directory = directory
             self._publisher = Publisher(
                 store,
-                lambda: read_host(directory(), host, own),
+                _Host(own, directory, host).read,
                 host=host,
                 interval=interval,
                 returns=returns,
@@ -197,25 +198,46 @@ class _Figures(Collector):
         )
 
 
-def read_host(directory: str, host: str, own: SharedRegistry) -> Reading:
-    """Read what a host has counted, and what is to be said about it.
+class _Host:
+    """Reads what a host has counted, and what is to be said about it. Thread-safe."""
 
-    Raises:
-        OSError: The directory cannot be read, or begins anew all the time.
-    """
-    for _ in range(_MOST_READINGS):
-        before = generation_of(directory, host)
-        scrape = Scrape(directory)
-        if scrape.collector is None:
-            raise OSError(f"{directory} cannot be read")
-        if before == generation_of(scrape.collector.path, host):
+    def __init__(self, own: SharedRegistry, directory: Callable[[], str], host: str) -> None:
+        self._own, self._directory, self._host = own, directory, host
+        self._has_id = False
+
+    def read(self) -> Reading:
+        """Read both.
+
+        Raises:
+            UnavailableError: The directory cannot be read, was cleared, or begins anew all the
+                time.
+        """
+        for _ in range(_MOST_READINGS):
+            before = self._generation()
+            scrape = self._own.scrape()  # also finds out whether the arbiter has lost it
+            if not isinstance(scrape, Scrape) or scrape.collector is None or before is None:
+                raise UnavailableError(f"{self._directory()} cannot be read")
+            if before != self._generation():
+                continue
+            if self._has_id and not before.is_id:
+                # Under another name its counts would count a second time.
+                raise UnavailableError(
+                    f"{self._directory()} was cleared; the arbiter makes it again"
+                )
+            self._has_id = before.is_id
             figures = (
                 family
-                for family in own.beside(scrape)
+                for family in self._own.beside(scrape)
                 if not family.name.startswith(_PREFIX) or family.name == _CONFLICTS
             )
-            return Reading(scrape.collector.path, before, scrape.snapshot.parts, figures)
-    raise OSError(f"{directory} begins a generation again and again")
+            return Reading(scrape.collector.path, before.name, scrape.snapshot.parts, figures)
+        raise UnavailableError(f"{self._directory()} begins a generation again and again")
+
+    def _generation(self) -> Generation | None:
+        try:
+            return generation_of(self._directory(), self._host)
+        except OSError:
+            return None
 
 
 def _read_remains(path: str) -> Reading:
@@ -232,16 +254,26 @@ def _read_remains(path: str) -> Reading:
     return Reading(path, found.generation, collector.collect().parts, ())
 
 
-def generation_of(directory: str, host: str) -> str:
-    """Return what tells the counts of a directory's generation from all others.
+class Generation(NamedTuple):
+    """What tells the counts of a directory's generation from all others."""
+
+    name: str
+    is_id: bool
+    """Whether it is the one that its arbiter has given it; otherwise it is told by the time or the
+    place."""
+
+
+def generation_of(directory: str, host: str) -> Generation:
+    """Return which generation a directory has.
 
     Raises:
         OSError: There is no such directory.
     """
     generation: dict[str, Any] = SlotDirectory(directory).generation()
     if "id" in generation:
-        return str(generation["id"])
-    # Of an older release, or no arbiter has been here.
+        return Generation(str(generation["id"]), is_id=True)
+    # Of an older release, or no arbiter has been here, or it was cleared.
     status = os.stat(directory)
     known = generation.get("started") or f"{directory} {status.st_dev} {status.st_ino}"
-    return blake2b(f"{host} {known}".encode(), digest_size=8).hexdigest()
+    name = blake2b(f"{host} {known}".encode(), digest_size=8).hexdigest()
+    return Generation(name, is_id=False)

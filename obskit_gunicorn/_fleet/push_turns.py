@@ -119,7 +119,7 @@ class Pusher:
 
     def _generation(self) -> bytes:
         try:
-            return generation_of(self._directory(), self._host).encode()[:_MOST_BYTES]
+            return generation_of(self._directory(), self._host).name.encode()[:_MOST_BYTES]
         except OSError:
             return b""
 

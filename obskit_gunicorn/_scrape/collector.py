@@ -39,7 +39,7 @@ from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client.core import Metric
 
@@ -69,16 +69,23 @@ class DirectoryCollector(Source):
         self._begun = self._number = 0
         self._snapshot: Snapshot | None = None
         self._removed: RemovedFiles | None = None
+        self._tell_lost: Callable[[], object] = lambda: None
         self._keeps_parts = False
         self._records_lock = threading.Lock()
 
-    def keep_removed(self) -> None:
+    def keep_removed(self, tell_lost: Callable[[], object] = lambda: None) -> None:
         """Keep files open from now on, and go on reading those that are removed under writers.
 
         For a process that does nothing but read; it costs a descriptor for each file.
+
+        Args:
+            tell_lost: Called whenever a living arbiter is found to have lost the directory, from
+                any thread.
         """
         with self._lock:
-            self._removed = self._removed or RemovedFiles()
+            if self._removed is None:
+                self._removed = RemovedFiles()
+            self._tell_lost = tell_lost
 
     def keep_parts(self) -> None:
         """Have each snapshot keep its :attr:`~Snapshot.parts` from now on."""
@@ -100,7 +107,11 @@ class DirectoryCollector(Source):
         if self._removed is None:
             return SlotDirectory(self.path).records(wait_seconds=wait_seconds)
         with self._records_lock:
-            return self._removed.records(self.path, wait_seconds)
+            try:
+                return self._removed.records(self.path, wait_seconds)
+            finally:
+                if self._removed.is_lost:
+                    self._tell_lost()
 
     def move(self, path: str) -> None:
         """Read another directory from now on, in which the arbiter goes on.

@@ -44,7 +44,8 @@ class RemovedFiles:
     Not thread-safe, but :meth:`records` may run beside the other methods.
 
     Attributes:
-        is_lost: Whether the directory was taken away from a living arbiter, when last asked.
+        is_lost: Whether the directory, or what tells its generation, was taken away from a living
+            arbiter, when last asked.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class RemovedFiles:
         self._sums: dict[str, MetricFileReader] = {}
         self._before: dict[str, tuple[Sequence[bytes], Sequence[float]]] = {}
         self._generation: object = None
+        self._lacks_record = False
 
     def __bool__(self) -> bool:
         """Return whether there is anything that only this process can read."""
@@ -79,6 +81,7 @@ class RemovedFiles:
             else:
                 file.close()
         generation = SlotDirectory(directory).generation().get("started")
+        self._lacks_record = generation is None and self._generation is not None
         if generation not in (None, self._generation):
             if self._generation is not None:
                 self._forget()
@@ -159,7 +162,8 @@ class RemovedFiles:
             records[label] = record = read_json(file.descriptor) or {"state": ""}
             held.append(record)
         is_missing = isinstance(problem, FileNotFoundError) and not os.path.isdir(directory)
-        self.is_lost = is_missing or any(record.get("role") == "arbiter" for record in held)
+        is_removed = any(record.get("role") == "arbiter" for record in held)
+        self.is_lost = is_missing or is_removed or self._lacks_record
         if problem is not None and not held:
             raise problem
         return records

@@ -158,8 +158,8 @@ class SlotDirectory:
         Args:
             keep: Never wipe; continue from the totals of earlier runs.
             private: Record that the last holder removes the directory.
-            continued: What tells the generation that this one continues, because its directory was
-                removed: ``started`` and ``id``.
+            continued: What tells the generation that this one continues, because its directory or
+                its record was removed: ``started`` and ``id``.
             keep_unpublished: Keep what a killed server has counted and its exporter has not
                 published, see :mod:`obskit_gunicorn._store.remains`.
 
@@ -175,11 +175,14 @@ class SlotDirectory:
                 problem = self._wipe(keep_unpublished=keep_unpublished)
             if in_use:
                 self._check_protocol(generation)
-            if wiped or "started" not in generation:
+            begins = wiped or "started" not in generation
+            if begins:
                 began = continued or {"started": time.time(), "id": os.urandom(8).hex()}
                 generation = {**generation, **began, "private": private}
             if not in_use or "protocol" not in generation:
                 generation["protocol"] = _best_protocol(lock_file)
+                begins = True
+            if begins:  # also in use, where the record was removed and a worker came first
                 self._record(lock_file, generation)
             lease = self._acquire("arbiter", by_flock=_is_by_flock(generation), alone=True)
             assert lease is not None

@@ -218,6 +218,7 @@ class Membership:
             and path in self._begun
             and self.lease is not None
             and self.lease.is_in_place()
+            and "started" in self.directory.generation()
         )
 
     def acquire(self, *, wait_seconds: float = LOCK_WAIT_SECONDS) -> Lease:

@@ -144,7 +144,7 @@ def begin(
     _report_missing()
     before = membership.directory
     if before is not None and membership.lease is not None:
-        if not membership.lease.is_in_place():
+        if not membership.lease.is_in_place() or "started" not in before.generation():
             log.warning(
                 "obskit: metrics directory %s was removed or cleaned while in use; it is made "
                 "again, here or elsewhere, and counting continues. If systemd did it: set "

@@ -13,6 +13,7 @@ import pytest
 
 from obskit_gunicorn._fleet.source import FleetSource
 from obskit_gunicorn._fleet.store import Store
+from obskit_gunicorn._store.directory import SlotDirectory
 from tests.support import apps, stores
 from tests.support.fleet import (
     CONFIG,
@@ -252,6 +253,40 @@ def test_volume_that_stays(server: StoreServer) -> None:
             fleet.stop(next_)
             fleet.ended[str(next_.root)] = counted
             server.client().flushall()
+
+
+def _has_begun(parent: Path) -> bool:
+    records = parent.rglob("slots.generation")
+    return any("started" in SlotDirectory(str(path.parent)).generation() for path in records)
+
+
+@pytest.mark.parametrize("what", ["directory", "content", "place", "record"])
+def test_cleared_directory(fleet: Fleet, tmp_path: Path, what: str) -> None:
+    """A directory that is cleared, or made again elsewhere, counts once, and never as less."""
+    session = tmp_path / "run" / "session"
+    session.mkdir(parents=True, mode=0o700)
+    environment = {"RUNTIME_DIRECTORY": f"{session}:{session.parent}"}
+    server = fleet.start(shared=False, environment=environment)
+    other = fleet.start()
+    with FleetWatch(fleet) as watch:
+        for _ in range(2):
+            fleet.load(server).wait_for(30)
+            fleet.publish_all()
+            (first,) = session.parent.rglob("obskit-gunicorn-*")
+            for path in first.glob("slots.*" if what == "record" else "*"):
+                path.unlink(missing_ok=True)
+            if what in ("directory", "place"):
+                first.rmdir()
+            if what == "place" and first.parent == session:
+                session.rmdir()
+            wait_until(lambda: _has_begun(session.parent), "it is made again")
+            wait_until(lambda: _answers(server), "it is published")
+            fleet.load(server).wait_for(30)
+        settle(fleet, watch)
+        wait_until(lambda: fleet.total(other) == fleet.truth(), "all is published")
+    assert watch.increase == fleet.truth()
+    assert watch.drops == []
+    assert value(fleet.scrape(), "obskit_gunicorn_fleet_hosts", state="alive") == 2
 
 
 def test_totals_that_are_kept(fleet: Fleet) -> None:

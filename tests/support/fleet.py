@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.support import apps
 from tests.support.client import Load, Repeating
@@ -65,7 +65,7 @@ class Fleet:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End every server; prints their logs if the test has failed."""
+        """End every server; prints their logs."""
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
     def start(
@@ -77,6 +77,7 @@ class Fleet:
         load: bool = True,
         app: str = apps.WSGI,
         index: int = -1,
+        shared: bool = True,
         again: GunicornProcess | None = None,
     ) -> GunicornProcess:
         """Start a server, and send requests to it.
@@ -88,6 +89,7 @@ class Fleet:
             load: Send requests.
             app: Its application.
             index: Which of the interpreters runs it; by default that of the newest Gunicorn.
+            shared: Name its directory; otherwise it has a private one.
             again: Start it where this server was, with what that has left.
         """
         self._number += 1
@@ -95,7 +97,7 @@ class Fleet:
             interpreters()[index],
             config,
             app,
-            shared=True,
+            shared=shared,
             exporter=True,
             root=again.root if again is not None else None,
             environment={
@@ -190,6 +192,20 @@ def value(metrics: Metrics, name: str = COUNTER, **labels: str) -> float:
     return metrics.get((name, frozenset(labels.items())), 0.0)
 
 
+class Drop(NamedTuple):
+    """A total that was lower than the one before, and what may tell why."""
+
+    before: float
+    now: float
+    port: int
+    facts: list[str]
+
+
+def _facts(body: str) -> list[str]:
+    """Return what an exposition says about the fleet."""
+    return [line for line in body.splitlines() if line.startswith("obskit_gunicorn_fleet_")]
+
+
 class FleetWatch(Repeating):
     """Scrapes a random server again and again, and does Prometheus's arithmetic.
 
@@ -207,7 +223,7 @@ class FleetWatch(Repeating):
         self._fleet = fleet
         self._lock = threading.Lock()
         self.scrapes = self.refused = 0
-        self.drops: list[tuple[float, float]] = []
+        self.drops: list[Drop] = []
         self.increase = self.last = 0.0
 
     def once(self) -> None:
@@ -216,8 +232,9 @@ class FleetWatch(Repeating):
             servers = list(self._fleet.alive)
             if not servers:
                 return
+            chosen = random.choice(servers)
             try:
-                response = get(random.choice(servers).metrics_port, FLEET)
+                response = get(chosen.metrics_port, FLEET)
             except (OSError, http.client.HTTPException):
                 self.refused += 1
                 return
@@ -227,7 +244,7 @@ class FleetWatch(Repeating):
             self.scrapes += 1
             now = value(parse_metrics(response.body))
             if now < self.last:
-                self.drops.append((self.last, now))
+                self.drops.append(Drop(self.last, now, chosen.metrics_port, _facts(response.body)))
                 self.increase += now
             else:
                 self.increase += now - self.last

@@ -222,7 +222,7 @@ class GunicornProcess:
     """A Gunicorn server in a directory of its own; a context manager.
 
     Leaving the context stops the server and everything that came of it, and fails the test if
-    something had to be killed. If the test has failed, the server's log is printed.
+    something had to be killed. The server's log is printed, for tests that fail.
 
     Attributes:
         root: The directory with configuration, application, log and pidfile.
@@ -359,8 +359,8 @@ class GunicornProcess:
         """Stop what is left of the server; its directory goes too."""
         killed = self._end()
         log = self.log()
-        if kind is not None:
-            print(f"--- log of {' '.join(self.command)}\n{log[-_MOST_LOG:]}---")
+        # pytest shows it where a test has failed; a fixture does not learn of that.
+        print(f"--- log of {' '.join(self.command)}\n{log[-_MOST_LOG:]}---")
         if self._own_root:
             shutil.rmtree(self.root, ignore_errors=True)
         if kind is None and killed and not self._may_be_left:

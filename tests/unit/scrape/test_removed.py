@@ -12,6 +12,7 @@ import pytest
 
 from obskit_gunicorn._scrape.collector import DirectoryCollector
 from obskit_gunicorn._store import kept
+from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._values import sharing
 from tests.support.forks import Nursery, RemoteProcess, act, flatten, listen, slot, wait_until
 
@@ -269,3 +270,31 @@ def test_no_counter_goes_backwards_in_a_race(server: Server) -> None:
     assert seen == sorted(seen)
     assert max(seen) <= total
     assert server.read()["c_total"] == total
+
+
+def test_removed_record_of_the_generation(server: Server) -> None:
+    """Where only what tells the generation is removed, the arbiter is told, and records it again.
+
+    So a cleaner of old files does it, for the record is written once; and a worker that takes the
+    lock first makes one that does not say which generation it is.
+    """
+    assert_shows(server, expected(5))
+    generation = SlotDirectory(server.path).generation()
+    for path in Path(server.path).glob("slots.*"):
+        path.unlink()
+    other = server.start_worker(2)
+    assert "started" not in SlotDirectory(server.path).generation()
+    told: list[bool] = []
+    server.collector.keep_removed(lambda: told.append(True))
+    assert_shows(server, expected(7))
+    server.collector.records()
+    assert told == [True]
+    assert server.collector.is_lost
+    server.arbiter.call(begin, server.path)
+    assert SlotDirectory(server.path).generation() == generation
+    assert_shows(server, expected(7))
+    server.collector.records()
+    assert told == [True]
+    assert not server.collector.is_lost
+    other.call(use, 1)
+    assert_shows(server, expected(8))
