@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import http.client
 import os
@@ -143,18 +144,32 @@ def wait_until(
 _ports: Iterator[int] | None = None
 
 
+def _claim_ports() -> Iterator[int]:
+    """Return ports that no other process of pytest takes, of this session or another one.
+
+    Below the range that the kernel takes client ports from.
+    """
+    for number in range(16):
+        path = Path(tempfile.gettempdir()) / f"obskit-ports-{number}.lock"
+        claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open until the end
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(claim)
+            continue
+        start, offset = 12000 + number * 1200, os.getpid() % 600
+        return iter([*range(start + offset, start + 1200), *range(start, start + offset)] * 20)
+    raise AssertionError("16 processes of pytest run already")
+
+
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on.
 
-    Below the range that the kernel takes client ports from, and from another part of it for each
-    process of pytest-xdist, so that nobody else takes it before the server does.
+    Nobody else takes it before the server does.
     """
     global _ports  # noqa: PLW0603 - each pytest process has its own
     if _ports is None:
-        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-        start = 12000 + (number % 16) * 1200
-        offset = os.getpid() % 600
-        _ports = iter([*range(start + offset, start + 1200), *range(start, start + offset)] * 20)
+        _ports = _claim_ports()
     for port in _ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
