@@ -33,7 +33,7 @@ from obskit_gunicorn._scrape.families import ADDING, sum_row
 from obskit_gunicorn._scrape.merging import Member, Merger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from obskit_gunicorn._scrape.source import Snapshot
 
@@ -65,18 +65,17 @@ class _Keys:
 
 
 class _Column:
-    """Values of one host."""
+    """Values of one host, or values and timestamps."""
 
-    __slots__ = ("layout", "numbers")
+    __slots__ = ("layout", "numbers", "stamped")
 
-    def __init__(self, layout: _Keys, numbers: Sequence[float]) -> None:
-        self.layout, self.numbers = layout, numbers
-
-    def values(self) -> Iterable[float]:
-        return self.numbers
+    def __init__(self, layout: _Keys, numbers: array[float], *, has_timestamps: bool) -> None:
+        self.layout = layout
+        self.numbers = b"" if has_timestamps else numbers.tobytes()
+        self.stamped = numbers.tobytes() if has_timestamps else b""
 
     def pairs(self) -> Iterable[float]:
-        return self.numbers
+        return memoryview(self.stamped).cast("d")
 
 
 class _Part(NamedTuple):
@@ -386,7 +385,9 @@ class FleetSource:
             wanted = len(layout.keys) * (1 if part.prefix in ADDING else 2)
             if len(part.numbers) != wanted:
                 raise PackingError(f"it has {len(part.numbers)} numbers in place of {wanted}")
-            parts.append(_Part(part.prefix, part.holder, part, _Column(layout, part.numbers)))
+            has_timestamps = part.prefix not in ADDING
+            column = _Column(layout, part.numbers, has_timestamps=has_timestamps)
+            parts.append(_Part(part.prefix, part.holder, part, column))
         return parts
 
     def _layout(self, ids: bytes) -> _Keys:

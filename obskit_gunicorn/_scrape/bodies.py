@@ -7,23 +7,22 @@ clients cost no more than one. A body is kept only until the last one who has as
 
 from __future__ import annotations
 
-import gzip
 import os
 import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from obskit_gunicorn._scrape.blocks import Zipped
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from obskit_gunicorn._scrape.blocks import Block
     from obskit_gunicorn._scrape.formats import Format, Names
 
 LONGEST_SECONDS = 10.0
 """How long to wait for one's turn; as long as Prometheus waits for an answer."""
-
-_GZIP_LEVEL = 1
-"""A tenth of the default level's time for a few per cent more bytes."""
 
 
 class Form(NamedTuple):
@@ -47,6 +46,8 @@ class BusyError(Exception):
 
 class _Exposition(Protocol):
     def rendered(self, format_: Format, names: Names | None) -> bytes: ...
+
+    def blocks(self, format_: Format, names: Names | None) -> tuple[Sequence[Block], bytes]: ...
 
 
 class _Round:
@@ -94,6 +95,7 @@ class _Maker:
         self._changed = threading.Condition()
         self._is_making = False
         self._now, self._next = _Round(), _Round()
+        self._zipped: dict[str, Zipped] = {}  # by format, of which there is a fixed number
 
     def get(self, form: Form) -> bytes:
         with self._changed:
@@ -133,9 +135,12 @@ class _Maker:
         try:
             if mine.exposition is None:
                 mine.exposition = self._read()
-            body = mine.exposition.rendered(form.format, form.names)
             if form.is_packed:
-                body = gzip.compress(body, _GZIP_LEVEL)
+                kept = self._zipped.setdefault(form.format.name, Zipped())
+                zipped = Zipped() if form.names else kept
+                body = zipped.packed(*mine.exposition.blocks(form.format, form.names))
+            else:
+                body = mine.exposition.rendered(form.format, form.names)
         finally:
             self._changed.acquire()
             self._is_making = False

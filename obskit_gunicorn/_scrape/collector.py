@@ -33,6 +33,7 @@ from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.cardinality import widest_label
+from obskit_gunicorn._store.column import column_path
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
 from obskit_gunicorn._store.fileformat import Damage, MetricFileName
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
@@ -63,6 +64,7 @@ class DirectoryCollector(Source):
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
+        self._buffer = bytearray()
         self._merger = Merger(self._skip, self._warn_of_size)
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
@@ -149,10 +151,11 @@ class DirectoryCollector(Source):
             return []
 
     def _read(self, names: Iterable[str]) -> Snapshot:
+        names = set(names)
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
-        self._refresh(found)
+        self._refresh(found, names)
         free = self._free_slots(found.values())
         members: dict[str, list[Member]] = {}
         for name, reader in self._readers.items():
@@ -168,7 +171,7 @@ class DirectoryCollector(Source):
             self._doubt()
         return snapshot
 
-    def _refresh(self, found: dict[str, MetricFileName]) -> None:
+    def _refresh(self, found: dict[str, MetricFileName], names: set[str]) -> None:
         """Read every file, and forget the files that no longer exist."""
         readers: dict[str, MetricFileReader] = {}
         removed = self._removed
@@ -181,7 +184,12 @@ class DirectoryCollector(Source):
                 reader = MetricFileReader(os.path.join(self.path, name))
             known = layouts.setdefault(file.prefix, [])
             try:
-                reader.refresh(known, removed.kept(name) if removed is not None else None)
+                reader.refresh(
+                    known,
+                    removed.kept(name) if removed is not None else None,
+                    has_column=column_path(name) in names,
+                    buffer=self._buffer,
+                )
             except FileNotFoundError:
                 continue
             readers[name] = reader

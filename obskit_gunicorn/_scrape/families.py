@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._scrape.blocks import Block, KeptLines
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Lines, go_float, lines_of
 from obskit_gunicorn._store.fileformat import key_text
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -58,6 +59,8 @@ class Family:
         self._keys = self._lay_out()
         self._pick = getter(self._keys)
         self._lines = {TEXT.name: lines_of(self, TEXT)}
+        self._kept: dict[str, tuple[Block, KeptLines]] = {}
+        self._last: tuple[Sequence[float] | None, Sequence[float]] = (None, ())
 
     def extended(self, more: Family) -> Family:
         """Return a family with the samples of another one after those of this one.
@@ -92,6 +95,14 @@ class Family:
             if lines is text or (are_plain and lines.prefixes is text.prefixes)
         }
         family._lines[TEXT.name] = text._replace(prefixes=prefixes, are_plain=are_plain)
+        before = [kept for _, kept in list(self._kept.values()) if kept.prefixes is text.prefixes]
+        lines = KeptLines(prefixes, *before[:1])
+        family._kept = {
+            name: (head, lines)
+            for name, (head, kept) in list(self._kept.items())
+            if name in family._lines and kept.prefixes is text.prefixes
+        }
+        family._last = None, ()
         return family
 
     def lines(self, format_: Format) -> Lines:
@@ -105,8 +116,39 @@ class Family:
             lines = self._lines[format_.name] = lines_of(self, format_, self._lines[TEXT.name])
         return lines
 
+    def rendered(self, format_: Format, values: Sequence[float]) -> list[Block]:
+        """Return the family's text in a format.
+
+        Args:
+            format_: The format.
+            values: What :meth:`values` has returned.
+
+        Raises:
+            ValueError: prometheus_client does not render the family one line a sample.
+        """
+        kept = self._kept.get(format_.name)
+        if kept is None:
+            lines = self.lines(format_)
+            known = [each for _, each in list(self._kept.values())]
+            same = [each for each in known if each.prefixes is lines.prefixes]
+            head = Block(f"{lines.head[1:]}\n".encode())
+            kept = self._kept[format_.name] = head, (*same, KeptLines(lines.prefixes))[0]
+        head, kept_lines = kept
+        return [head, *kept_lines.rendered(values)]
+
     def values(self, totals: Sequence[float]) -> Sequence[float]:
-        """Return the value of every sample, in the order of :attr:`samples`."""
+        """Return the value of every sample, in the order of :attr:`samples`.
+
+        Args:
+            totals: The sum of every key; for the same object the result is the same.
+        """
+        known, values = self._last
+        if known is not totals:
+            values = self._values(totals)
+            self._last = totals, values
+        return values
+
+    def _values(self, totals: Sequence[float]) -> Sequence[float]:
         picked = self._pick(totals)
         if not self._steps:
             return picked
@@ -207,14 +249,19 @@ class Keys(Protocol):
 
 
 class Values(Protocol):
-    """The values of one file; each call may be made once a scrape."""
+    """The values of one file."""
 
     @property
     def layout(self) -> Keys:
         """The keys."""
 
-    def values(self) -> Iterable[float]:
-        """Return the value of each key."""
+    @property
+    def numbers(self) -> bytes:
+        """The value of each key, as doubles; the same object as long as they are the same."""
+
+    @property
+    def stamped(self) -> bytes:
+        """Value, timestamp, value, ... if the timestamps mean something; the same object, too."""
 
     def pairs(self) -> Iterable[float]:
         """Return value, timestamp, value, ..."""
@@ -322,7 +369,7 @@ def fold(prefix: str, readers: Iterable[MetricFileReader]) -> MetricFileReader:
     """Return one file with what several files of a prefix give together."""
     found: dict[bytes, list[tuple[float, float]]] = {}
     for reader in readers:
-        pairs = reader.pairs()
+        pairs = iter(reader.pairs())
         for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True):
             found.setdefault(key, []).append((value, timestamp))
     if prefix.endswith("mostrecent"):

@@ -160,10 +160,11 @@ def _with_exponent(text: str) -> str:
 def written(values: Sequence[float]) -> list[str]:
     """Return each value as it is written in the exposition."""
     texts = list(map(repr, values))
-    for at, value in enumerate(values):
-        if not -math.inf < value < _LARGEST_PLAIN:  # NaN too
-            is_finite = value < math.inf and value > 0
-            texts[at] = _with_exponent(texts[at]) if is_finite else go_float(value)
+    others = [at for at, value in enumerate(values) if not -math.inf < value < _LARGEST_PLAIN]
+    for at in others:  # NaN too
+        value = values[at]
+        is_finite = 0 < value < math.inf
+        texts[at] = _with_exponent(texts[at]) if is_finite else go_float(value)
     return texts
 
 

@@ -1,8 +1,8 @@
 """Adding up what several files hold: of one directory, or of many hosts.
 
 The keys are parsed, and the families laid out, only when keys are added or removed. Otherwise the
-values of each file are matched to the keys with one call, added with ``math.fsum``, and put into
-their families.
+values of each file are brought into the order of the keys, added with ``math.fsum``, and put into
+their families; and only those parts of them that have changed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+from array import array
 from collections import Counter
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ from obskit_gunicorn._store.cardinality import MANY_SERIES
 from obskit_gunicorn._store.fileformat import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from prometheus_client.core import Metric
 
@@ -38,6 +39,8 @@ class Member(NamedTuple):
 
 
 _MOST_PICKS = 8
+_PART_KEYS = 256
+_PART_BYTES = 8 * _PART_KEYS
 
 
 class _Line:
@@ -82,27 +85,26 @@ class _Line:
         if any(each < self._covered for each in ids[first:]):
             self._picks, self._covered = [], 0
 
-    def column(self, values: Iterable[float], size: int) -> Iterable[float]:
-        """Return a file's values in the order of a group with so many keys."""
+    def aligned(self, numbers: bytes, size: int) -> bytes:
+        """Return a file's values in the order of a group with so many keys, as doubles."""
         if self.is_straight:
             missing = size - len(self.ids)
-            return chain(values, repeat(0.0, missing)) if missing else values
+            return numbers + bytes(8 * missing) if missing else numbers
+        values = memoryview(numbers).cast("d")
         if self.has_twins:
             # Both count, as with prometheus_client.
             totals = [0.0] * size
             for at, value in zip(self.ids, values, strict=False):
                 totals[at] += value
-            return totals
+            return array("d", totals).tobytes()
         if self._covered < size:
             self._inverse += [0] * (size - len(self._inverse))
             if len(self._picks) >= _MOST_PICKS:
                 self._picks, self._covered = [], 0
             self._picks.append(families.getter(self._inverse[self._covered : size]))
             self._covered = size
-        numbers = (0.0, *values)
-        if len(self._picks) == 1:
-            return self._picks[0](numbers)
-        return chain.from_iterable([pick(numbers) for pick in self._picks])
+        found = (0.0, *values)
+        return array("d", chain.from_iterable([pick(found) for pick in self._picks])).tobytes()
 
 
 class Group:
@@ -123,6 +125,8 @@ class Group:
         self._index: dict[bytes, int] = {}
         self._lines: dict[Keys, _Line] = {}
         self._layouts: dict[Values, Keys] = {}
+        self._aligned: dict[Values, tuple[bytes, bytes]] = {}
+        self._totals: list[float] = []
 
     def arrange(self, files: list[Member]) -> None:
         """Set the files of this scrape."""
@@ -166,21 +170,65 @@ class Group:
             line.extend(layout.keys, self._index)
 
     def totals(self) -> Sequence[float]:
-        """Return the sum of every key over all files, in the order of :attr:`keys`."""
-        # Like prometheus_client, add to 0.0: this turns -0.0 into 0.0.
-        if len(self.files) == 1:
-            return [value + 0.0 for value in self._columns()[0]]
-        try:
-            return [value + 0.0 for value in map(math.fsum, zip(*self._columns(), strict=True))]
-        except (ValueError, OverflowError):  # infinities of both signs, or too large
-            return [families.sum_row(row) for row in zip(*self._columns(), strict=True)]
+        """Return the sum of every key over all files, in the order of :attr:`keys`.
 
-    def _columns(self) -> list[Iterable[float]]:
-        """Return each file's values, in the order of :attr:`keys`."""
+        The same object as the last time if nothing has changed.
+        """
         size = len(self.keys)
-        return [
-            self._lines[file.layout].column(file.values(), size) for _holder, file in self.files
-        ]
+        changed = self._align(size)
+        if not changed and len(self._totals) == size:
+            return self._totals
+        totals = [*self._totals[:size], *repeat(0.0, size - len(self._totals))]
+        columns = [memoryview(aligned).cast("d") for _numbers, aligned in self._aligned.values()]
+        for first, last in _runs(sorted(changed)):
+            at, end = first * _PART_KEYS, min(last * _PART_KEYS, size)
+            totals[at:end] = _sums([column[at:end] for column in columns])
+        self._totals = totals
+        return totals
+
+    def _align(self, size: int) -> Collection[int]:
+        """Bring the values of all files into the order of the keys; return which parts changed."""
+        parts = range(-(-size // _PART_KEYS))
+        before, self._aligned = self._aligned, {}
+        changed: set[int] = set()
+        is_anew = self.has_lost or before.keys() != {file for _holder, file in self.files}
+        for _holder, file in self.files:
+            numbers, known = before.get(file, (b"", b""))
+            if numbers is file.numbers and len(known) == 8 * size and not self.has_lost:
+                self._aligned[file] = numbers, known
+                continue
+            aligned = self._lines[file.layout].aligned(file.numbers, size)
+            self._aligned[file] = file.numbers, aligned
+            if not is_anew and len(changed) < len(parts):
+                for part in parts:
+                    at, end = part * _PART_BYTES, (part + 1) * _PART_BYTES
+                    if part not in changed and aligned[at:end] != known[at:end]:
+                        changed.add(part)
+        return parts if is_anew else changed
+
+
+def _runs(parts: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield where each run of numbers that follow each other begins, and where it ends."""
+    first = last = -1
+    for part in parts:
+        if part != last:
+            if first >= 0:
+                yield first, last
+            first = part
+        last = part + 1
+    if first >= 0:
+        yield first, last
+
+
+def _sums(columns: Sequence[Sequence[float]]) -> list[float]:
+    """Return the sum of each row."""
+    # Like prometheus_client, add to 0.0: this turns -0.0 into 0.0.
+    if len(columns) == 1:
+        return [value + 0.0 for value in columns[0]]
+    try:
+        return [value + 0.0 for value in map(math.fsum, zip(*columns, strict=True))]
+    except (ValueError, OverflowError):  # infinities of both signs, or too large
+        return [families.sum_row(row) for row in zip(*columns, strict=True)]
 
 
 @contextlib.contextmanager
@@ -218,6 +266,9 @@ class Merger:
         self._other_names: set[str] = set()
         self._other_prefixes: set[str] = set()
         self._others_at: dict[tuple[str, Keys], list[tuple[int, Series]]] = {}
+        self._others_seen: list[object] = []
+        self._others: list[Metric] = []
+        self._unmerged: dict[str, Damage] = {}
         self.strange: set[bytes] = set()
         """The keys that are not those of metrics."""
 
@@ -241,8 +292,10 @@ class Merger:
             self._groups[prefix].arrange(files)
         groups = self._groups.values()
         if is_other or any(group.has_lost for group in groups):
+            self._others_seen = []
             self._plan()
         elif any(group.fresh < len(group.keys) for group in groups):
+            self._others_seen = []
             self._extend_plan()
         adding = {family.prefix for family in self._families}
         if with_parts:
@@ -350,18 +403,30 @@ class Merger:
         """Return the metrics that are not simply summed, merged sample by sample."""
         if not self._other_names:
             return []
-        metrics: dict[str, Unmerged] = {}
-        for prefix in filter(self._other_prefixes.__contains__, self._groups):
-            for holder, reader in self._groups[prefix].files:
-                series = self._others_of(prefix, reader.layout)
-                families.add_unmerged(metrics, prefix, holder, reader, series)
-        merged: list[Metric] = []
-        for name, metric in metrics.items():
-            try:
-                merged.append(families.merge(metric))
-            except Exception as error:
-                self._skip(name, Damage("foreign", f"its samples cannot be merged: {error}"))
-        return merged
+        prefixes = list(filter(self._other_prefixes.__contains__, self._groups))
+        seen: list[object] = [
+            (holder, file, file.layout, file.numbers, file.stamped)
+            for prefix in prefixes
+            for holder, file in self._groups[prefix].files
+        ]
+        if seen != self._others_seen:
+            self._others_seen = seen
+            self._others, self._unmerged = [], {}
+            metrics: dict[str, Unmerged] = {}
+            for prefix in prefixes:
+                for holder, file in self._groups[prefix].files:
+                    series = self._others_of(prefix, file.layout)
+                    families.add_unmerged(metrics, prefix, holder, file, series)
+            for name, metric in metrics.items():
+                try:
+                    self._others.append(families.merge(metric))
+                except Exception as error:
+                    self._unmerged[name] = Damage(
+                        "foreign", f"its samples cannot be merged: {error}"
+                    )
+        for name, damage in self._unmerged.items():
+            self._skip(name, damage)
+        return self._others
 
     def _others_of(self, prefix: str, layout: Keys) -> list[tuple[int, Series]]:
         if (prefix, layout) not in self._others_at:

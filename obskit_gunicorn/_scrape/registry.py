@@ -11,6 +11,7 @@ from prometheus_client.core import CollectorRegistry, Metric
 
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
+from obskit_gunicorn._scrape.blocks import Block
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format, Names
 from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._scrape.source import Reading, restricted
@@ -18,7 +19,7 @@ from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prometheus_client.registry import Collector
 
@@ -116,15 +117,24 @@ class Exposition:
         Raises:
             Exception: Whatever a collector or the format's encoder raises.
         """
+        blocks, rest = self.blocks(format_, names)
+        return b"".join([*(block.text for block in blocks), rest])
+
+    def blocks(self, format_: Format, names: Names | None = None) -> tuple[Sequence[Block], bytes]:
+        """Return the same: blocks that may be kept, and what follows them."""
         if self._scrape is None or not isinstance(self._registry, SharedRegistry):
             registry = self._registry
-            return format_.encode(registry.restricted_registry(names) if names else registry)
-        shared = self._scrape.snapshot.rendered(format_, names)
+            return (), format_.encode(registry.restricted_registry(names) if names else registry)
+        snapshot = self._scrape.snapshot
+        if names is None:
+            blocks = snapshot.blocks(format_)
+        else:
+            blocks = [Block(snapshot.rendered(format_, names))]
         # Only now: a gauge says how long it has taken.
         if self._rest is None:
             self._rest = list(self._registry.beside(self._scrape))
         rest = restricted(self._rest, names)
-        return shared + format_.encode(Families(lambda: rest))
+        return blocks, format_.encode(Families(lambda: rest))
 
 
 def setup_multiprocess_registry(path: str | None = None) -> SharedRegistry:

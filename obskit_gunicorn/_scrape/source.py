@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 
+from obskit_gunicorn._scrape.blocks import Block
 from obskit_gunicorn._scrape.formats import TEXT, Format, Names, written
 
 if TYPE_CHECKING:
@@ -88,26 +89,41 @@ class Snapshot:
         Raises:
             Exception: Whatever the format's encoder raises.
         """
+        if names is None:
+            return b"".join([block.text for block in self.blocks(format_)])
         families = zip(self._families, self._values, strict=True)
-        text = "".join([_text(family, values, format_, names) for family, values in families])
-        shared = f"{text[1:]}\n".encode() if text else b""
-        return shared + format_.render(restricted(self._others, names))
+        shown = [_restricted(family, values, format_, names) for family, values in families]
+        return b"".join([*shown, format_.render(restricted(self._others, names))])
+
+    def blocks(self, format_: Format) -> list[Block]:
+        """Return the same, of all samples, in blocks that are kept from one scrape to the next.
+
+        Raises:
+            Exception: Whatever the format's encoder raises.
+        """
+        blocks: list[Block] = []
+        for family, values in zip(self._families, self._values, strict=True):
+            try:
+                blocks += family.rendered(format_, values)
+            except ValueError:
+                blocks.append(Block(format_.render([family.metric(values)])))
+        if self._others:
+            blocks.append(Block(format_.render(self._others)))
+        return blocks
 
 
-def _text(family: Family, values: Sequence[float], format_: Format, names: Names | None) -> str:
-    """Return the lines of a family, each from the line break before it."""
+def _restricted(family: Family, values: Sequence[float], format_: Format, names: Names) -> bytes:
+    """Return the text of the samples of a family that have these names."""
     try:
         head, prefixes, _ = family.lines(format_)
     except ValueError:
-        text = format_.render(restricted([family.metric(values)], names)).decode()
-        return f"\n{text[:-1]}" if text else ""
-    if names is not None:
-        shown = [at for at, (name, _labels) in enumerate(family.samples) if name in names]
-        if not shown:
-            return ""
-        prefixes, values = [prefixes[at] for at in shown], [values[at] for at in shown]
-    lines = zip(prefixes, written(values), strict=True)
-    return head + "".join(chain.from_iterable(lines))
+        return format_.render(restricted([family.metric(values)], names))
+    shown = [at for at, (name, _labels) in enumerate(family.samples) if name in names]
+    if not shown:
+        return b""
+    texts = written([values[at] for at in shown])
+    lines = chain.from_iterable(zip([prefixes[at] for at in shown], texts, strict=True))
+    return f"{head[1:]}{''.join(lines)}\n".encode()
 
 
 def restricted(metrics: Iterable[Metric], names: Names | None) -> Iterator[Metric]:

@@ -30,6 +30,9 @@ import time
 _CONTENTION = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _MISSING = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FLOCK_STRUCTURE = struct.Struct("@hhqqi4x")
+_QUESTION = _FLOCK_STRUCTURE.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+"""Only a write lock, which is what a claim is, is in the way of a read lock."""
+
 _OWNERS_MODE = 0o600
 _READERS_MODE = 0o640
 _POLL_SECONDS = 0.002
@@ -48,6 +51,26 @@ def pause(seconds: float) -> None:
     monkey = sys.modules.get("gevent.monkey")
     sleep = monkey.get_original("time", "sleep") if monkey is not None else time.sleep
     sleep(seconds)
+
+
+def is_claimed(descriptor: int) -> bool | None:
+    """Return whether another open file has a claim on this file; takes nothing.
+
+    Returns:
+        ``None`` where the system has no claims.
+
+    Raises:
+        OSError: It cannot be known.
+    """
+    if not _CAN_CLAIM:
+        return None
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _QUESTION)
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        return None
+    return _FLOCK_STRUCTURE.unpack(answer)[0] != fcntl.F_UNLCK  # type: ignore[no-any-return]
 
 
 class NotAFileError(OSError):
@@ -258,20 +281,10 @@ class LockedFile:
         Raises:
             OSError: It cannot be known.
         """
-        if _CAN_CLAIM:
-            # Only a write lock is in the way of a read lock.
-            question = _FLOCK_STRUCTURE.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
-            try:
-                answer = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, question)
-            except OSError as error:
-                if error.errno not in _MISSING:
-                    raise
-                by_flock = True
-            else:
-                if _FLOCK_STRUCTURE.unpack(answer)[0] != fcntl.F_UNLCK:
-                    return True
-        else:
-            by_flock = True
+        claimed = is_claimed(self.descriptor)
+        if claimed:
+            return True
+        by_flock = by_flock or claimed is None
         return by_flock and not self.lock(shared=True)
 
     def can_be_claimed(self) -> bool:

@@ -6,18 +6,20 @@ import os
 import struct
 import time
 import weakref
+from array import array
 from collections.abc import Callable
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from obskit_gunicorn._store import column
 from obskit_gunicorn._store.fileformat import (
     HEADER_BYTES,
     Damage,
+    MetricFileName,
     check_header,
-    pack_pair,
     read_entries,
 )
-from obskit_gunicorn._store.locks import NotAFileError, open_file
+from obskit_gunicorn._store.locks import NotAFileError, is_claimed, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from obskit_gunicorn._store.locks import LockedFile
 
 _LARGEST_STEP_BYTES = 1 << 20
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _COARSE_NS = 100_000_000
 
 _T = TypeVar("_T")
@@ -53,17 +56,17 @@ class _Part:
             self._read_keys = self._reader("s16x")
         return self._read_keys(data, self.start) == self.keys
 
-    def values(self, data: bytearray) -> tuple[float, ...]:
-        """Return the value of each key."""
+    def values(self, data: bytearray) -> bytes:
+        """Return the value of each key, as doubles close together."""
         if self._read_values is None:
             self._read_values = self._reader("xd8x")
-        return self._read_values(data, self.start)
+        return array("d", self._read_values(data, self.start)).tobytes()
 
-    def pairs(self, data: bytearray) -> tuple[float, ...]:
-        """Return value, timestamp, value, ..."""
+    def pairs(self, data: bytearray) -> bytes:
+        """Return value, timestamp, value, ..., as doubles."""
         if self._read_pairs is None:
             self._read_pairs = self._reader("xdd")
-        return self._read_pairs(data, self.start)
+        return array("d", self._read_pairs(data, self.start)).tobytes()
 
     def _reader(self, each: str) -> Any:
         return struct.Struct("=" + "".join([f"{len(key)}{each}" for key in self.keys])).unpack_from
@@ -118,31 +121,45 @@ class Layout:
         return isinstance(before, Layout) and self.keys[: len(before.keys)] == before.keys
 
     def extends(self, shorter: Layout, data: bytearray) -> bool:
-        """Return whether a file that begins with ``shorter`` continues with the rest of this."""
+        """Return whether a file that begins with ``shorter`` continues with the rest of this.
+
+        Args:
+            shorter: The layout so far.
+            data: The file's content from the end of that on; in front of it may be anything.
+        """
         if len(self.keys) <= len(shorter.keys):
             return False  # it has fewer keys and longer ones
-        following = self.keys[len(shorter.keys)]
         # Compare the next key first: that is mostly enough, and cheaper than comparing all.
-        found = data[shorter.end : shorter.end + len(following)]
-        if found != following:
+        following = self.keys[len(shorter.keys)]
+        if data[shorter.end : shorter.end + len(following)] != following:
             return False
-        has_few_more = len(self.keys) - len(shorter.keys) <= 2 * _PART_KEYS
-        if not has_few_more or self._shorter is None or self._shorter() is not shorter:
-            return self.fits(data)
+        if not self.goes_on(shorter):
+            return False
         at = shorter.end
-        for key in self.keys[len(shorter.keys) :]:
-            if data[at : at + len(key)] != key:
-                return False
-            at += len(key) + 16
+        for part in self._parts:
+            if part.start >= shorter.end:
+                if not part.is_in(data):
+                    return False
+            elif part.end > shorter.end:
+                for key in part.keys[len(shorter.keys) % _PART_KEYS :]:
+                    if data[at : at + len(key)] != key:
+                        return False
+                    at += len(key) + 16
         return True
 
-    def values(self, data: bytearray) -> Iterator[float]:
-        """Return the values of all keys; each part is read when it is needed."""
-        return chain.from_iterable(part.values(data) for part in self._parts)
+    def values(self, data: bytearray) -> bytes:
+        """Return the values of all keys, as doubles close together."""
+        return b"".join([part.values(data) for part in self._parts])
 
-    def pairs(self, data: bytearray) -> Iterator[float]:
-        """Return value, timestamp, value, timestamp, ... of all keys."""
-        return chain.from_iterable(part.pairs(data) for part in self._parts)
+    def pairs(self, data: bytearray) -> bytes:
+        """Return value, timestamp, value, timestamp, ... of all keys, as doubles."""
+        return b"".join([part.pairs(data) for part in self._parts])
+
+    def place(self, number: int) -> int:
+        """Return the offset of the value of a key, by its number."""
+        part = self._parts[number // _PART_KEYS]
+        before = part.keys[: number % _PART_KEYS]
+        return part.start + sum(map(len, before)) + 16 * len(before) + len(self.keys[number])
 
     def extended(
         self, data: bytearray, used: int, *, strict: bool = False
@@ -186,6 +203,10 @@ class MetricFileReader:
     because inodes may be reused at once, by the number in its header. If there is no number, by the
     time of its last change, or else by its keys.
 
+    Where its writer keeps a column beside it, see :mod:`obskit_gunicorn._store.column`, only that
+    is read, as long as it counts. The metric file is the truth: the column of a living writer may
+    lack the store that is being made, so what the metric file has shown is not set back.
+
     If the file cannot be read, keys and values stay as they were, so that no counter goes
     backwards.
 
@@ -194,55 +215,86 @@ class MetricFileReader:
     Attributes:
         path: The file.
         layout: Its keys, as far as they could be read.
+        numbers: The value of each key, as doubles; another object if they have changed.
+        stamped: Value, timestamp, value, ... if the timestamps mean something, else empty.
         damage: What was wrong with the file when it was last read, if anything.
         size: Its size in bytes.
     """
 
-    __slots__ = ("_data", "_identity", "damage", "layout", "path", "size")
+    __slots__ = (
+        "_column",
+        "_has_timestamps",
+        "_identity",
+        "_late",
+        "damage",
+        "layout",
+        "numbers",
+        "path",
+        "size",
+        "stamped",
+    )
 
     def __init__(self, path: str) -> None:
         """Set the path; reads nothing."""
         self.path = path
         self.layout = _EMPTY
+        self.numbers = self.stamped = b""
         self.damage: Damage | None = None
         self.size = 0
-        self._data = bytearray()
+        name = MetricFileName.parse(os.path.basename(path))
+        self._has_timestamps = name is not None and name.has_timestamps
         self._identity: tuple[int, int, bytes] | None = None
+        self._column = b""
+        self._late: list[int] = []
 
     @classmethod
     def of(cls, entries: Mapping[bytes, tuple[float, float]]) -> MetricFileReader:
         """Return a reader of a file that is nowhere, with these keys, values and timestamps."""
         reader = cls("")
         reader.layout = Layout(tuple(entries))
-        parts = (key + pack_pair(*pair) for key, pair in entries.items())
-        reader._data = bytearray(HEADER_BYTES) + b"".join(parts)
+        reader.numbers = array("d", [value for value, _timestamp in entries.values()]).tobytes()
+        reader.stamped = array("d", chain.from_iterable(entries.values())).tobytes()
         return reader
 
-    def values(self) -> Iterator[float]:
-        """Return the value of each key; must be consumed before the next :meth:`refresh`."""
-        return self.layout.values(self._data)
-
     def pairs(self) -> Iterator[float]:
-        """Return value, timestamp, value, ...; must be consumed before the next :meth:`refresh`."""
-        return self.layout.pairs(self._data)
+        """Return value, timestamp, value, ...; timestamps that mean nothing are 0."""
+        if self.stamped:
+            return iter(memoryview(self.stamped).cast("d"))
+        values = memoryview(self.numbers).cast("d")
+        return chain.from_iterable(zip(values, repeat(0.0)))
 
-    def refresh(self, layouts: Iterable[Layout] = (), kept: LockedFile | None = None) -> None:
+    def refresh(
+        self,
+        layouts: Iterable[Layout] = (),
+        kept: LockedFile | None = None,
+        *,
+        has_column: bool = False,
+        buffer: bytearray | None = None,
+    ) -> None:
         """Read the file, and set :attr:`damage`.
 
         Args:
             layouts: Layouts of similar files, which are tried before parsing.
             kept: The file, if it is open already; it may have been removed since.
+            has_column: Whether there is a column beside it.
+            buffer: Where to read to; what it holds is overwritten.
 
         Raises:
             FileNotFoundError: The file does not exist.
         """
+        buffer = bytearray() if buffer is None else buffer
         try:
+            if has_column and self._column and self._follow_column(kept):
+                self.damage = None
+                return
             if kept is not None:
-                self.damage = self.read(kept.descriptor, layouts)
+                self.damage = self.read(
+                    kept.descriptor, layouts, has_column=has_column, buffer=buffer
+                )
                 return
             descriptor = open_file(self.path, os.O_RDONLY)
             try:
-                self.damage = self.read(descriptor, layouts)
+                self.damage = self.read(descriptor, layouts, has_column=has_column, buffer=buffer)
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
@@ -252,7 +304,14 @@ class MetricFileReader:
         except OSError as error:
             self.damage = Damage("unreadable", str(error))
 
-    def read(self, descriptor: int, layouts: Iterable[Layout] = ()) -> Damage | None:
+    def read(
+        self,
+        descriptor: int,
+        layouts: Iterable[Layout] = (),
+        *,
+        has_column: bool = False,
+        buffer: bytearray | None = None,
+    ) -> Damage | None:
         """Read the file through an open descriptor; return what is wrong with it.
 
         Raises:
@@ -263,13 +322,18 @@ class MetricFileReader:
         header = os.pread(descriptor, HEADER_BYTES, 0)
         used, damage = check_header(header, self.size)
         if damage is not None:
+            self._column = b""
             if len(header) == HEADER_BYTES and not self.layout.keys:
                 self._salvage(descriptor)
             return damage
         identity = (status.st_dev, status.st_ino, _number(header, status))
         is_known = identity == self._identity and any(identity[2]) and not self.layout.is_doubtful
-        # A file that may have been replaced is read into a new buffer, in case it is truncated.
-        data = self._data if is_known else bytearray(used)
+        expected = self._expected_column(header, status) if has_column else b""
+        if is_known and expected and self._extend_by_column(descriptor, used, expected, layouts):
+            return None
+        # Before the file: what is in the column is in the file as well.
+        beside = _read_column(self.path, expected, used // 24) if expected else None
+        data = bytearray() if buffer is None else buffer
         if len(data) < used:
             data.extend(bytes(used - len(data)))
         got = os.preadv(descriptor, [memoryview(data)[:used]], 0)
@@ -280,13 +344,98 @@ class MetricFileReader:
             layout = _EMPTY
         elif not is_known and not layout.fits(data):
             layout = _EMPTY  # it was replaced, or a key was completed only now
-        for other in layouts:
-            if layout.end < other.end <= used and other.extends(layout, data):
-                layout = other
-        if layout.end < used:
-            layout, damage = layout.extended(data, used)
-        self.layout, self._data, self._identity = layout, data, identity
+        layout, damage = _continued(layout, layouts, data, used)
+        self._note(layout, layout.values(data))
+        self.stamped = layout.pairs(data) if self._has_timestamps else b""
+        self._identity = identity
+        self._column, self._late = b"", []
+        if beside is not None and damage is None:
+            self._column = expected
+            self._late = _different(beside, self.numbers)
         return damage
+
+    def _note(self, layout: Layout, numbers: bytes) -> None:
+        """Note what was read."""
+        self.layout = layout
+        if numbers != self.numbers:
+            self.numbers = numbers
+
+    @staticmethod
+    def _expected_column(header: bytes, status: os.stat_result) -> bytes:
+        """Return how the header of a column of the file begins."""
+        return column.pack_header(status.st_ino, header[4:], 0)[: 8 * column.COUNT_INDEX]
+
+    def _follow_column(self, kept: LockedFile | None) -> bool:
+        """Read the column; return whether it counts, and has the keys that are known."""
+        status = os.stat(self.path) if kept is None else os.fstat(kept.descriptor)
+        layout, identity = self.layout, self._identity
+        if (
+            identity is None
+            or (status.st_dev, status.st_ino) != identity[:2]
+            or status.st_size < layout.end
+            or layout.is_doubtful
+        ):
+            return False
+        size = len(layout.keys)
+        found = _read_column(self.path, self._column, size)
+        if found is None or found.size != size:
+            return False
+        numbers = found.values
+        if self._late:
+            numbers = self._corrected(numbers, kept)
+        self.size = status.st_size
+        if numbers != self.numbers:
+            self.numbers = numbers
+        return True
+
+    def _extend_by_column(
+        self, descriptor: int, used: int, expected: bytes, layouts: Iterable[Layout]
+    ) -> bool:
+        """Read new keys, and all values from the column; return whether it has them."""
+        layout = self.layout
+        if not self._column or used < layout.end:
+            return False
+        if used > layout.end:
+            data = bytearray(used)  # its first part is never touched, and so costs nothing
+            size = used - layout.end
+            if os.preadv(descriptor, [memoryview(data)[layout.end :]], layout.end) < size:
+                return False
+            layout, damage = _continued(layout, layouts, data, used)
+            if damage is not None:
+                return False
+        size = len(layout.keys)
+        found = _read_column(self.path, expected, size)
+        if found is None or found.size < size:
+            return False
+        numbers = found.values
+        if self._late:
+            numbers = self._corrected(numbers, None)
+        self._note(layout, numbers)
+        return True
+
+    def _corrected(self, numbers: bytes, kept: LockedFile | None) -> bytes:
+        """Return the values of a column with those that the metric file had first.
+
+        So long as the two differ, the store that the metric file has was not made in the column.
+
+        Raises:
+            OSError: The metric file cannot be read.
+        """
+        corrected = bytearray(numbers)
+        descriptor = open_file(self.path, os.O_RDONLY) if kept is None else kept.descriptor
+        try:
+            late = []
+            for number in self._late:
+                value = os.pread(descriptor, 8, self.layout.place(number))
+                at = 8 * number
+                if len(value) == 8 and value != numbers[at : at + 8]:
+                    corrected[at : at + 8] = value
+                    late.append(number)
+            self._late = late
+        finally:
+            if kept is None:
+                os.close(descriptor)
+        return bytes(corrected)
 
     def _salvage(self, descriptor: int) -> None:
         """Recover entries with valid keys when the header is wrong."""
@@ -298,4 +447,77 @@ class MetricFileReader:
             if len(data) < layout.end or not step:
                 break
             layout, _ = layout.extended(data, len(data), strict=True)
-        self.layout, self._data, self._identity = layout, data, None
+        self._note(layout, layout.values(data))
+        self.stamped = layout.pairs(data) if self._has_timestamps else b""
+        self._identity = None
+
+
+class _Column(NamedTuple):
+    size: int
+    values: bytes
+
+
+def _read_column(path: str, expected: bytes, most: int) -> _Column | None:
+    """Read the column of a metric file.
+
+    Args:
+        path: The metric file.
+        expected: How its header has to begin.
+        most: How many values to read at most.
+
+    Returns:
+        How many values it has, and so many of them as were asked for; ``None`` if it does not
+        count: nobody has a claim on it, or it is not that of the metric file.
+    """
+    try:
+        descriptor = os.open(column.column_path(path), _READ_FLAGS)
+    except OSError:
+        return None
+    try:
+        # First: who has the claim has made all its stores, or makes them now.
+        if not is_claimed(descriptor):
+            return None
+        data = os.pread(descriptor, column.HEADER_BYTES + 8 * most, 0)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    header = column.unpack_header(data)
+    if header is None or not data.startswith(expected):
+        return None
+    values = data[column.HEADER_BYTES :]
+    if len(values) < 8 * min(most, header.length):
+        return None  # truncated
+    return _Column(header.length, values[: 8 * header.length])
+
+
+def _continued(
+    layout: Layout, layouts: Iterable[Layout], data: bytearray, used: int
+) -> tuple[Layout, Damage | None]:
+    """Return the layout of a file that begins with one, and what is wrong behind it.
+
+    Args:
+        layout: Its first keys.
+        layouts: Layouts of similar files, which are tried before parsing.
+        data: Its content, from the end of those keys on.
+        used: Where its entries end.
+    """
+    for other in layouts:
+        if layout.end < other.end <= used and other.extends(layout, data):
+            layout = other
+    return layout.extended(data, used) if layout.end < used else (layout, None)
+
+
+def _different(found: _Column, numbers: bytes) -> list[int]:
+    """Return the numbers of the keys whose values in a column are not those of the file."""
+    known = min(found.size, len(numbers) // 8)
+    late = list(range(known, len(numbers) // 8))
+    if found.values[: 8 * known] != numbers[: 8 * known]:
+        pairs = zip(_words(found.values), _words(numbers), strict=False)
+        late += [number for number, (there, here) in enumerate(pairs) if there != here]
+    return late
+
+
+def _words(numbers: bytes) -> Iterator[int]:
+    """Return doubles as their bits, so that each is equal to itself."""
+    return iter(memoryview(numbers).cast("Q"))

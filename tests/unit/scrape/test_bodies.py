@@ -18,6 +18,7 @@ from tests.support.process import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from obskit_gunicorn._scrape.blocks import Block
     from obskit_gunicorn._scrape.formats import Format, Names
 
 PLAIN = Form(TEXT, None, is_packed=False)
@@ -70,6 +71,10 @@ class Reading:
     def rendered(self, format_: Format, names: Names | None) -> bytes:
         """Return a body."""
         return self._readings.render(self._number, format_, names)
+
+    def blocks(self, format_: Format, names: Names | None) -> tuple[list[Block], bytes]:
+        """Return the same."""
+        return [], self.rendered(format_, names)
 
 
 @pytest.fixture(name="readings")

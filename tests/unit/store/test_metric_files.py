@@ -182,7 +182,8 @@ class TestFormat:
             file.add(text.encode(), value, timestamp)
         expected = {text.encode(): pair for text, pair in entries.items()}
         assert repr(theirs(path)) == repr(expected)
-        assert repr(ours(path)) == repr(expected)
+        # Timestamps of counters mean nothing, and are not read.
+        assert repr(ours(path)) == repr({key: (pair[0], 0.0) for key, pair in expected.items()})
         file.release()
 
     @bounded
@@ -787,7 +788,7 @@ def test_file_without_a_number(path: str, content: bytes, mocker: MockerFixture)
         for value in (4.0, 5.0):
             writer[at : at + 8] = struct.pack("d", value)
             reader.refresh()
-            assert list(reader.values()) == [1.0, 2.0, value]
+            assert list(reader.pairs())[::2] == [1.0, 2.0, value]
     time.sleep(0.15)
     reader.refresh()
     before = compared.call_count
