@@ -46,7 +46,7 @@ class Header(NamedTuple):
     number: bytes
     """The four bytes in the header of its metric file that tell it from its replacement."""
 
-    count: int
+    length: int
     """How many values there are; not checked against the size of the column."""
 
 
@@ -69,8 +69,8 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header | None:
     """
     if len(data) < HEADER_BYTES:
         return None
-    magic, inode, number, count = _HEADER.unpack_from(data)
-    return Header(inode, number, count) if magic == MAGIC and count >= 0 else None
+    magic, inode, number, length = _HEADER.unpack_from(data)
+    return Header(inode, number, length) if magic == MAGIC and length >= 0 else None
 
 
 def column_path(path: str) -> str:
