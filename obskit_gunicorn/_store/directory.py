@@ -19,7 +19,8 @@ The directory contains::
     unpublished-*           what a killed server has counted and nobody has published yet
     slotN.lease             the lease of slot N, with a record of its holder, for people
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
-    <type>_slotN.new        a metric file that is not complete yet
+    <type>_slotN.col        the values of one once more (see obskit_gunicorn._store.column)
+    <type>_slotN.new        a metric file that is not complete yet, and so *.col.new
     *.db.damaged            a file that was found damaged, kept for people
 
 Slot names contain no ``_`` and are not numbers. Some readers take the third part of a file name for
@@ -41,6 +42,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._store import forks, note, remains
+from obskit_gunicorn._store.column import column_path, metric_file_path
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.identity import acting_user
 from obskit_gunicorn._store.leases import Lease, Role, read_json
@@ -264,7 +266,7 @@ class SlotDirectory:
             for name, parsed in self._metric_files():
                 is_over = is_slot(parsed.holder) and parsed.holder not in leased
                 if parsed.is_live_gauge and is_over and self._is_free(name, by_flock=by_flock):
-                    self._unlink(name)
+                    self._unlink_metric_file(name)
 
     def remove_if_unused(
         self, *, wait_seconds: float = LOCK_WAIT_SECONDS, unpublished_to: str | None = None
@@ -378,7 +380,7 @@ class SlotDirectory:
                     for one in own_files:
                         parsed = MetricFileName.parse(one)
                         if parsed is not None and parsed.belongs_to_one_holder:
-                            self._unlink(one)
+                            self._unlink_metric_file(one)
                     return Lease(slot, file, role, by_flock=by_flock)
                 except BaseException:
                     file.close()
@@ -523,6 +525,11 @@ class SlotDirectory:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(os.path.join(self.path, name))
 
+    def _unlink_metric_file(self, name: str) -> None:
+        """Remove a metric file and its column; the column first, so that it is never alone."""
+        self._unlink(column_path(name))
+        self._unlink(name)
+
     def _open_lock(self) -> LockedFile:
         while True:
             try:
@@ -588,9 +595,9 @@ def is_slot(name: str) -> bool:
 
 def _is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
-    if name.startswith(
-        (LOCK_NAME, GENERATION_NAME, note.NAME, SOCKET_NAME, PUSH_NAME)
-    ) or MetricFileName.parse(name.removesuffix(".damaged")):
+    if name.startswith((LOCK_NAME, GENERATION_NAME, note.NAME, SOCKET_NAME, PUSH_NAME)):
+        return True
+    if MetricFileName.parse(metric_file_path(name) or name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
     return is_slot(holder) and name.endswith((".lease", ".new"))

@@ -6,8 +6,12 @@ import contextlib
 import errno
 import mmap
 import os
+from array import array
+from typing import TypeAlias
 
 from obskit_gunicorn._store import fileformat
+from obskit_gunicorn._store.column import COUNT_INDEX, column_path, pack_header
+from obskit_gunicorn._store.column import HEADER_BYTES as COLUMN_HEADER_BYTES
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.reader import MetricFileReader
@@ -15,7 +19,12 @@ from obskit_gunicorn._store.reader import MetricFileReader
 _FIRST_SIZE_BYTES = 4096
 _LARGEST_STEP_BYTES = 1 << 20
 _CELL_BYTES = 8
+_COLUMN_START = COLUMN_HEADER_BYTES // _CELL_BYTES
 _ASKING_SECONDS = 0.1
+
+
+Cells: TypeAlias = "memoryview[float] | dict[int, float]"
+"""What a value is stored in: mapped memory, or a dictionary that nobody reads."""
 
 
 class MetricFileInUseError(OSError):
@@ -24,6 +33,62 @@ class MetricFileInUseError(OSError):
     def __init__(self, path: str) -> None:
         """Create the error for the file at ``path``."""
         super().__init__(errno.EBUSY, "another process writes this metric file", path)
+
+
+class _Mapping:
+    """A locked file that is mapped whole; another one takes its place when the file grows.
+
+    Attributes:
+        file: The file.
+        map: Its bytes.
+        cells: The same as doubles.
+        words: The same as integers of eight bytes.
+        size: How many bytes.
+    """
+
+    __slots__ = ("cells", "file", "map", "size", "words")
+
+    def __init__(self, file: LockedFile, size: int) -> None:
+        """Map a file whose room is reserved.
+
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        try:
+            self.map = mmap.mmap(file.descriptor, size)
+        except ValueError as error:  # somebody truncated it after it was reserved
+            raise OSError(errno.EIO, str(error), file.path) from None
+        self.file, self.size = file, size
+        self.cells: memoryview[float] = memoryview(self.map).cast("d")
+        self.words: memoryview[int] = memoryview(self.map).cast("q")
+
+    def enlarged(self) -> _Mapping:
+        """Make the file larger and return its mapping; this one stays valid until it is unmapped.
+
+        Raises:
+            OSError: The volume is full, or somebody has closed the descriptor.
+        """
+        if not self.file.is_open():  # its number may belong to another file by now
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.file.path)
+        size = self.size + min(self.size, _LARGEST_STEP_BYTES)
+        _reserve(self.file.descriptor, self.size, size - self.size)
+        return _Mapping(self.file, size)
+
+    def unmap(self) -> None:
+        """Unmap it; the file stays open."""
+        self.cells.release()
+        self.words.release()
+        if self.file.is_open():
+            self.map.close()
+        else:
+            # Somebody has closed all descriptors. The map would close its own descriptor by
+            # number, which may belong to another file by now.
+            _abandoned.append(self.map)
+
+    def release(self) -> None:
+        """Unmap and close the file, which ends its lock unless a forked child has a copy."""
+        self.unmap()
+        self.file.close()
 
 
 class MetricFile:
@@ -35,23 +100,31 @@ class MetricFile:
     A file gets its name only when it is complete. Space is reserved before it is mapped, so a full
     volume is an ``OSError`` here and never a SIGBUS at a write.
 
-    Not thread-safe; the caller holds a lock. A forked child must call :meth:`release` on the files
-    of its parent; the parent's own mapping is not affected.
+    Whoever stores a value stores it twice: in :attr:`cells`, then in :attr:`column`, see
+    :mod:`obskit_gunicorn._store.column`. The column is never the reason of an error: if there can
+    be none, or no longer, readers read the metric file, and what is stored in it goes nowhere.
+
+    Not thread-safe; the caller holds a lock. But a thread without it may store at any time, if
+    nothing else can run between its look at these attributes and the store. A forked child must
+    call :meth:`release` on the files of its parent; the parent's own mapping is not affected.
 
     Attributes:
         path: The file.
         cells: The file as doubles; each entry has the index of its value.
+        column: The column as doubles; each entry has the number of its value there.
         salvaged: What was wrong with an existing file that was damaged, or ``None``.
     """
 
     __slots__ = (
+        "_column",
+        "_entries",
         "_file",
         "_has_timestamps",
         "_indexes",
-        "_map",
-        "_size",
+        "_mapping",
         "_used",
         "cells",
+        "column",
         "path",
         "salvaged",
     )
@@ -69,7 +142,12 @@ class MetricFile:
         """
         self.path = path
         self.salvaged: str | None = None
-        self._indexes: dict[bytes, int] = {}
+        self.cells: Cells = {}
+        self.column: Cells = {}
+        self._mapping: _Mapping | None = None
+        self._column: _Mapping | None = None
+        self._entries: dict[bytes, int] = {}
+        self._indexes = array("q")
         self._used = HEADER_BYTES
         name = MetricFileName.parse(os.path.basename(path))
         self._has_timestamps = name is not None and name.has_timestamps
@@ -81,13 +159,24 @@ class MetricFile:
                 self._salvage()
                 self._load()
                 self.salvaged = damage.text
+            if not self._has_timestamps:
+                self._make_column()
         except BaseException:
             self.release()
             raise
 
     def find(self, key: bytes) -> int | None:
         """Return the index of a key's value in :attr:`cells`, or ``None`` if it has no entry."""
-        return self._indexes.get(key)
+        entry = self._entries.get(key)
+        return None if entry is None else self._indexes[entry]
+
+    def number(self, key: bytes) -> int:
+        """Return the place of a key's value in :attr:`column`.
+
+        Raises:
+            KeyError: The key has no entry.
+        """
+        return _COLUMN_START + self._entries[key]
 
     def add(self, key: bytes, value: float, timestamp: float) -> int:
         """Append an entry.
@@ -103,26 +192,34 @@ class MetricFile:
         Raises:
             OSError: The volume is full; the file is unchanged.
         """
+        mapping = self._mapping
+        assert mapping is not None
         entry = self._pack_entry(key, value, timestamp, self._used)
         end = self._used + len(entry)
-        while end > self._size:
-            self._grow()
-        self._map[self._used : end] = entry
+        while end > mapping.size:
+            mapping = self._grow(mapping)
+        mapping.map[self._used : end] = entry
         # Last, and in one store: from now on readers see the entry.
-        self._map[0:4] = fileformat.pack_int(end)
+        mapping.map[0:4] = fileformat.pack_int(end)
         self._used = end
-        index = self._indexes[key] = (end - 16) // _CELL_BYTES
+        index = (end - 16) // _CELL_BYTES
+        self._entries[key] = len(self._indexes)
+        self._indexes.append(index)
+        if self._column is not None:
+            self._add_to_column(self._column, value)
         return index
 
     def read(self, index: int) -> tuple[float, float]:
         """Return the value and the timestamp at an index."""
-        value, timestamp = fileformat.read_pair(self._map, index * _CELL_BYTES)
+        assert self._mapping is not None
+        value, timestamp = fileformat.read_pair(self._mapping.map, index * _CELL_BYTES)
         return value, timestamp
 
     def write_pair(self, index: int, value: float, timestamp: float) -> None:
         """Write value and timestamp, in a file that has timestamps in one store of 16 bytes."""
+        assert self._mapping is not None
         at = index * _CELL_BYTES
-        self._map[at : at + 16] = fileformat.pack_pair(value, timestamp)
+        self._mapping.map[at : at + 16] = fileformat.pack_pair(value, timestamp)
 
     def _pack_entry(self, key: bytes, value: float, timestamp: float, at: int) -> bytes:
         if self._has_timestamps:
@@ -133,17 +230,32 @@ class MetricFile:
         """Return whether the file still has a name, so that readers can find it."""
         return self._file.is_linked()
 
+    def give_up_column(self) -> bool:
+        """Do without the column until the file is opened again; return whether there was one.
+
+        What it has used, room on the volume and descriptors, can be used for something else.
+        """
+        mapping, self._column, self.column = self._column, None, {}
+        if mapping is None:
+            return False
+        # It names no file from now on: its claim goes on in a child that was forked just now.
+        mapping.words[0] = 0
+        mapping.unmap()
+        with contextlib.suppress(OSError):
+            if mapping.file.is_in_place():
+                os.unlink(mapping.file.path)
+        mapping.file.release()
+        return True
+
     def release(self) -> None:
         """Unmap and close the file, which ends the lock; may be called twice, never raises."""
-        cells = getattr(self, "cells", None)
-        if cells is not None:
-            cells.release()
-            if self._file.is_open():
-                self._map.close()
-            else:
-                # Somebody has closed all descriptors. The map would close its own descriptor by
-                # number, which may belong to another file by now.
-                _abandoned.append(self._map)
+        # First: a thread that stores now stores nowhere.
+        self.cells, self.column = {}, {}
+        mappings = self._mapping, self._column
+        self._mapping = self._column = None
+        for mapping in mappings:
+            if mapping is not None:
+                mapping.release()
         self._file.close()
 
     def _open(self, by_flock: bool) -> LockedFile:
@@ -219,17 +331,19 @@ class MetricFile:
         # Existing files too: they may be sparse, and a write to a hole is a SIGBUS if the volume is
         # full.
         _reserve(self._file.descriptor, 0, size)
-        self._map_file(size)
-        keys, used, damage = fileformat.read_entries(self._map, HEADER_BYTES, used)
+        self._mapping = mapping = _Mapping(self._file, size)
+        self.cells = mapping.cells
+        keys, used, damage = fileformat.read_entries(mapping.map, HEADER_BYTES, used)
         end = HEADER_BYTES
         for key in keys:
             if not fileformat.is_key(key):
                 damage = damage or Damage("corrupted", f"the key at offset {end} is not a metric's")
-            self._indexes[fileformat.key_text(key)] = (end + len(key)) // _CELL_BYTES
+            self._entries[fileformat.key_text(key)] = len(self._indexes)
+            self._indexes.append((end + len(key)) // _CELL_BYTES)
             end += len(key) + 16
         if damage is None:
             self._used = used
-            self._map[0:4] = fileformat.pack_int(used)
+            mapping.map[0:4] = fileformat.pack_int(used)
         return damage
 
     def _salvage(self) -> None:
@@ -244,24 +358,64 @@ class MetricFile:
                 content += self._pack_entry(fileformat.key_text(key), value, timestamp, at)
         replacement = self._make(bytes(content), keep_damaged=True)
         self.release()
-        self._indexes.clear()
+        self._entries.clear()
+        del self._indexes[:]
         self._file = replacement
 
-    def _grow(self) -> None:
-        size = self._size + min(self._size, _LARGEST_STEP_BYTES)
-        _reserve(self._file.descriptor, self._size, size - self._size)
-        cells, mapping = self.cells, self._map
-        self._map_file(size)
-        cells.release()
-        mapping.close()
+    def _grow(self, before: _Mapping) -> _Mapping:
+        self._mapping = mapping = before.enlarged()
+        self.cells = mapping.cells
+        before.unmap()
+        return mapping
 
-    def _map_file(self, size: int) -> None:
+    def _make_column(self) -> None:
+        """Make the column, and give it its name when it is complete; or do without."""
+        path = column_path(self.path)
+        unfinished = path + ".new"
         try:
-            self._map = mmap.mmap(self._file.descriptor, size)
-        except ValueError as error:  # somebody truncated it after it was reserved
-            raise OSError(errno.EIO, str(error), self.path) from None
-        self._size = size
-        self.cells = memoryview(self._map).cast("d")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unfinished)
+            file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except OSError:
+            return
+        try:
+            content = self._column_content()
+            size = _whole_pages(len(content))
+            _reserve(file.descriptor, 0, size)
+            os.pwrite(file.descriptor, content, 0)
+            file.claim(by_flock=False)
+            mapping = _Mapping(file, size)
+            os.rename(unfinished, path)
+            file.path = path
+            self._column, self.column = mapping, mapping.cells
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            file.release()
+            if not isinstance(error, OSError):
+                raise
+
+    def _column_content(self) -> bytes:
+        assert self._mapping is not None
+        number = bytes(self._mapping.map[HEADER_BYTES - 4 : HEADER_BYTES])
+        inode = os.fstat(self._file.descriptor).st_ino
+        values = array("d", map(self._mapping.cells.__getitem__, self._indexes))
+        return pack_header(inode, number, len(values)) + values.tobytes()
+
+    def _add_to_column(self, mapping: _Mapping, value: float) -> None:
+        """Append the value of the last entry, as far as there is room for it."""
+        count = len(self._indexes)
+        if (_COLUMN_START + count) * _CELL_BYTES > mapping.size:
+            try:
+                before, mapping = mapping, mapping.enlarged()
+            except OSError:
+                self.give_up_column()
+                return
+            self._column, self.column = mapping, mapping.cells
+            before.unmap()
+        mapping.cells[_COLUMN_START + count - 1] = value
+        # Last, and in one store: from now on readers see the value.
+        mapping.words[COUNT_INDEX] = count
 
 
 _abandoned: list[mmap.mmap] = []

@@ -19,6 +19,7 @@ Not thread-safe: the caller holds a lock.
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 
 if TYPE_CHECKING:
     from obskit_gunicorn._store.leases import Lease
+    from obskit_gunicorn._store.writer import Cells
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Key = tuple[str, bytes]
 """A metric type (for a gauge with its mode) and the key of a sample in its file."""
@@ -36,10 +40,11 @@ class _Memory:
     """What a cell without a file writes to."""
 
     def __init__(self) -> None:
-        self.cells = [0.0]
+        self.cells: Cells = {}
+        self.column: Cells = {}
 
     def write_pair(self, index: int, value: float, timestamp: float) -> None:
-        self.cells[index] = value
+        """Write nowhere."""
 
 
 _MEMORY = _Memory()
@@ -47,14 +52,27 @@ NOWHERE = object()
 
 
 class Cell:
-    """The number behind all values of one key in this process; it is added to other holders'."""
+    """The number behind all values of one key in this process; it is added to other holders'.
 
-    __slots__ = ("base", "base_timestamp", "file", "index", "own", "store", "timestamp")
+    Attributes:
+        store: The store that has it; :data:`NOWHERE` if it has none, or none any more.
+        file: What it writes to.
+        index: Where, in the file's ``cells``.
+        number: Where once more, in the file's ``column``.
+        own: What this process has added.
+        timestamp: When it was set, for the modes that ask.
+        base: What others had added before; ``None`` if there was nothing. Never in a plain cell.
+        base_timestamp: When they had.
+
+    ``own`` and ``base`` are of the class ``float`` itself: adding two of them runs no other code.
+    """
+
+    __slots__ = ("base", "base_timestamp", "file", "index", "number", "own", "store", "timestamp")
 
     def __init__(self) -> None:
         self.store: object = NOWHERE
         self.file: MetricFile | _Memory = _MEMORY
-        self.index = 0
+        self.index = self.number = 0
         self.own = 0.0
         self.timestamp = 0.0
         self.base: float | None = 0.0
@@ -65,8 +83,9 @@ class Cell:
         return (self.base or 0.0) + self.own, 0.0
 
     def write(self) -> None:
-        """Write them, in one store."""
-        self.file.cells[self.index] = self.combined()[0]
+        """Write them, in one store to the file and one to its column."""
+        value = self.combined()[0]
+        self.file.cells[self.index] = self.file.column[self.number] = value
 
 
 class MaxCell(Cell):
@@ -138,10 +157,14 @@ class Store:
             OSError: The file cannot be opened or created, or the volume is full.
         """
         prefix, name = key
-        if prefix not in self.files:
-            path = self.lease.metric_file_path(prefix)
-            self.files[prefix] = MetricFile(path, by_flock=self.lease.by_flock)
-        file = self.files[prefix]
+        file = self.files.get(prefix)
+        if file is None:
+            try:
+                file = self._open(prefix)
+            except OSError as error:
+                if not self._make_room(error):
+                    raise
+                file = self._open(prefix)
         if not (file.is_linked() and self.lease.is_in_place()):
             raise MetricFileInUseError(file.path)
         cell = cell_for(key)
@@ -152,7 +175,12 @@ class Store:
             cell.own, cell.timestamp = before.own, before.timestamp
         if index is None:
             cell.base = None
-            index = file.add(name, *cell.combined())
+            try:
+                index = file.add(name, *cell.combined())
+            except OSError as error:
+                if not self._make_room(error):
+                    raise
+                index = file.add(name, *cell.combined())
         elif earlier is not None:
             # Closed and opened again under one lease: the file holds what this process has added.
             cell.base, cell.base_timestamp = earlier.base, earlier.base_timestamp
@@ -160,10 +188,25 @@ class Store:
             cell.base, cell.base_timestamp = file.read(index)
         if cell.base is None and type(cell) is Cell:
             cell.base = 0.0
-        cell.store, cell.file, cell.index = self, file, index
+        cell.store, cell.file, cell.index, cell.number = self, file, index, file.number(name)
         cell.write()
         self.cells[key] = cell
         return cell
+
+    def _open(self, prefix: str) -> MetricFile:
+        path = self.lease.metric_file_path(prefix)
+        file = self.files[prefix] = MetricFile(path, by_flock=self.lease.by_flock)
+        return file
+
+    def _make_room(self, error: OSError) -> bool:
+        """Give up the columns if an error says that there is no room; return whether there is some.
+
+        Readers can do without them, values cannot do without their files.
+        """
+        if error.errno not in _NO_ROOM:
+            return False
+        had = [file.give_up_column() for file in self.files.values()]
+        return any(had)
 
     def is_in_place(self) -> bool:
         """Return whether readers still find the lease and all files."""

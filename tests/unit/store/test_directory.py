@@ -145,11 +145,11 @@ class TestTaking:
             holder.call(act, kind, kind, "inc" if kind == "counter" else "observe", 1)
         holder.kill()
         assert nursery.start().call(take, directory) == "slot0"
-        left = {name for name in os.listdir(directory) if name.endswith(".db")}
-        assert left == {
-            f"{prefix}_slot0.db"
-            for prefix in ("counter", "histogram", "summary", "gauge_sum", "gauge_max")
-        } | {"gauge_min_slot0.db", "gauge_mostrecent_slot0.db"}
+        left = {name for name in os.listdir(directory) if name.endswith((".db", ".col"))}
+        both = ("counter", "histogram", "summary", "gauge_sum", "gauge_max", "gauge_min")
+        assert left == {f"{prefix}_slot0.{end}" for prefix in both for end in ("db", "col")} | {
+            "gauge_mostrecent_slot0.db"
+        }
 
     def test_sixty_at_once(self, nursery: Nursery, directory: str) -> None:
         """Sixty processes that start at once on leftovers get a slot each and lose no count."""
@@ -621,12 +621,24 @@ def _fill(directory: str) -> set[str]:
         "gauge_all_slot1.db",
         "histogram_slot1.db.damaged",
         "summary_slot0.new",
+        "counter_slot0.col",
+        "gauge_all_slot2.col",
+        "counter_4711.col",
+        "counter_slot0.col.new",
         "slot7.lease",
         "counter_4711.db",
         "gauge_livesum_12.db",
         "counter_99.db.damaged",
     )
-    theirs = ("app.db", "app.db-journal", "celery_beat.db", "notes.txt", "my.lease", "x.new")
+    theirs = (
+        "app.db",
+        "app.db-journal",
+        "app.col",
+        "celery_beat.db",
+        "notes.txt",
+        "my.lease",
+        "x.new",
+    )
     for name in (*ours, *theirs):
         (place / name).write_bytes(b"content")
     (place / "subdirectory").mkdir()
@@ -877,7 +889,7 @@ class TestStrangers:
             modes = {
                 name: (Path(directory) / name).stat().st_mode for name in os.listdir(directory)
             }
-            assert len(modes) == 5
+            assert len(modes) == 7
             assert {name: stat.S_IMODE(mode) for name, mode in modes.items()} == {
                 name: 0o600 if name == "slots.lock" else 0o640 for name in modes
             }
@@ -1026,12 +1038,9 @@ class TestLiveGauges:
         MetricFile(os.path.join(directory, "gauge_livemax_77.db")).release()
         ended.kill()
         SlotDirectory(directory).remove_live_gauges()
-        assert sorted(name for name in os.listdir(directory) if name.endswith(".db")) == [
-            "gauge_livemax_77.db",
-            "gauge_livesum_slot1.db",
-            "gauge_sum_slot0.db",
-            "gauge_sum_slot1.db",
-        ]
+        left = [name for name in os.listdir(directory) if name.endswith((".db", ".col"))]
+        names = ("gauge_livemax_77", "gauge_livesum_slot1", "gauge_sum_slot0", "gauge_sum_slot1")
+        assert sorted(left) == [f"{name}{end}" for name in names for end in (".col", ".db")]
 
     def test_holder_without_a_lease_file_keeps_them(self, nursery: Nursery, directory: str) -> None:
         """A process whose lease file was removed by hand still lives, and so do its gauges."""

@@ -6,11 +6,13 @@ import errno
 import json
 import mmap
 import os
+import signal
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +20,8 @@ from hypothesis import strategies as st
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
+from obskit_gunicorn._store.column import HEADER_BYTES as COLUMN_HEADER_BYTES
+from obskit_gunicorn._store.column import column_path, unpack_header
 from obskit_gunicorn._store.fileformat import (
     HEADER_BYTES,
     MetricFileName,
@@ -28,6 +32,7 @@ from obskit_gunicorn._store.fileformat import (
 from obskit_gunicorn._store.locks import NotAFileError
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
+from tests.support.columns import read_column
 from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read, read_ours
 
 if TYPE_CHECKING:
@@ -81,6 +86,11 @@ def abc() -> bytes:
     )
     whole = struct.pack("i", HEADER_BYTES + len(entries)) + bytes(4) + entries
     return whole + bytes(4096 - len(whole))
+
+
+def files_of(path: str) -> list[str]:
+    """Return the names of the files in the directory of a metric file."""
+    return sorted(os.listdir(os.path.dirname(path)))
 
 
 def used(content: bytes) -> int:
@@ -230,7 +240,7 @@ class TestFormat:
         content = Path(path).read_bytes()
         assert used(content) == HEADER_BYTES
         assert len(content) % 4096 == 0
-        assert os.listdir(os.path.dirname(path)) == ["counter_slot0.db"]
+        assert files_of(path) == ["counter_slot0.col", "counter_slot0.db"]
 
     def test_a_zeroed_header_is_an_empty_file(self, path: str) -> None:
         """A header that says 0 is that of a file that nobody has written to yet."""
@@ -322,7 +332,7 @@ class TestWriting:
         """What a process that was killed in the making has left is in nobody's way."""
         Path(path).with_suffix(".new").write_bytes(b"half")
         MetricFile(path).release()
-        assert os.listdir(os.path.dirname(path)) == ["counter_slot0.db"]
+        assert files_of(path) == ["counter_slot0.col", "counter_slot0.db"]
 
     def test_works_without_fallocate(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system cannot reserve room, writing zeros does."""
@@ -332,6 +342,218 @@ class TestWriting:
             file.add(key("many", label=str(number)), float(number), 0.0)
         file.release()
         assert [value for value, _ in theirs(path).values()] == list(map(float, range(300)))
+
+
+class TestColumn:
+    """The column beside a metric file: the same values once more, while its writer lives."""
+
+    def test_it_has_every_value(self, path: str) -> None:
+        """What is stored is in the column too, in the order of the entries, however many."""
+        file = MetricFile(path)
+        assert read_column(path) == []
+        for number in range(1500):
+            file.add(key("many", label=str(number)), float(number), 0.0)
+        assert read_column(path) == list(map(float, range(1500)))
+        file.column[file.number(key("many", label="1200"))] = 0.5
+        changed = read_column(path)
+        assert changed is not None
+        assert changed[1200] == 0.5
+        assert os.path.getsize(column_path(path)) >= 32 + 8 * 1500
+        file.release()
+
+    def test_it_counts_while_its_writer_lives(self, path: str) -> None:
+        """Who opens the file next makes another one, from what the file says."""
+        first = MetricFile(path)
+        first.add(key("a"), 1.0, 0.0)
+        before = os.stat(column_path(path)).st_ino
+        kept = os.open(column_path(path), os.O_RDONLY)  # so that the inode is not used again
+        first.release()
+        assert read_column(path) is None
+        heir = MetricFile(path)
+        assert os.stat(column_path(path)).st_ino != before
+        assert read_column(path) == [1.0]
+        os.close(kept)
+        heir.release()
+
+    def test_a_stranger_cannot_fake_it(self, path: str) -> None:
+        """A column that is claimed, and was another file's, does not count."""
+        file = MetricFile(path)
+        file.add(key("a"), 1.0, 0.0)
+        other = path.replace("slot0", "slot1")
+        MetricFile(other).release()
+        os.rename(column_path(path), column_path(other))
+        assert read_column(path) is None
+        assert read_column(other) is None
+        file.release()
+
+    def test_a_replaced_file_has_none(self, path: str) -> None:
+        """A copy in the place of the file is not what the column belongs to."""
+        file = MetricFile(path)
+        file.add(key("a"), 1.0, 0.0)
+        Path(path + ".copy").write_bytes(Path(path).read_bytes())
+        os.rename(path + ".copy", path)
+        assert read_column(path) is None
+        file.release()
+
+    def test_twins_have_a_value_each(self, path: str) -> None:
+        """A key that occurs twice has two places; the writer goes on in the last."""
+        entries = pack_entry(key("a"), 1.0, 0.0) + pack_entry(key("a"), 2.0, 0.0)
+        Path(path).write_bytes(struct.pack("i4x", HEADER_BYTES + len(entries)) + entries)
+        file = MetricFile(path)
+        assert read_column(path) == [1.0, 2.0]
+        file.column[file.number(key("a"))] = 3.0
+        assert read_column(path) == [1.0, 3.0]
+        file.release()
+
+    def test_a_salvaged_file_has_one(self, path: str, content: bytes) -> None:
+        """The column of a file that was damaged belongs to the file in its place."""
+        Path(path).write_bytes(struct.pack("i", 1 << 20) + content[4:])
+        file = MetricFile(path)
+        assert file.salvaged
+        assert read_column(path) == [1.0, 2.0, 3.0]
+        file.release()
+
+    @pytest.mark.parametrize("mode", ["mostrecent", "livemostrecent"])
+    def test_timestamps_have_none(self, directory: str, mode: str) -> None:
+        """Where value and timestamp are stored at once there is no column."""
+        path = os.path.join(directory, f"gauge_{mode}_slot0.db")
+        file = MetricFile(path)
+        file.add(key("g"), 1.0, 2.0)
+        file.release()
+        assert len(os.listdir(directory)) == 1
+
+    def test_mode(self, path: str) -> None:
+        """Whoever may read the metric file may read its column."""
+        file = MetricFile(path)
+        assert os.stat(column_path(path)).st_mode == os.stat(path).st_mode
+        file.release()
+
+    def test_what_a_killed_process_leaves(self, path: str) -> None:
+        """An unfinished column is in nobody's way."""
+        Path(column_path(path) + ".new").write_bytes(b"half")
+        file = MetricFile(path)
+        assert read_column(path) == []
+        file.release()
+        assert files_of(path) == ["counter_slot0.col", "counter_slot0.db"]
+
+    def test_a_directory_in_its_place(self, path: str) -> None:
+        """What cannot be replaced stays, and the file goes on without a column."""
+        os.mkdir(column_path(path))
+        file = MetricFile(path)
+        file.add(key("a"), 1.0, 0.0)
+        file.column[file.number(key("a"))] = 1.0
+        assert files_of(path) == ["counter_slot0.col", "counter_slot0.db"]
+        file.release()
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EIO, errno.EROFS])
+    @pytest.mark.parametrize("call", ["os.posix_fallocate", "os.rename", "mmap.mmap", "os.pwrite"])
+    def test_none_is_no_error(
+        self, path: str, content: bytes, mocker: MockerFixture, call: str, number: int
+    ) -> None:
+        """Whatever keeps a column from being made, the file is open and its values are stored."""
+        Path(path).write_bytes(content)
+        module, name = call.split(".")
+        act = getattr(sys.modules[module], name)
+        mocker.patch(call, side_effect=_fails_for_columns(act, path, number))
+        file = MetricFile(path)
+        for one in range(600):
+            file.add(key("many", label=str(one)), 1.0, 0.0)
+        index = file.find(key("a"))
+        assert index is not None
+        file.cells[index] = file.column[file.number(key("a"))] = 4.0
+        mocker.stopall()
+        assert read_column(path) is None
+        assert files_of(path) == ["counter_slot0.db"]
+        assert len(ours(path)) == 603
+        assert ours(path)[key("a")] == (4.0, 0.0)
+        file.release()
+
+    @pytest.mark.parametrize("call", ["os.posix_fallocate", "mmap.mmap"])
+    def test_a_column_that_cannot_grow(self, path: str, mocker: MockerFixture, call: str) -> None:
+        """It is given up, so that readers take the metric file, which goes on."""
+        file = MetricFile(path)
+        for one in range(500):
+            file.add(key("many", label=str(one)), 1.0, 0.0)
+        assert read_column(path) is not None
+        held = os.open(column_path(path), os.O_RDONLY)
+        module, name = call.split(".")
+        act = getattr(sys.modules[module], name)
+        mocker.patch(call, side_effect=_fails_for_columns(act, path, errno.ENOSPC))
+        for one in range(500, 600):
+            file.add(key("many", label=str(one)), 1.0, 0.0)
+        mocker.stopall()
+        assert not os.path.exists(column_path(path))
+        # Nor for who has it open, whoever else has a copy of the descriptor.
+        assert unpack_header(os.pread(held, COLUMN_HEADER_BYTES, 0)) is None
+        os.close(held)
+        file.column[file.number(key("many", label="599"))] = 1.0
+        file.add(key("last"), 1.0, 0.0)
+        assert len(ours(path)) == 601
+        file.release()
+        again = MetricFile(path)
+        assert read_column(path) == [1.0] * 601
+        again.release()
+
+    def test_a_forked_child_keeps_no_claim(self, nursery: Nursery, directory: str) -> None:
+        """A column that was given up counts for nobody, though a child has its descriptor."""
+        process = nursery.start()
+        child = process.call(_give_up_beside_child, directory)
+        assert read_column(os.path.join(directory, "counter_slot0.db")) is None
+        process.call(_end_child, child)
+
+    def test_closed_descriptors(self, nursery: Nursery, directory: str) -> None:
+        """A column whose descriptor somebody closed does not grow into the application's file."""
+        process = nursery.start()
+        assert process.call(_grow_after_closing_column, directory) == b"precious"
+
+
+def _fails_for_columns(act: Any, path: str, number: int) -> Callable[..., Any]:
+    """Return a function that fails for the column of a file, by path or descriptor."""
+
+    def fail_or_act(first: Any, *rest: Any) -> Any:
+        name = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else first
+        if isinstance(name, str) and name.startswith(column_path(path)):
+            raise OSError(number, os.strerror(number))
+        return act(first, *rest)
+
+    return fail_or_act
+
+
+def _give_up_beside_child(directory: str) -> int:
+    file = MetricFile(os.path.join(directory, "counter_slot0.db"))
+    file.add(key("a"), 1.0, 0.0)
+    assert read_column(file.path) == [1.0]
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    assert file.give_up_column()
+    assert not file.give_up_column()
+    return pid
+
+
+def _end_child(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _grow_after_closing_column(directory: str) -> bytes:
+    path = os.path.join(directory, "counter_slot0.db")
+    file = MetricFile(path)
+    (number,) = [
+        int(name)
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+        and os.readlink(f"/proc/self/fd/{name}") == column_path(path)
+    ][:1]
+    os.close(number)
+    precious = os.path.join(directory, "application")
+    mine = os.open(precious, os.O_RDWR | os.O_CREAT)
+    os.dup2(mine, number)
+    os.write(mine, b"precious")
+    for one in range(600):
+        file.add(key("many", label=str(one)), 1.0, 0.0)
+    file.release()
+    return Path(precious).read_bytes()
 
 
 class TestTimestamps:
@@ -568,7 +790,8 @@ class TestDamage:
         assert (index is not None) == (whole > 0)
         file.add(key("new"), 4.0, 0.0)
         file.release()
-        assert sorted(os.listdir(os.path.dirname(path))) == [
+        assert files_of(path) == [
+            "counter_slot0.col",
             "counter_slot0.db",
             "counter_slot0.db.damaged",
         ]
