@@ -1,10 +1,11 @@
 """What being scraped costs the application, and what the exporter weighs.
 
 A real Gunicorn server with two workers answers a client that sends a request every few
-milliseconds. Its directory holds the files of 32 more processes with 9,000 series each. In turns of
-a few seconds the exporter is scraped ten times a second, with gzip as Prometheus asks for it, and
-left alone. The turns of each kind are put together, and the percentiles of both are printed, with
-those of each turn beside them: how far turns of the same kind are from one another is the noise.
+milliseconds. 32 more processes with 9,000 series each write to its directory, and change a tenth of
+them twice a second. In turns of a few seconds the exporter is scraped ten times a second, with gzip
+as Prometheus asks for it, and left alone. The turns of each kind are put together, and the
+percentiles of both are printed, with those of each turn beside them: how far turns of the same kind
+are from one another is the noise.
 
 Run it with ``make bench``, or ``python -m benchmarks.exporter``.
 """
@@ -26,13 +27,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.scrape import SIZES, write_files
+from benchmarks.support.writers import Change, Writers
 
 TURNS = int(os.environ.get("OBSKIT_BENCH_TURNS", "6"))
 TURN_SECONDS = 4.0
 SCRAPES_PER_SECOND = 10
 REQUESTS_PER_SECOND = 200
 HOST = "127.0.0.1"
+WORKERS, SERIES = 32, 9_000
+CHANGE = Change(0.1, is_hot=True)
 
 CONFIG = """
 from obskit_gunicorn import ObskitGunicornConfig
@@ -165,6 +168,24 @@ def turn(port: int) -> list[float]:
     return durations
 
 
+@contextmanager
+def changing(writers: Writers) -> Iterator[None]:
+    """Change values twice a second."""
+    is_over = threading.Event()
+
+    def change() -> None:
+        while not is_over.wait(0.5):
+            writers.change(CHANGE)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def percentile(durations: list[float], share: float) -> float:
     """Return a percentile."""
     return sorted(durations)[int(len(durations) * share)]
@@ -174,7 +195,6 @@ def main() -> None:
     """Run everything."""
     print(f"\nPython {platform.python_version()}; the exporter")
     place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    workers, series = SIZES[-1]
     with tempfile.TemporaryDirectory(dir=place) as name:
         root = Path(name)
         directory = root / "metrics"
@@ -183,23 +203,23 @@ def main() -> None:
             scraper = Scraper(metrics_port)
             ask(http.client.HTTPConnection(HOST, metrics_port, timeout=10), "/metrics")
             print(f"proportional set size, idle: {proportional_megabytes(pid):.1f} MB")
-            write_files(directory, workers, series, first=100)
-            turn(port)
-            ask(http.client.HTTPConnection(HOST, metrics_port, timeout=30), "/metrics")
-            alone: list[list[float]] = []
-            scraped: list[list[float]] = []
-            for number in range(2 * TURNS):
-                is_scraped = number % 4 in (1, 2)  # so that a drift touches both alike
-                if is_scraped:
-                    scraper.may_run.set()
-                else:
-                    scraper.may_run.clear()
-                (scraped if is_scraped else alone).append(turn(port))
-            scraper.may_run.clear()
-            print(
-                f"proportional set size at {workers} x {series}: "
-                f"{proportional_megabytes(pid):.1f} MB"
-            )
+            with Writers(directory, WORKERS, SERIES) as writers, changing(writers):
+                turn(port)
+                ask(http.client.HTTPConnection(HOST, metrics_port, timeout=30), "/metrics")
+                alone: list[list[float]] = []
+                scraped: list[list[float]] = []
+                for number in range(2 * TURNS):
+                    is_scraped = number % 4 in (1, 2)  # so that a drift touches both alike
+                    if is_scraped:
+                        scraper.may_run.set()
+                    else:
+                        scraper.may_run.clear()
+                    (scraped if is_scraped else alone).append(turn(port))
+                scraper.may_run.clear()
+                print(
+                    f"proportional set size at {WORKERS} x {SERIES}: "
+                    f"{proportional_megabytes(pid):.1f} MB"
+                )
     print(
         f"{len(scraper.durations)} scrapes, median "
         f"{statistics.median(scraper.durations) * 1e3:.0f} ms over HTTP"

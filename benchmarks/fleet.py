@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.scrape import write_files
+from benchmarks.support.writers import Change, Writers
 from obskit_gunicorn._scrape.collector import DirectoryCollector
 
 if TYPE_CHECKING:
@@ -119,10 +119,12 @@ def publications(url: str, client: Any) -> None:
     from obskit_gunicorn._fleet.source import FleetSource
     from obskit_gunicorn._fleet.store import Store
 
-    with tempfile.TemporaryDirectory() as directory:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Writers(Path(directory), WORKERS, SERIES) as writers,
+    ):
         collector = DirectoryCollector(directory)
         collector.keep_parts()
-        write_files(Path(directory), WORKERS, SERIES)
 
         def reader(number: int) -> Callable[[], Reading]:
             def read() -> Reading:
@@ -131,7 +133,7 @@ def publications(url: str, client: Any) -> None:
             return read
 
         def change() -> None:
-            write_files(Path(directory), WORKERS, SERIES)
+            writers.change(Change(1))
 
         def publisher(number: int) -> Publisher:
             store = Store(url, "bench")

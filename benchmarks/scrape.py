@@ -1,88 +1,72 @@
 """What a scrape costs: ours against prometheus_client and the Rust speedups, in one run.
 
-The files are written as by so many workers with so many series each, half counters and half
-histograms. Between two warm scrapes every value of every file is changed. Times are the best of
-several rounds, the sides in turn; ratios say how many times faster ours is.
+Real processes write the metrics, with our value class or with prometheus_client's, and change their
+values between scrapes: none, some anywhere, the same hot ones in each, or all. Figures are
+milliseconds of CPU, the median of several rounds, the sides in turn; ratios say how many times
+faster ours is.
 
 ``prometheus-client-python-speedups`` takes part where it is installed; ``make bench`` installs it.
 
-Run it with ``make bench``, or ``python -m benchmarks.scrape``.
+Run it with ``make bench``, or ``python -m benchmarks.scrape``; ``OBSKIT_BENCH_SIZES=4x300`` names
+other sizes.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+import http.client
 import os
 import platform
-import random
-import struct
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import make_wsgi_app as make_their_app
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 
+from benchmarks.support.writers import Change, Writers
 from obskit_gunicorn._scrape.collector import DirectoryCollector
-from obskit_gunicorn._store.fileformat import pack_entry
 
-SIZES = ((4, 300), (16, 2_000), (32, 9_000))
+SIZES = tuple(
+    (int(workers), int(series))
+    for workers, _, series in (
+        each.partition("x")
+        for each in os.environ.get(
+            "OBSKIT_BENCH_SIZES", "4x100,4x9000,32x2000,32x9000,4x50000,128x9000,512x100"
+        ).split(",")
+    )
+)
+CHANGES = (Change(0), Change(0.01), Change(0.1, is_hot=True), Change(1))
+LARGE = 200_000
+"""From so many series on, fewer rounds are measured."""
+
 RECYCLES = (1, 100, 10_000)
-BOUNDS = ("0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "+Inf")
+HOST = "127.0.0.1"
+ACCEPT = "application/openmetrics-text;version=1.0.0"
+_PLACE = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+Timed = Callable[[], object]
 
 
-def keys(series: int) -> dict[str, list[bytes]]:
-    """Return the keys of one worker's files, by metric type."""
-    found: dict[str, list[bytes]] = {"counter": [], "histogram": []}
-    for number in range(series // 2):
-        labels = {"method": "GET", "path": f"/item/{number}"}
-        key = ["app_requests", "app_requests_total", labels, "Requests."]
-        found["counter"].append(json.dumps(key).encode())
-    number = 0
-    while len(found["counter"]) + len(found["histogram"]) < series:
-        labels = {"path": f"/item/{number}"}
-        key = ["app_seconds", "app_seconds_sum", labels, "Durations."]
-        found["histogram"].append(json.dumps(key).encode())
-        for bound in BOUNDS:
-            key = ["app_seconds", "app_seconds_bucket", {"le": bound, **labels}, "Durations."]
-            found["histogram"].append(json.dumps(key).encode())
-        number += 1
-    return found
+def spent(function: Timed) -> float:
+    """Return how many milliseconds of CPU a call takes in this process."""
+    started = time.process_time()
+    function()
+    return (time.process_time() - started) * 1e3
 
 
-def write_files(directory: Path, workers: int, series: int, first: int = 0) -> None:
-    """Write the files of so many workers, with values that differ from the last time."""
-    for prefix, names in keys(series).items():
-        for worker in range(first, first + workers):
-            body = b"".join(pack_entry(key, float(random.randrange(10_000)), 0.0) for key in names)
-            path = directory / f"{prefix}_slot{worker}.db"
-            header = struct.pack("i", 8 + len(body)) + b"\1\2\3\4"
-            if path.exists():
-                with path.open("r+b") as file:  # the same file, as a worker would
-                    file.write(header + body)
-            else:
-                size = 4096
-                while size < 8 + len(body):
-                    size += min(size, 1 << 20)
-                path.write_bytes((header + body).ljust(size, b"\0"))
+def median(rounds: int, function: Callable[[], float]) -> float:
+    """Return the median of several calls."""
+    return statistics.median(function() for _ in range(rounds))
 
 
-def best(function: Callable[[], object], rounds: int, before: Callable[[], None]) -> float:
-    """Return the shortest time of several calls, each after ``before``."""
-    shortest = float("inf")
-    for _ in range(rounds):
-        before()
-        started = time.perf_counter()
-        function()
-        shortest = min(shortest, time.perf_counter() - started)
-    return shortest
-
-
-def rust_merge(directory: Path) -> Callable[[], object] | None:
+def rust_merge(directory: Path) -> Timed | None:
     """Return the Rust speedups' merge of a directory, if they are installed."""
     try:
         from prometheus_client_python_speedups import merge
@@ -91,39 +75,134 @@ def rust_merge(directory: Path) -> Callable[[], object] | None:
     return lambda: merge([str(path) for path in directory.glob("*.db")])
 
 
-def compare(workers: int, series: int, place: str | None) -> None:
-    """Print one line of the table."""
-    with tempfile.TemporaryDirectory(dir=place) as name:
-        directory = Path(name)
+@contextmanager
+def writers(
+    workers: int, series: int, *, theirs: bool = False, mixed: bool = False
+) -> Iterator[tuple[Path, Writers]]:
+    """Yield a directory and the processes that write to it."""
+    with (
+        tempfile.TemporaryDirectory(dir=_PLACE) as name,
+        Writers(Path(name), workers, series, theirs=theirs, mixed=mixed) as started,
+    ):
+        yield Path(name), started
 
-        def change() -> None:
-            write_files(directory, workers, series)
 
-        change()
+def compare(workers: int, series: int, *, theirs: bool = False) -> None:
+    """Print the lines of one size."""
+    rounds = 3 if workers * series >= LARGE else 9
+    with writers(workers, series, theirs=theirs) as (directory, started):
         registry = CollectorRegistry()
-        TheirCollector(registry, name)  # type: ignore[no-untyped-call]
-        rounds = 3 if series > 5_000 else 5
-        theirs = best(lambda: generate_latest(registry), rounds, change)
-        rust = rust_merge(directory)
-        merged = best(rust, rounds, change) if rust is not None else None
-        first = best(lambda: DirectoryCollector(name).collect().text(), rounds, change)
-        collector = DirectoryCollector(name)
-        collector.collect()
-        warm = best(lambda: collector.collect().text(), 2 * rounds, change)
-        assert sorted(collector.collect().text().split(b"\n")) == sorted(
-            generate_latest(registry).split(b"\n")
+        TheirCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+        merge = rust_merge(directory)
+        first = median(
+            3, lambda: spent(lambda: DirectoryCollector(str(directory)).collect().text())
         )
-        text = collector.collect().text()
-        zipped = best(lambda: gzip.compress(text, 1), rounds, lambda: None)
-        print(
-            f"{workers:>3} x {series:<6}{theirs * 1e3:>11.1f}"
-            f"{'-' if merged is None else f'{merged * 1e3:.1f}':>11}"
-            f"{first * 1e3:>11.1f}{warm * 1e3:>11.2f}{theirs / first:>9.0f}x{theirs / warm:>9.0f}x"
-            f"{'-' if merged is None else f'{merged / warm:.0f}x':>9}{zipped * 1e3:>9.1f}"
-        )
+        collector = DirectoryCollector(str(directory))
+
+        def ours() -> bytes:
+            return collector.collect().text()
+
+        assert sorted(ours().split(b"\n")) == sorted(generate_latest(registry).split(b"\n"))
+        stock, rust = [], []
+        lines: list[tuple[str, float]] = []
+        for change in CHANGES:
+            warm = []
+            for _ in range(3):
+                for _ in range(rounds):
+                    started.change(change)
+                    warm.append(spent(ours))
+                stock.append(spent(lambda: generate_latest(registry)))
+                if merge is not None:
+                    rust.append(spent(merge))
+            lines.append((change.name, statistics.median(warm)))
+        assert sorted(ours().split(b"\n")) == sorted(generate_latest(registry).split(b"\n"))
+    reference = statistics.median(stock)
+    merged = statistics.median(rust) if rust else None
+    size = f"{workers} x {series}{' theirs' if theirs else ''}"
+    print(
+        f"{size:<18}{'stock':<14}{reference:>9.2f}"
+        f"{'' if merged is None else f'   rust merge {merged:.2f}'}"
+    )
+    for name, each in (("first", first), *lines):
+        against = "" if merged is None else f"{merged / each:>8.0f}x"
+        print(f"{'':<18}{name:<14}{each:>9.2f}{reference / each:>8.0f}x{against}")
 
 
-def history(place: str | None) -> None:
+def over_http(workers: int, series: int) -> None:
+    """Print what the real exporter takes for a request with OpenMetrics and gzip."""
+    with writers(workers, series) as (directory, started), exporter(directory) as (port, pid):
+        registry = CollectorRegistry()
+        TheirCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+        app = make_their_app(registry)
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/metrics",
+            "QUERY_STRING": "",
+            "HTTP_ACCEPT": ACCEPT,
+            "HTTP_ACCEPT_ENCODING": "gzip",
+        }
+
+        def stock() -> None:
+            app(environ, lambda *_: None)
+
+        def ours() -> float:
+            before = cpu_milliseconds(pid)
+            connection = http.client.HTTPConnection(HOST, port, timeout=60)
+            asked = {"Accept": ACCEPT, "Accept-Encoding": "gzip"}
+            connection.request("GET", "/metrics", headers=asked)
+            response = connection.getresponse()
+            body = response.read()
+            assert response.status == 200, response.status
+            assert body.startswith(b"\x1f\x8b")
+            connection.close()
+            time.sleep(0.02)
+            return cpu_milliseconds(pid) - before
+
+        ours()
+        reference = median(3, lambda: spent(stock))
+        print(f"{f'{workers} x {series}':<18}{'stock':<14}{reference:>9.2f}")
+        for change in CHANGES:
+
+            def scrape(change: Change = change) -> float:
+                started.change(change)
+                return ours()
+
+            each = median(15, scrape)
+            print(f"{'':<18}{change.name:<14}{each:>9.2f}{reference / each:>8.0f}x")
+
+
+@contextmanager
+def exporter(directory: Path) -> Iterator[tuple[int, int]]:
+    """Yield port and pid of an exporter that serves a directory."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "obskit_gunicorn", "serve", str(directory)]
+    process = subprocess.Popen([*command, "--bind", f"{HOST}:{port}"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection((HOST, port)).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def cpu_milliseconds(pid: int) -> float:
+    """Return how much CPU the threads of a process have taken."""
+    return sum(
+        int((task / "schedstat").read_text().split()[0]) / 1e6
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    )
+
+
+def history() -> None:
     """Print what a scrape costs after so many workers have come and gone."""
     program = """
 import os, sys, time
@@ -146,13 +225,13 @@ for recycles in map(int, sys.argv[2:]):
         done += 1
     best = 9.0
     for _ in range(20):
-        started = time.perf_counter()
+        started = time.process_time()
         collector.collect().text()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     files = len([n for n in os.listdir(sys.argv[1]) if n.endswith(".db")])
     print(recycles, best, files)
 """
-    with tempfile.TemporaryDirectory(dir=place) as name:
+    with tempfile.TemporaryDirectory(dir=_PLACE) as name:
         done = subprocess.run(
             [sys.executable, "-c", program, name, *map(str, RECYCLES)],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": name},
@@ -160,14 +239,14 @@ for recycles in map(int, sys.argv[2:]):
             text=True,
             check=True,
         )
-    print("\nworkers that have ended, scrape in ms, metric files")
+    print("\nworkers that have ended, scrape in ms of CPU, metric files")
     lines = [line.split() for line in done.stdout.splitlines()]
     for recycles, seconds, files in lines:
         ratio = float(seconds) / float(lines[0][1])
         print(f"{recycles:>8}{float(seconds) * 1e3:>10.3f}{files:>6}{ratio:>8.2f}x")
 
 
-def memory(place: str | None) -> None:
+def memory(workers: int, series: int) -> None:
     """Print how much memory a reading process takes, ours and prometheus_client's."""
     sides = {
         "ours": "from obskit_gunicorn._scrape.collector import DirectoryCollector\n"
@@ -179,102 +258,61 @@ def memory(place: str | None) -> None:
         "MultiProcessCollector(registry, sys.argv[1])\n"
         "scrape = lambda: generate_latest(registry)\n",
     }
-    workers, series = SIZES[-1]
-    print(f"\nreading process at {workers} x {series}, MB: before, after three scrapes, at most")
-    with tempfile.TemporaryDirectory(dir=place) as name:
-        write_files(Path(name), workers, series)
+    print(f"\nreading process at {workers} x {series}, MB: before, added by three scrapes, at most")
+    with writers(workers, series) as (directory, _):
         for side, program in sides.items():
             measured = (
                 "import sys\n"
                 "def kilobytes(field):\n"
                 "    lines = open('/proc/self/status').read().splitlines()\n"
-                "    return next(line.split()[1] for line in lines if line.startswith(field))\n"
+                "    return int(next(e.split()[1] for e in lines if e.startswith(field)))\n"
                 f"{program}"
                 "before = kilobytes('VmRSS')\n"
                 "for _ in range(3): scrape()\n"
-                "print(before, kilobytes('VmRSS'), kilobytes('VmHWM'))\n"
+                "print(before, kilobytes('VmRSS') - before, kilobytes('VmHWM') - before)\n"
             )
-            done = subprocess.run(
-                [sys.executable, "-c", measured, name], capture_output=True, text=True, check=True
-            )
-            figures = "".join(f"{int(number) / 1024:>8.0f}" for number in done.stdout.split())
+            command = [sys.executable, "-c", measured, str(directory)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            figures = "".join(f"{int(number) / 1024:>8.1f}" for number in done.stdout.split())
             print(f"{side:<8}{figures}")
 
 
-class Growing:
-    """Files of many workers that meet new label sets, each perhaps in an order of its own."""
-
-    def __init__(self, directory: Path, *, mixed: bool) -> None:
-        """Write nothing yet."""
-        self._directory, self._mixed = directory, mixed
-        self._ends: dict[Path, int] = {}
-        self._known = 0
-
-    def grow(self, label_sets: int) -> None:
-        """Have every worker meet so many more label sets."""
-        fresh = list(range(self._known, self._known + label_sets))
-        self._known += label_sets
-        for worker in range(SIZES[-1][0]):
-            order = random.sample(fresh, len(fresh)) if self._mixed else fresh
-            entries = b"".join(
-                pack_entry(json.dumps(["c", "c_total", {"path": f"/{each}"}, "C."]).encode(), 1, 0)
-                for each in order
-            )
-            path = self._directory / f"counter_slot{worker}.db"
-            at = self._ends.get(path, 8)
-            self._ends[path] = at + len(entries)
-            if at == 8:
-                path.write_bytes(struct.pack("i", 8) + b"\1\2\3\4" + bytes(4 << 20))
-            with path.open("r+b") as file:
-                file.seek(at)
-                file.write(entries)
-                file.seek(0)
-                file.write(struct.pack("i", self._ends[path]))
-
-    def change(self) -> None:
-        """Change a value of every worker."""
-        for path, end in self._ends.items():
-            with path.open("r+b") as file:
-                file.seek(end - 16)
-                file.write(struct.pack("d", random.randrange(10_000)))
-
-
-def growth(place: str | None) -> None:
+def growth(workers: int, series: int) -> None:
     """Print what a scrape costs when each brings 1 % new series, in whatever order."""
-    workers, series = SIZES[-1]
     print(f"\n{workers} x {series}, CPU ms of a scrape: nothing new, 1 % new series, their ratio")
     for mixed in (False, True):
-        with tempfile.TemporaryDirectory(dir=place) as name:
-            growing = Growing(Path(name), mixed=mixed)
-            growing.grow(series)
-            collector = DirectoryCollector(name)
-            collector.collect()
-            spent: dict[bool, list[float]] = {False: [], True: []}
-            for number in range(16):
+        with writers(workers, series, mixed=mixed) as (directory, started):
+            collector = DirectoryCollector(str(directory))
+
+            def scrape(collector: DirectoryCollector = collector) -> bytes:
+                return collector.collect().text()
+
+            scrape()
+            times: dict[bool, list[float]] = {False: [], True: []}
+            for number in range(24):
                 grows = number % 2 == 1
-                growing.grow(series // 100 if grows else 0)
-                growing.change()
-                started = time.process_time()
-                collector.collect().text()
-                spent[grows].append((time.process_time() - started) * 1e3)
-        same, new = (sorted(each)[len(each) // 2] for each in spent.values())
+                if grows:
+                    started.grow(series // 100)
+                started.change(Change(1))
+                times[grows].append(spent(scrape))
+        same, new = map(statistics.median, times.values())
         order = "each worker in its order" if mixed else "all in one order"
         print(f"{order:<26}{same:>8.1f}{new:>8.1f}{new / same:>8.2f}x")
 
 
 def main() -> None:
     """Run everything."""
-    place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    print(f"Python {platform.python_version()}; milliseconds, best of several rounds")
-    print(
-        f"{'workers x series':<12}{'theirs':>9}{'rust':>11}{'ours first':>11}{'ours warm':>11}"
-        f"{'first':>10}{'warm':>10}{'vs rust':>9}{'gzip':>9}"
-    )
+    print(f"Python {platform.python_version()}; milliseconds of CPU, medians")
+    print(f"{'workers x series':<18}{'changed':<14}{'ms':>9}{'stock':>9}{'rust':>9}")
     for workers, series in SIZES:
-        compare(workers, series, place)
-    growth(place)
-    history(place)
-    memory(place)
+        compare(workers, series)
+    large = SIZES[len(SIZES) // 2]
+    compare(*large, theirs=True)
+    print("\nover HTTP, OpenMetrics and gzip")
+    over_http(*large)
+    growth(*large)
+    history()
+    memory(*large)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
@@ -178,6 +178,7 @@ class DirectoryCollector(Source):
         if removed is not None:
             removed.look(self.path, found, self._readers)
         layouts = self._layouts(found)
+        untouched = cache(SlotDirectory(self.path).untouched)
         for name, file in found.items():
             reader = self._readers.get(name)
             if reader is None:
@@ -188,6 +189,7 @@ class DirectoryCollector(Source):
                     known,
                     removed.kept(name) if removed is not None else None,
                     has_column=column_path(name) in names,
+                    untouched=None if reader.follows_column else untouched(file.holder),
                     buffer=self._buffer,
                 )
             except FileNotFoundError:

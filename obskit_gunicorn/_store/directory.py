@@ -45,8 +45,14 @@ from obskit_gunicorn._store import forks, note, remains
 from obskit_gunicorn._store.column import column_path, metric_file_path
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.identity import acting_user
-from obskit_gunicorn._store.leases import Lease, Role, read_json
-from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_directory, open_file
+from obskit_gunicorn._store.leases import RECORD_BYTES, Lease, Role, read_json
+from obskit_gunicorn._store.locks import (
+    LockedFile,
+    NotAFileError,
+    is_claimed,
+    open_directory,
+    open_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -235,6 +241,28 @@ class SlotDirectory:
                 return self._records(by_flock=True)
         except OSError:
             return self._records(by_flock=None)
+
+    def untouched(self, slot: str) -> bytes | None:
+        """Return what stays the same as long as nobody takes a slot that is free.
+
+        Who takes a slot writes its record first. So what was written to the slot's files before
+        this was asked is all there is, as long as the answer is the same. On a full volume a record
+        may stay as it was, where files are copied when they are written (not on a tmpfs, where a
+        byte that is there can be written always); there each store changes the times of its file.
+
+        Returns:
+            ``None`` if somebody holds the slot, or it is unknown.
+        """
+        try:
+            with self._open(f"{slot}.lease") as file:
+                status = os.fstat(file.descriptor)
+                record = os.pread(file.descriptor, RECORD_BYTES, 0)
+                # Only then: who takes it now writes another record.
+                if not record or is_claimed(file.descriptor) is not False:
+                    return None
+        except OSError:
+            return None
+        return b"%d %d %b" % (status.st_ino, status.st_mtime_ns, record)
 
     def generation(self) -> dict[str, Any]:
         """Return what is recorded: ``protocol``, ``started`` (Unix seconds), ``id``, ``private``.

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Role = Literal["arbiter", "worker", "process"]
 
 
+RECORD_BYTES = 4096
+"""How long a record may be."""
+
+
 class Lease:
     """One process's exclusive hold on a slot.
 
@@ -94,7 +98,7 @@ def is_ready_worker(record: dict[str, Any]) -> bool:
 
 def read_json(descriptor: int) -> dict[str, Any]:
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
+        content = json.loads(os.pread(descriptor, RECORD_BYTES, 0))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -226,6 +226,8 @@ class MetricFileReader:
         "_has_timestamps",
         "_identity",
         "_late",
+        "_look",
+        "_untouched",
         "damage",
         "layout",
         "numbers",
@@ -246,6 +248,13 @@ class MetricFileReader:
         self._identity: tuple[int, int, bytes] | None = None
         self._column = b""
         self._late: list[int] = []
+        self._untouched: bytes | None = None
+        self._look: tuple[int, ...] = ()
+
+    @property
+    def follows_column(self) -> bool:
+        """Whether the column is read in place of the file, as long as it counts."""
+        return bool(self._column)
 
     @classmethod
     def of(cls, entries: Mapping[bytes, tuple[float, float]]) -> MetricFileReader:
@@ -269,6 +278,7 @@ class MetricFileReader:
         kept: LockedFile | None = None,
         *,
         has_column: bool = False,
+        untouched: bytes | None = None,
         buffer: bytearray | None = None,
     ) -> None:
         """Read the file, and set :attr:`damage`.
@@ -277,6 +287,8 @@ class MetricFileReader:
             layouts: Layouts of similar files, which are tried before parsing.
             kept: The file, if it is open already; it may have been removed since.
             has_column: Whether there is a column beside it.
+            untouched: Who may write the file is not there, and has not been as long as this stays
+                the same, see :meth:`SlotDirectory.untouched`; then it is not read again.
             buffer: Where to read to; what it holds is overwritten.
 
         Raises:
@@ -284,19 +296,20 @@ class MetricFileReader:
         """
         buffer = bytearray() if buffer is None else buffer
         try:
+            if untouched is not None and untouched == self._untouched and self._is_same(kept):
+                return
+            self._untouched = None
             if has_column and self._column and self._follow_column(kept):
                 self.damage = None
                 return
-            if kept is not None:
-                self.damage = self.read(
-                    kept.descriptor, layouts, has_column=has_column, buffer=buffer
-                )
-                return
-            descriptor = open_file(self.path, os.O_RDONLY)
+            descriptor = open_file(self.path, os.O_RDONLY) if kept is None else kept.descriptor
             try:
                 self.damage = self.read(descriptor, layouts, has_column=has_column, buffer=buffer)
+                if self.damage is None and is_claimed(descriptor) is False:
+                    self._untouched = untouched
             finally:
-                os.close(descriptor)
+                if kept is None:
+                    os.close(descriptor)
         except FileNotFoundError:
             raise
         except NotAFileError as error:
@@ -318,7 +331,7 @@ class MetricFileReader:
             OSError: It cannot be read.
         """
         status = os.fstat(descriptor)
-        self.size = status.st_size
+        self.size, self._look = status.st_size, _look_of(status)
         header = os.pread(descriptor, HEADER_BYTES, 0)
         used, damage = check_header(header, self.size)
         if damage is not None:
@@ -353,6 +366,11 @@ class MetricFileReader:
             self._column = expected
             self._late = _different(beside, self.numbers)
         return damage
+
+    def _is_same(self, kept: LockedFile | None) -> bool:
+        """Return whether the file looks as it did when it was read last."""
+        status = os.stat(self.path) if kept is None else os.fstat(kept.descriptor)
+        return _look_of(status) == self._look
 
     def _note(self, layout: Layout, numbers: bytes) -> None:
         """Note what was read."""
@@ -450,6 +468,16 @@ class MetricFileReader:
         self._note(layout, layout.values(data))
         self.stamped = layout.pairs(data) if self._has_timestamps else b""
         self._identity = None
+
+
+def _look_of(status: os.stat_result) -> tuple[int, ...]:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
 
 
 class _Column(NamedTuple):

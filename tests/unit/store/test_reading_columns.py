@@ -1,4 +1,4 @@
-"""Reading value columns: only one that counts is believed, and nothing is shown lower than before."""
+"""Reading value columns: only one that counts is believed, and no value is shown lower."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_column_returns(writer: Writer) -> None:
 
 
 def test_store_that_is_being_made(writer: Writer) -> None:
-    """What the metric file has shown is shown until the column has it, whatever comes in between."""
+    """What the metric file has shown is shown until the column has it."""
     writer.make_column([1.0, 2.0, 3.0])
     reader = MetricFileReader(str(writer.path))
     writer.store(1, 7.0, dense=False)  # its writer is stopped here
