@@ -64,7 +64,6 @@ class DirectoryCollector(Source):
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
-        self._buffer = bytearray()
         self._merger = Merger(self._skip, self._warn_of_size)
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
@@ -179,6 +178,7 @@ class DirectoryCollector(Source):
             removed.look(self.path, found, self._readers)
         layouts = self._layouts(found)
         untouched = cache(SlotDirectory(self.path).untouched)
+        buffer = bytearray()  # for all of them, one after the other; where columns count, for none
         for name, file in found.items():
             reader = self._readers.get(name)
             if reader is None:
@@ -190,7 +190,7 @@ class DirectoryCollector(Source):
                     removed.kept(name) if removed is not None else None,
                     has_column=column_path(name) in names,
                     untouched=None if reader.follows_column else untouched(file.holder),
-                    buffer=self._buffer,
+                    buffer=buffer,
                 )
             except FileNotFoundError:
                 continue

@@ -195,3 +195,47 @@ def test_prometheus_sees_every_request_and_no_gap(tmp_path: Path, everything: bo
             assert len(before) >= 5
         for running in servers:
             running.wait_until_gone()
+
+
+MANY = """
+import os
+from prometheus_client import Counter, Histogram
+
+MANY = Counter("app_many", "Many.", ["n"])
+SECONDS = Histogram("app_seconds", "Seconds.", ["n"])
+for number in range(1500):
+    MANY.labels(f"{number}").inc(0)
+
+
+def application(environ, start_response):
+    number = environ["QUERY_STRING"]
+    MANY.labels(number).inc()
+    SECONDS.labels(number).observe(0.2)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+def test_prometheus_reads_what_is_compressed_in_units(tmp_path: Path) -> None:
+    """A large exposition, of which some changes and some is used again from scrape to scrape."""
+    with server(interpreters()[-1], "worker_class = 'sync'", app=MANY) as running:
+        wait_until_scraped(running)
+        target = f"{HOST}:{running.metrics_port}"
+        prometheus = Prometheus(tmp_path, [target])
+        with prometheus.running():
+            counted = 0
+            for count in range(1, 8):
+                for number in (0, 700, 1499):
+                    assert running.get(f"/?{number}").status == 200
+                    counted += 1
+                wait_until(
+                    lambda counted=counted: (  # type: ignore[misc]
+                        prometheus.last("sum by (instance) (app_many_total)") == {target: counted}
+                    ),
+                    f"{counted} are seen",
+                )
+                assert prometheus.last("count by (instance) (app_many_total)") == {target: 1500}
+                found = prometheus.last('app_many_total{n="700"}')
+                assert found == {target: count}
+                total = prometheus.last("sum by (instance) (app_seconds_count)")
+                assert total == {target: counted}
