@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import re
 import sys
 import textwrap
@@ -190,7 +191,9 @@ def _class(source: str, name: str) -> ast.ClassDef:
 
 def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, type, default and docstring of each annotated attribute of a class."""
-    for attribute, below in zip(node.body, node.body[1:], strict=False):
+    hidden = [inner for each in node.body if isinstance(each, ast.If) for inner in each.body]
+    body = [*hidden, *node.body]
+    for attribute, below in zip(body, body[1:], strict=False):
         if not isinstance(attribute, ast.AnnAssign) or not isinstance(below, ast.Expr):
             continue
         # Double quotes in every Python: unparse chooses single ones.
@@ -198,7 +201,7 @@ def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
         text = ast.literal_eval(below.value)
         name = ast.unparse(attribute.target)
         annotation = ast.unparse(attribute.annotation).replace("'", '"')
-        yield name, annotation, default, re.sub(r"\n    ", "\n", text)
+        yield name, annotation, default, inspect.cleandoc(text)
 
 
 def _parse(text: str | None) -> Docstring:
