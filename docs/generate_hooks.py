@@ -13,6 +13,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -193,7 +194,7 @@ def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, type, default and docstring of each annotated attribute of a class."""
     hidden = [inner for each in node.body if isinstance(each, ast.If) for inner in each.body]
     body = [*hidden, *node.body]
-    for attribute, below in zip(body, body[1:], strict=False):
+    for attribute, below in pairwise(body):
         if not isinstance(attribute, ast.AnnAssign) or not isinstance(below, ast.Expr):
             continue
         # Double quotes in every Python: unparse chooses single ones.

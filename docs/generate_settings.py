@@ -14,6 +14,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,7 +196,7 @@ def options() -> Iterator[Declaration]:
     bodies = [node.body for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.If))]
     names = {option.name for option in OPTIONS}
     for body in bodies:
-        for node, below in zip(body, body[1:], strict=False):
+        for node, below in pairwise(body):
             if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in names:
                 assert isinstance(below, ast.Expr)
                 assert isinstance(below.value, ast.Constant)
