@@ -71,9 +71,10 @@ _EDITOR = """\
 ## In the editor
 
 Every parameter has Gunicorn's own type. Pyright and Pylance know these types without any help; for
-mypy install `types-gunicorn`. To those types `server.log` is optional, though every hook finds it
-set: a strict checker wants `assert server.log is not None` before it is used. To a checker an
-override must be callable as the base method is, so one of `post_request` keeps the two defaults.
+mypy install `obskit-gunicorn[typing]`, see [api.md](api.md#type-checkers-and-editors). To those
+types `server.log` is optional, though every hook finds it set: a strict checker wants `assert
+server.log is not None` before it is used. To a checker an override must be callable as the base
+method is, so one of `post_request` keeps the two defaults.
 """
 
 

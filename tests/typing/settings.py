@@ -1,5 +1,7 @@
 """What mypy and pyright say about settings: an error on each line with ``# wrong``, else none.
 
+``# wrong to pyright`` is no error to mypy.
+
 Read by ``tests/unit/gunicorn/test_settings.py``, never run.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -58,6 +61,11 @@ class Annotated(ObskitGunicornConfig):
     logconfig_dict: dict[str, Any] = {}
     metrics_bind: str = "0.0.0.0:9764"
     metrics_host: str | None = None
+
+
+@dataclass
+class OfFields(ObskitGunicornConfig):
+    workers: int = 4
 
 
 class WrongValues(ObskitGunicornConfig):
@@ -177,3 +185,17 @@ class WrongNames(ObskitGunicornConfig):
 
     def on_start(self, server: object) -> None:  # wrong
         pass
+
+
+# ---- Limits
+
+
+class NotNearEnough(ObskitGunicornConfig):
+    wrokers = 4
+    port = 8000
+
+
+class OnTheInstance(ObskitGunicornConfig):
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers = 4  # wrong to pyright
