@@ -36,7 +36,7 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
-.PHONY: help run test test-oldest test-quick check format bench soak clean
+.PHONY: help run test test-oldest test-quick check generate format bench soak clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -63,6 +63,11 @@ check: $(VENV)/.ready  ## Check style, format and types; changes nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+generate: $(VENV)/.ready  ## Write what is made of the code and of the newest Gunicorn
+	$(VENV)/bin/python docs/generate_settings.py
+	$(VENV)/bin/python docs/generate_hooks.py
+	$(VENV)/bin/python docs/generate_options.py
 
 format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
 	$(VENV)/bin/ruff check --fix .

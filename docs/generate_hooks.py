@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,9 +71,10 @@ _EDITOR = """\
 ## In the editor
 
 Every parameter has Gunicorn's own type. Pyright and Pylance know these types without any help; for
-mypy install `types-gunicorn`. To those types `server.log` is optional, though every hook finds it
-set: a strict checker wants `assert server.log is not None` before it is used. To a checker an
-override must be callable as the base method is, so one of `post_request` keeps the two defaults.
+mypy install `obskit-gunicorn[typing]`, see [api.md](api.md#type-checkers-and-editors). To those
+types `server.log` is optional, though every hook finds it set: a strict checker wants `assert
+server.log is not None` before it is used. To a checker an override must be callable as the base
+method is, so one of `post_request` keeps the two defaults.
 """
 
 
@@ -190,7 +193,9 @@ def _class(source: str, name: str) -> ast.ClassDef:
 
 def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, type, default and docstring of each annotated attribute of a class."""
-    for attribute, below in zip(node.body, node.body[1:], strict=False):
+    hidden = [inner for each in node.body if isinstance(each, ast.If) for inner in each.body]
+    body = [*hidden, *node.body]
+    for attribute, below in pairwise(body):
         if not isinstance(attribute, ast.AnnAssign) or not isinstance(below, ast.Expr):
             continue
         # Double quotes in every Python: unparse chooses single ones.
@@ -198,7 +203,7 @@ def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
         text = ast.literal_eval(below.value)
         name = ast.unparse(attribute.target)
         annotation = ast.unparse(attribute.annotation).replace("'", '"')
-        yield name, annotation, default, re.sub(r"\n    ", "\n", text)
+        yield name, annotation, default, inspect.cleandoc(text)
 
 
 def _parse(text: str | None) -> Docstring:

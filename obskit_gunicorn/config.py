@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from gunicorn.http.wsgi import Response
     from gunicorn.workers.base import Worker
 
+    from obskit_gunicorn._gunicorn.settings import Settings
+else:
+    Settings = Configuration
+
 __all__ = ["HookEvent", "ObskitGunicornConfig"]
 
 
-class ObskitGunicornConfig(Configuration):
+class ObskitGunicornConfig(Settings):
     """The configuration of a Gunicorn server whose workers share one ``/metrics``.
 
     Subclass it in ``gunicorn.conf.py``. Gunicorn's settings are class attributes, its server hooks
@@ -57,116 +61,118 @@ class ObskitGunicornConfig(Configuration):
     stores there.
     """
 
-    multiproc_dir: str | None = None
-    """The directory in which the processes of this server share their metrics.
+    if not TYPE_CHECKING:  # to type checkers they are declared in Settings
+        multiproc_dir: str | None = None
+        """The directory in which the processes of this server share their metrics.
 
-    ``None`` means a private one (mode 0700), in memory if possible. It is handed on at a SIGUSR2,
-    and removed when the last process has ended. A directory of your own is created if it is
-    missing. A relative path is made absolute before Gunicorn changes directory. The environment
-    variable ``PROMETHEUS_MULTIPROC_DIR`` wins over the class.
-    """
+        ``None`` means a private one (mode 0700), in memory if possible. It is handed on at a
+        SIGUSR2, and removed when the last process has ended. A directory of your own is created if
+        it is missing. A relative path is made absolute before Gunicorn changes directory. The
+        environment variable ``PROMETHEUS_MULTIPROC_DIR`` wins over the class.
+        """
 
-    metrics_keep: bool = False
-    """Whether a start continues from the totals of earlier runs.
+        metrics_keep: bool = False
+        """Whether a start continues from the totals of earlier runs.
 
-    Otherwise a start begins at zero: what earlier runs left in the directory is removed once, and
-    only if no process holds a lease there any more. A SIGHUP or SIGUSR2 is not a start in this
-    sense, and always keeps the totals. The environment variable ``OBSKIT_METRICS_KEEP`` wins over
-    the class.
-    """
+        Otherwise a start begins at zero: what earlier runs left in the directory is removed once,
+        and only if no process holds a lease there any more. A SIGHUP or SIGUSR2 is not a start in
+        this sense, and always keeps the totals. The environment variable ``OBSKIT_METRICS_KEEP``
+        wins over the class.
+        """
 
-    metrics_bind: str | None = "127.0.0.1:9764"
-    """Where the exporter listens: ``host:port``, ``[IPv6]:port``, ``unix:path``.
+        metrics_bind: str | None = "127.0.0.1:9764"
+        """Where the exporter listens: ``host:port``, ``[IPv6]:port``, ``unix:path``.
 
-    The exporter is a separate process that serves ``/metrics``, ``/-/healthy`` and ``/-/ready``; no
-    worker answers a scrape. ``None`` (in the environment: an empty value) means no exporter. If the
-    address is taken, one error line says so, and the exporter keeps trying. The environment
-    variable ``OBSKIT_METRICS_BIND`` wins over the class; each option that begins with ``metrics_``
-    has such a variable.
-    """
+        The exporter is a separate process that serves ``/metrics``, ``/-/healthy`` and
+        ``/-/ready``; no worker answers a scrape. ``None`` (in the environment: an empty value)
+        means no exporter. If the address is taken, one error line says so, and the exporter keeps
+        trying. The environment variable ``OBSKIT_METRICS_BIND`` wins over the class; each option
+        that begins with ``metrics_`` has such a variable.
+        """
 
-    metrics_path: str = "/metrics"
-    """The path at which the exporter serves the exposition."""
+        metrics_path: str = "/metrics"
+        """The path at which the exporter serves the exposition."""
 
-    metrics_certfile: str | None = None
-    """A PEM file with the exporter's certificate chain, for TLS; ``None`` for plain HTTP.
+        metrics_certfile: str | None = None
+        """A PEM file with the exporter's certificate chain, for TLS; ``None`` for plain HTTP.
 
-    It must exist when Gunicorn starts, and be readable for the workers' user. The next connection
-    uses a renewed certificate. A relative path starts from the directory in which Gunicorn was
-    started. All this is true for the two files below too.
-    """
+        It must exist when Gunicorn starts, and be readable for the workers' user. The next
+        connection uses a renewed certificate. A relative path starts from the directory in which
+        Gunicorn was started. All this is true for the two files below too.
+        """
 
-    metrics_keyfile: str | None = None
-    """A PEM file with the private key, if ``metrics_certfile`` does not contain it."""
+        metrics_keyfile: str | None = None
+        """A PEM file with the private key, if ``metrics_certfile`` does not contain it."""
 
-    metrics_ca_certs: str | None = None
-    """A PEM file with the authorities whose client certificates are accepted: mutual TLS.
+        metrics_ca_certs: str | None = None
+        """A PEM file with the authorities whose client certificates are accepted: mutual TLS.
 
-    All other clients are refused.
-    """
+        All other clients are refused.
+        """
 
-    metrics_collectors: Sequence[str] = ()
-    """Collectors that run once, in the exporter: import strings such as ``myapp.metrics:depth``.
+        metrics_collectors: Sequence[str] = ()
+        """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 
-    Each names an object with a method ``collect()``, or a class of such objects. Use them for what
-    shared metrics cannot express: an Info, an Enum, a callback, the depth of a queue. They are
-    imported in the exporter, with the arbiter's ``sys.path``, working directory and environment. A
-    collector that raises an exception, or takes longer than two seconds, is left out of that scrape
-    and counted in ``obskit_gunicorn_collector_failures_total``. In the environment, separate them
-    by commas.
-    """
+        Each names an object with a method ``collect()``, or a class of such objects. Use them for
+        what shared metrics cannot express: an Info, an Enum, a callback, the depth of a queue. They
+        are imported in the exporter, with the arbiter's ``sys.path``, working directory and
+        environment. A collector that raises an exception, or takes longer than two seconds, is left
+        out of that scrape and counted in ``obskit_gunicorn_collector_failures_total``. In the
+        environment, separate them by commas.
+        """
 
-    metrics_requests: bool = True
-    """Whether requests are counted: ``gunicorn_requests_total{method,code}`` and so on.
+        metrics_requests: bool = True
+        """Whether requests are counted: ``gunicorn_requests_total{method,code}`` and so on.
 
-    Under ASGI workers a wrapper around the application counts them, elsewhere the request hooks do.
-    With ``False`` there is neither, and no cost.
-    """
+        Under ASGI workers a wrapper around the application counts them, elsewhere the request hooks
+        do. With ``False`` there is neither, and no cost.
+        """
 
-    metrics_buckets: Sequence[float] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-    """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
+        metrics_buckets: Sequence[float] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+        """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
 
-    In the environment, separate them by commas.
-    """
+        In the environment, separate them by commas.
+        """
 
-    metrics_redis: str | None = None
-    """A Redis or Valkey in which the metrics of many hosts come together: ``redis://host:6379/0``.
+        metrics_redis: str | None = None
+        """A Redis or Valkey in which the metrics of many hosts meet: ``redis://host:6379/0``.
 
-    ``rediss://`` is the same over TLS; ``unix:///run/redis.sock`` a socket;
-    ``redis+sentinel://one:26379,two:26379/service`` asks sentinels. The exporter publishes what
-    this host has counted, and serves what all hosts have at ``metrics_fleet_path``; workers know
-    nothing of it. A password comes from ``OBSKIT_METRICS_REDIS_PASSWORD``, or from the file that
-    ``OBSKIT_METRICS_REDIS_PASSWORD_FILE`` names. Needs ``pip install "obskit-gunicorn[redis]"``.
-    See ``docs/fleet.md``.
-    """
+        ``rediss://`` is the same over TLS; ``unix:///run/redis.sock`` a socket;
+        ``redis+sentinel://one:26379,two:26379/service`` asks sentinels. The exporter publishes what
+        this host has counted, and serves what all hosts have at ``metrics_fleet_path``; workers
+        know nothing of it. A password comes from ``OBSKIT_METRICS_REDIS_PASSWORD``, or from the
+        file that ``OBSKIT_METRICS_REDIS_PASSWORD_FILE`` names. Needs ``pip install
+        "obskit-gunicorn[redis]"``. See ``docs/fleet.md``.
+        """
 
-    metrics_redis_name: str = "default"
-    """The name of the fleet; hosts that publish under one name are added up."""
+        metrics_redis_name: str = "default"
+        """The name of the fleet; hosts that publish under one name are added up."""
 
-    metrics_redis_interval: float = 5.0
-    """How often this host publishes to the store, or pushes, in seconds.
+        metrics_redis_interval: float = 5.0
+        """How often this host publishes to the store, or pushes, in seconds.
 
-    A host that is killed together with its volume loses at most what it has counted since.
-    """
+        A host that is killed together with its volume loses at most what it has counted since.
+        """
 
-    metrics_host: str | None = None
-    """The name of this host among others, as label ``host``; by default the host name.
+        metrics_host: str | None = None
+        """The name of this host among others, as label ``host``; by default the host name.
 
-    Servers that share a host need a name each.
-    """
+        Servers that share a host need a name each.
+        """
 
-    metrics_fleet_path: str = "/metrics/fleet"
-    """The path at which the exporter serves what all hosts have counted."""
+        metrics_fleet_path: str = "/metrics/fleet"
+        """The path at which the exporter serves what all hosts have counted."""
 
-    metrics_push: str | None = None
-    """A Prometheus remote-write endpoint to which this host's metrics are pushed.
+        metrics_push: str | None = None
+        """A Prometheus remote-write endpoint to which this host's metrics are pushed.
 
-    For pods that do not live long enough to be scraped: ``http://prometheus:9090/api/v1/write``.
-    The exporter pushes every ``metrics_redis_interval`` seconds, and once more at its end. A bearer
-    token comes from ``OBSKIT_METRICS_PUSH_TOKEN``, a user from ``OBSKIT_METRICS_PUSH_USER`` and
-    ``OBSKIT_METRICS_PUSH_PASSWORD``, or each from the file that the variable with ``_FILE`` behind
-    it names. Needs ``pip install "obskit-gunicorn[push]"``. See ``docs/fleet.md``.
-    """
+        For pods that do not live long enough to be scraped:
+        ``http://prometheus:9090/api/v1/write``. The exporter pushes every
+        ``metrics_redis_interval`` seconds, and once more at its end. A bearer token comes from
+        ``OBSKIT_METRICS_PUSH_TOKEN``, a user from ``OBSKIT_METRICS_PUSH_USER`` and
+        ``OBSKIT_METRICS_PUSH_PASSWORD``, or each from the file that the variable with ``_FILE``
+        behind it names. Needs ``pip install "obskit-gunicorn[push]"``. See ``docs/fleet.md``.
+        """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Arrange that the class is published when Gunicorn asks for the names of its module."""

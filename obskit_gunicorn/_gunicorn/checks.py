@@ -202,9 +202,9 @@ def suggest_names(publication: Publication, known: Mapping[str, Any]) -> None:
         for name in vars(base):
             if name.startswith("_") or name in names or name in ours:
                 continue
-            near = _near(name, known)
-            if near:
-                text = f"{_IGNORED} did you mean {near}?"
+            meant = " or ".join(near(name, known))
+            if meant:
+                text = f"{_IGNORED} did you mean {meant}?"
                 warn(publication, name, f"{text} A leading underscore marks a name as your own")
 
 
@@ -234,9 +234,9 @@ def suggest_names_of_file(
     for name, line in _bound(tree.body):
         if name.startswith("_") or name.isupper() or name in names or name in read:
             continue
-        near = _near(name, known)
-        if near:
-            text = f"{name} in {publication.source}: {_IGNORED} did you mean {near}?"
+        meant = " or ".join(near(name, known))
+        if meant:
+            text = f"{name} in {publication.source}: {_IGNORED} did you mean {meant}?"
             say(f"{text} A leading underscore marks a name as your own", publication.source, line)
 
 
@@ -255,19 +255,19 @@ def _bound(statements: list[Any]) -> Iterator[tuple[str, int]]:
                 yield from _bound(getattr(statement, block, []))
 
 
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    """Return the names that were probably meant; an empty text if none is near."""
+def near(name: str, known: Mapping[str, Any]) -> list[str]:
+    """Return the names that were probably meant, the best first; none if none is near."""
     flags = {
         flag.lstrip("-").replace("-", "_"): setting.name
         for setting in known.values()
         for flag in setting.cli or ()
     }
     if len(name) > _SHORT and name in flags:
-        return str(flags[name])
-    near = [other for other in PARAMETERS if other.endswith(f"_{name}")][:1]
+        return [str(flags[name])]
+    found = [other for other in PARAMETERS if other.endswith(f"_{name}")][:1]
     names = sorted({*known, *PARAMETERS, *(option.name for option in OPTIONS)})
-    near += difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
-    return " or ".join(dict.fromkeys(near))
+    found += difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+    return list(dict.fromkeys(found))
 
 
 _SHORT = 4

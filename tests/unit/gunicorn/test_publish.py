@@ -218,7 +218,7 @@ class TestRefused:
         """A method named like a setting is refused with the hint to make it a property."""
 
         class Config(ObskitGunicornConfig):
-            def workers(self) -> int:
+            def workers(self) -> int:  # type: ignore[override]
                 return 4
 
         with pytest.raises(ConfigurationError, match="@property above def workers"):
