@@ -10,6 +10,25 @@ ends.
 
 Installed as ``prometheus_client.values.ValueClass``, which prometheus_client supports. Safe with
 threads and forks. Must not run in signal context: the lock is not re-entrant.
+
+Without a lock
+--------------
+While all values are in files, ``inc``, ``set`` and ``get`` need no lock. CPython with a GIL gives
+another thread a turn, and runs signal handlers, only at a call, at a jump backwards and, up to
+3.10, at a conditional jump that is taken. So a straight line of attributes of objects with slots,
+items of memoryviews and sums of floats runs as a whole. What that asks of the code:
+
+- From the check to the last store all is *one physical line*, because a tracer runs at each new
+  one; and it is where the check falls through, because up to 3.10 the other way is a jump.
+- The amount is made a float before the cell is looked at, and ``own`` and ``base`` are floats: of
+  the class itself, for numbers of other classes may run code of their own.
+- Whoever changes a cell that others may use has that line too, with the lock or without: nothing
+  may run between what is read and what is stored.
+- Whoever closes the files closes this way first (``_settled``), before he reads any ``own``; and a
+  file puts something else in the place of its memory before that is unmapped.
+
+Where threads run beside each other, and on other implementations, the lock is always taken. A
+tracer that is called at each opcode or branch is the one thing that can still come between.
 """
 
 from __future__ import annotations
@@ -20,6 +39,7 @@ import errno
 import logging
 import mmap
 import os
+import sys
 import time
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,7 +54,10 @@ from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
+"""Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
 
 _RETRY_SECONDS = 1.0
 """How long values stay in memory before the next attempt to open a file."""
@@ -48,8 +71,8 @@ _store: Store | None = None
 _settled: Store | None = None
 """The same while no value of this process is in memory, else ``None``.
 
-The fast path of a value only compares its store with this one. While there are values in memory,
-every call takes the slow path, which tries to move them into the files.
+A value that needs no lock only compares its store with this one. While there are values in memory,
+every call takes the lock, and tries to move them into the files.
 """
 
 _closed: Store | None = None
@@ -119,18 +142,14 @@ class Value:
 
     def inc(self, amount: float) -> None:
         """Add to the number; the metric checks that the amount is allowed."""
-        if not _here[0]:
-            forks.start_over()
-        with _lock:
-            cell = self._cell
-            if cell.store is _settled:
-                cell.own = own = cell.own + amount
-                cell.file.cells[cell.index] = cell.base + own  # type: ignore[operator]
-                return
-            cell = self._cell = _bind(self._key)
-            cell.own += amount
-            cell.write()
-        _say()
+        amount = 0.0 + amount
+        if amount.__class__ is not float:
+            amount = float(amount)
+        cell = self._cell
+        # fmt: off
+        if cell.store is _settled and _here[0]: file = cell.file; cell.own = own = cell.own + amount; file.cells[cell.index] = file.column[cell.number] = cell.base + own; return  # type: ignore[operator]  # noqa: E501, E701, E702
+        # fmt: on
+        self._inc_with_lock(amount)
 
     def set(self, value: float, timestamp: float | None = None) -> None:
         """Set what this process has contributed.
@@ -139,21 +158,48 @@ class Value:
             value: The number.
             timestamp: Unix seconds, for the ``mostrecent`` modes.
         """
-        if not _here[0]:
-            forks.start_over()
-        with _lock:
-            cell = self._cell
-            if cell.store is _settled:
-                cell.own = value
-                cell.file.cells[cell.index] = cell.base + value  # type: ignore[operator]
-                return
-            cell = self._cell = _bind(self._key)
-            cell.own, cell.timestamp = value, timestamp or 0.0
-            cell.write()
-        _say()
+        if value.__class__ is not float:
+            value = float(value)
+        cell = self._cell
+        # fmt: off
+        if cell.store is _settled and _here[0]: file = cell.file; cell.own = value; file.cells[cell.index] = file.column[cell.number] = cell.base + value; return  # type: ignore[operator]  # noqa: E501, E701, E702
+        # fmt: on
+        self._set_with_lock(value)
 
     def get(self) -> float:
         """Return what this process has contributed; 0 in a child that has not used it yet."""
+        cell = self._cell
+        # fmt: off
+        if cell.store is _settled and _here[0]: return cell.own  # noqa: E701
+        # fmt: on
+        return self._get_with_lock()
+
+    def _inc_with_lock(self, amount: float) -> None:
+        amount = 0.0 + amount
+        if amount.__class__ is not float:
+            amount = float(amount)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell = self._bound()
+            # fmt: off
+            file = cell.file; cell.own = own = cell.own + amount; file.cells[cell.index] = file.column[cell.number] = cell.base + own  # type: ignore[operator]  # noqa: E501, E702
+            # fmt: on
+        _say()
+
+    def _set_with_lock(self, value: float, timestamp: float | None = None) -> None:
+        if value.__class__ is not float:
+            value = float(value)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell = self._bound()
+            # fmt: off
+            file = cell.file; cell.own = value; file.cells[cell.index] = file.column[cell.number] = cell.base + value  # type: ignore[operator]  # noqa: E501, E702
+            # fmt: on
+        _say()
+
+    def _get_with_lock(self) -> float:
         if not _here[0]:
             forks.start_over()
         with _lock:
@@ -162,6 +208,12 @@ class Value:
                 found = _find(self._key)
                 return 0.0 if found is None else found.own
             return cell.own
+
+    def _bound(self) -> Cell:
+        """Return the cell, bound if it is not; the caller holds the lock."""
+        if self._cell.store is not _settled:
+            self._cell = _bind(self._key)
+        return self._cell
 
     def set_exemplar(self, exemplar: object) -> None:
         """Store nothing, like prometheus_client in multiprocess mode: files have no exemplars."""
@@ -184,26 +236,41 @@ class _CombinedValue(Value):
 
     def inc(self, amount: float) -> None:
         """Add to what this process has contributed."""
-        with self._bound() as cell:
-            cell.own += amount
-            cell.timestamp = 0.0
-            cell.write()
-
-    def set(self, value: float, timestamp: float | None = None) -> None:
-        """Set what this process has contributed; see :meth:`Value.set`."""
-        with self._bound() as cell:
-            cell.own, cell.timestamp = value, timestamp or 0.0
-            cell.write()
-
-    @contextlib.contextmanager
-    def _bound(self) -> Iterator[Cell]:
+        amount = float(0.0 + amount)
         if not _here[0]:
             forks.start_over()
         with _lock:
-            if self._cell.store is not _settled:
-                self._cell = _bind(self._key)
-            yield self._cell
+            cell = self._bound()
+            cell.own += amount
+            cell.timestamp = 0.0
+            cell.write()
         _say()
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        """Set what this process has contributed; see :meth:`Value.set`."""
+        value = float(value)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell = self._bound()
+            cell.own, cell.timestamp = value, timestamp or 0.0
+            cell.write()
+        _say()
+
+
+def lock_always() -> None:
+    """Take the lock at each call, where a line of code does not run as a whole."""
+    methods = {
+        "inc": Value._inc_with_lock,
+        "set": Value._set_with_lock,
+        "get": Value._get_with_lock,
+    }
+    for name, method in methods.items():
+        setattr(Value, name, method)
+
+
+if not IS_ATOMIC:
+    lock_always()
 
 
 def install() -> list[str]:
@@ -281,9 +348,10 @@ def close_files() -> None:
     """Close this process's files; a value opens its file again when it is next used."""
     global _closed  # noqa: PLW0603
     with _lock:
-        if _store is not None:
-            _closed = _store
-            _release()
+        store = _store
+        _release()
+        if store is not None:
+            _closed = store
 
 
 def not_shared() -> int:
@@ -389,7 +457,7 @@ def _open_store() -> Store | None:
 
 
 def _settle() -> None:
-    """Enable the fast path if no value is in memory."""
+    """Let values do without the lock if none is in memory."""
     global _settled  # noqa: PLW0603
     _settled = None if _memory else _store
     lease = membership.lease
@@ -398,14 +466,17 @@ def _settle() -> None:
 
 
 def _detach(*, take_along: bool = False) -> None:
+    global _settled  # noqa: PLW0603
+    _settled = None  # first: whoever counts now waits for the lock
     if _store is not None:
         _memory.update(_store.carry_over(take_along=take_along))
         _release()
 
 
 def _release() -> None:
-    global _store, _settled
-    store, _store, _settled = _store, None, None
+    global _store, _settled  # noqa: PLW0603
+    _settled = None
+    store, _store = _store, None
     if store is not None:
         for cell in store.cells.values():
             cell.store = NOWHERE

@@ -29,7 +29,7 @@ from obskit_gunicorn._store.fileformat import (
     key_text,
     pack_entry,
 )
-from obskit_gunicorn._store.locks import NotAFileError
+from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from tests.support.columns import read_column
@@ -526,7 +526,10 @@ def _give_up_beside_child(directory: str) -> int:
     pid = os.fork()
     if pid == 0:
         signal.pause()
-    assert file.give_up_column()
+    with LockedFile(column_path(file.path), os.O_RDONLY) as held:
+        assert held.is_claimed(by_flock=False)
+        assert file.give_up_column()
+        assert not held.is_claimed(by_flock=False)
     assert not file.give_up_column()
     return pid
 
