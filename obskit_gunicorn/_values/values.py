@@ -410,6 +410,12 @@ def _find(key: Key) -> Cell | None:
 
 def _bind(key: Key) -> Cell:
     """Return the key's cell in this process, in the slot's file if possible."""
+    store = _settled
+    if store is not None and key[0] in store.files:
+        try:
+            return store.cells.get(key) or store.add(key, None)
+        except OSError:
+            pass  # below it is tried again
     with forks.guard():
         if time.monotonic() >= _retry_at:
             _move_in()

@@ -202,7 +202,7 @@ def _act_beside(
         thread.start()
     rounds = 0
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or rounds < 4:
         DISTURBANCES[disturbance](rounds)
         rounds += 1
         time.sleep(0.002)
