@@ -4,7 +4,7 @@ The request path of Gunicorn's sync worker is run in a process, with a socket pa
 client, so that nothing but the counting differs and no network adds its noise. Requests come in
 pairs, one of each side; the median of their differences is printed.
 ``gunicorn-prometheus-exporter`` stands beside it where it is installed; it does not run on every
-Gunicorn that we run on.
+Gunicorn that we run on. Then what the two hooks cost alone, called in a loop.
 
 Run it with ``make bench``, or ``python -m benchmarks.requests``.
 """
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from typing import Any
 
 from gunicorn import __version__ as gunicorn_version
@@ -106,6 +107,33 @@ def measure(side: str) -> None:
     print(f"{figures[1]:>10.1f}{figures[0]:>10.1f}{added:>10.1f}")
 
 
+class _Request:
+    method = "GET"
+
+
+class _Response:
+    status_code = 200
+    headers_sent = True
+
+
+def measure_hooks() -> None:
+    """Print what the hooks cost; in a process of its own."""
+    importlib.import_module("obskit_gunicorn.multiprocess")  # joins the directory
+    importlib.import_module("obskit_gunicorn._values.sharing").take_lease()
+    package = importlib.import_module("obskit_gunicorn")
+    telemetry = importlib.import_module("obskit_gunicorn._gunicorn.telemetry")
+    requests = telemetry.requests(package.ObskitGunicornConfig.metrics_buckets)
+    arrived, answered = requests.arrived_hook, requests.answered_hook
+    request, response = _Request(), _Response()
+
+    def serve_one() -> None:
+        arrived(request)
+        answered(request, response)
+
+    best = min(timeit.repeat(serve_one, number=20_000, repeat=15)) / 20_000
+    print(f"{best * 1e6:>30.2f}")
+
+
 def main() -> None:
     """Run everything."""
     print(f"\nPython {platform.python_version()}, Gunicorn {gunicorn_version}; request telemetry")
@@ -115,16 +143,21 @@ def main() -> None:
         if importlib.util.find_spec(package) is None:
             print(f"{package:<32}not installed")
             continue
-        with tempfile.TemporaryDirectory() as directory:
-            program = f"from benchmarks.requests import measure; measure({side!r})"
-            done = subprocess.run(
-                [sys.executable, "-c", program],
-                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": directory},
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-        print(f"{package:<32}{done.stdout.rstrip()}")
+        print(f"{package:<32}{in_a_process(f'measure({side!r})')}")
+    print(f"{'its two hooks, alone':<32}{in_a_process('measure_hooks()')}")
+
+
+def in_a_process(call: str) -> str:
+    """Call something of this module in a process with a directory of its own; return its line."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import benchmarks.requests as here; here.{call}"],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": directory},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return done.stdout.rstrip()
 
 
 if __name__ == "__main__":

@@ -34,10 +34,22 @@ def each(function, number=100_000):
     return min(timeit.repeat(function, number=number, repeat=5)) / number
 
 figures = {
+    "Value.inc()": each(lambda: counter._value.inc(1)),
     "Counter.inc()": each(counter.inc),
     "Histogram.observe()": each(lambda: histogram.observe(0.3)),
     "Gauge.set()": each(lambda: gauge.set(4)),
 }
+
+def make(kind, name, many):
+    parent = kind(name, "Many.", ["method", "path"])
+    labels = [("GET", f"/api/v1/items/{number}") for number in range(many)]
+    start = time.perf_counter()
+    for each in labels:
+        parent.labels(*each)
+    return (time.perf_counter() - start) / many
+
+figures["making a child of a Counter"] = make(Counter, "benchmark_children", series // 2)
+figures["making a child of a Histogram"] = make(Histogram, "benchmark_durations", series // 20)
 parent = Counter("benchmark_series", "Many.", ["label"])
 for number in range(series):
     parent.labels(str(number)).inc()

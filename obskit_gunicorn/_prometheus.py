@@ -232,6 +232,17 @@ def adder(metric: Any) -> Callable[[float], None]:
     return add
 
 
+def value_of(metric: Any) -> Any:
+    """Return the value of a counter or gauge; ``None`` if it is not known where that is."""
+    return getattr(metric, "_value", None)
+
+
+def values_of(histogram: Any) -> tuple[Any, list[Any]]:
+    """Return the sum and the buckets of a histogram; ``None`` and nothing if they are not known."""
+    buckets = getattr(histogram, "_buckets", None)
+    return getattr(histogram, "_sum", None), list(buckets or ())
+
+
 def observer(metric: Any, bounds: Sequence[float]) -> Callable[[float], None]:
     """Return a function that adds an observation to a histogram, without the checks of ``observe``.
 

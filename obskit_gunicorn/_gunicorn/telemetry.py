@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._gunicorn.exits import REASONS
+from obskit_gunicorn._values.values import end_of_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,7 +51,10 @@ class _Child(NamedTuple):
     """The functions to call for each request of one method and code."""
 
     add_one: Callable[[float], None]
-    observe: Callable[[float], None]
+    """Counts a request whose arrival was not seen."""
+
+    end: Callable[[float], None]
+    """Counts one that took so many seconds, and is no longer in progress."""
 
 
 class Requests:
@@ -81,14 +85,17 @@ class Requests:
             buckets=buckets,
             registry=None,
         )
+        self._in_progress = _in_progress() if sees_arrivals else None
         # The metrics' public methods check what is known here, and each check costs every request.
-        self._count_in_progress = _prometheus.adder(_in_progress()) if sees_arrivals else _ignore
+        self._count_in_progress = (
+            _ignore if self._in_progress is None else _prometheus.adder(self._in_progress)
+        )
         self._bounds = buckets
         self._children: dict[tuple[str | None, int], _Child] = {}
 
     def arrived(self) -> float:
         """Note that a request has arrived; return when, for :meth:`answered`."""
-        self._count_in_progress(1)
+        self._count_in_progress(1.0)
         return perf_counter()
 
     def answered(self, method: str | None, code: int, started: float | None) -> None:
@@ -100,18 +107,18 @@ class Requests:
             started: The result of :meth:`arrived`; ``None`` if it was not called.
         """
         child = self._children.get((method, code)) or self._child(method, code)
-        child.add_one(1)
-        if started is not None:
-            child.observe(perf_counter() - started)
-            self._count_in_progress(-1)
+        if started is None:
+            child.add_one(1.0)
+        else:
+            child.end(perf_counter() - started)
 
     def arrived_hook(self, req: Request) -> None:
         """Note in ``pre_request`` that a request has arrived."""
-        self._count_in_progress(1)
+        self._count_in_progress(1.0)
         try:
             req.obskit_started = perf_counter()  # type: ignore[attr-defined]
         except AttributeError:  # without the attribute there is no duration
-            self._count_in_progress(-1)
+            self._count_in_progress(-1.0)
 
     def answered_hook(self, req: Request, resp: Response | None) -> None:
         """Note in ``post_request`` that a request was answered.
@@ -119,10 +126,18 @@ class Requests:
         Gunicorn calls that hook in a ``finally``, so an exception of the application may be in
         flight. If nothing has been sent then, Gunicorn answers 500.
         """
-        code = getattr(resp, "status_code", None)
-        if code is None or not getattr(resp, "headers_sent", True):
+        try:
+            method, code, started = req.method, resp.status_code, req.obskit_started  # type: ignore[attr-defined, union-attr]
+            is_sent = resp.headers_sent  # type: ignore[union-attr]
+        except AttributeError:  # a request without a response, or one of an unusual worker class
+            method, code = getattr(req, "method", None), getattr(resp, "status_code", None)
+            started, is_sent = (
+                getattr(req, "obskit_started", None),
+                getattr(resp, "headers_sent", 1),
+            )
+        if code is None or not is_sent:
             code = code_of(sys.exc_info()[1], code)
-        self.answered(getattr(req, "method", None), code, getattr(req, "obskit_started", None))
+        self.answered(method, code, started)
 
     def _child(self, method: str | None, code: int) -> _Child:
         name = method if method in _METHODS else _OTHER
@@ -130,13 +145,27 @@ class Requests:
             code = int(code)  # str() of an enum's member is its name
         except (TypeError, ValueError):
             code = 500
-        child = _Child(
-            _prometheus.adder(self._total.labels(name, str(code))),
-            _prometheus.observer(self._duration.labels(name), self._bounds),
-        )
+        total, duration = self._total.labels(name, str(code)), self._duration.labels(name)
+        child = _Child(_prometheus.adder(total), self._end(total, duration))
         if name is not _OTHER:  # otherwise clients could fill the memory with names
             self._children[name, code] = child
         return child
+
+    def _end(self, total: Counter, duration: Histogram) -> Callable[[float], None]:
+        """Return what counts the end of a request in these metrics, at once if possible."""
+        seconds, buckets = _prometheus.values_of(duration)
+        values = map(_prometheus.value_of, (total, self._in_progress))
+        at_once = end_of_work(next(values), seconds, buckets, self._bounds, next(values))
+        if at_once is not None:
+            return at_once
+        add_one, observe = _prometheus.adder(total), _prometheus.observer(duration, self._bounds)
+
+        def end(seconds: float) -> None:
+            add_one(1.0)
+            observe(seconds)
+            self._count_in_progress(-1.0)
+
+        return end
 
 
 def code_of(error: BaseException | None, code: int | None) -> int:

@@ -28,9 +28,11 @@ prometheus_client does.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import struct
+from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -111,8 +113,24 @@ def encode_key(
     metric: str, sample: str, label_names: Sequence[str], label_values: Sequence[str], help_: str
 ) -> bytes:
     """Return the key of a sample; the order of the labels does not matter."""
-    labels = dict(zip(label_names, label_values, strict=False))
-    return json.dumps([metric, sample, labels, help_], sort_keys=True).encode()
+    try:
+        frame, order = _frame(metric, sample, tuple(label_names), help_)
+        return (frame % tuple([_quote(label_values[at]) for at in order])).encode()
+    except (TypeError, IndexError):  # not all are texts, or there are fewer values than names
+        labels = dict(zip(label_names, label_values, strict=False))
+        return json.dumps([metric, sample, labels, help_], sort_keys=True).encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame(
+    metric: str, sample: str, label_names: tuple[str, ...], help_: str
+) -> tuple[str, list[int]]:
+    """Return the keys of the series of a sample with a gap for each label, and which fills it."""
+    places = {name: at for at, name in enumerate(label_names)}
+    names = sorted(places)
+    parts = [_quote(text).replace("%", "%%") for text in (metric, sample, *names, help_)]
+    labels = ", ".join(f"{name}: %s" for name in parts[2:-1])
+    return f"[{parts[0]}, {parts[1]}, {{{labels}}}, {parts[-1]}]", [places[name] for name in names]
 
 
 def pack_entry(key: bytes, value: float, timestamp: float) -> bytes:

@@ -9,7 +9,7 @@ import os
 from array import array
 from typing import TypeAlias
 
-from obskit_gunicorn._store import fileformat
+from obskit_gunicorn._store import fileformat, forks
 from obskit_gunicorn._store.column import COUNT_INDEX, column_path, pack_header
 from obskit_gunicorn._store.column import HEADER_BYTES as COLUMN_HEADER_BYTES
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
@@ -68,11 +68,12 @@ class _Mapping:
         Raises:
             OSError: The volume is full, or somebody has closed the descriptor.
         """
-        if not self.file.is_open():  # its number may belong to another file by now
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.file.path)
-        size = self.size + min(self.size, _LARGEST_STEP_BYTES)
-        _reserve(self.file.descriptor, self.size, size - self.size)
-        return _Mapping(self.file, size)
+        with forks.guard():
+            if not self.file.is_open():  # its number may belong to another file by now
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.file.path)
+            size = self.size + min(self.size, _LARGEST_STEP_BYTES)
+            _reserve(self.file.descriptor, self.size, size - self.size)
+            return _Mapping(self.file, size)
 
     def unmap(self) -> None:
         """Unmap it; the file stays open."""

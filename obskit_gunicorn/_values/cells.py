@@ -22,13 +22,23 @@ from __future__ import annotations
 import errno
 import math
 import operator
+import time
 from typing import TYPE_CHECKING
 
+from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 
 if TYPE_CHECKING:
     from obskit_gunicorn._store.leases import Lease
     from obskit_gunicorn._store.writer import Cells
+
+
+_LOOK_SECONDS = 100e-6
+"""How long after a look whether readers still find a file it is not looked again.
+
+A look costs several system calls: more than adding an entry. Whoever makes many series at once
+looks now and then, everybody else each time.
+"""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -143,6 +153,7 @@ class Store:
         self._earlier = earlier or {}
         self.files: dict[str, MetricFile] = {}
         self.cells: dict[Key, Cell] = {}
+        self._look_at: dict[str, float] = {}
 
     def add(self, key: Key, carried: Cell | None) -> Cell:
         """Give a key its cell in the slot's file.
@@ -157,30 +168,19 @@ class Store:
             OSError: The file cannot be opened or created, or the volume is full.
         """
         prefix, name = key
-        file = self.files.get(prefix)
-        if file is None:
-            try:
-                file = self._open(prefix)
-            except OSError as error:
-                if not self._make_room(error):
-                    raise
-                file = self._open(prefix)
-        if not (file.is_linked() and self.lease.is_in_place()):
-            raise MetricFileInUseError(file.path)
+        file = self.files.get(prefix) or self._open(prefix)
+        if time.monotonic() >= self._look_at.get(prefix, 0.0):
+            self._look(prefix, file)
         cell = cell_for(key)
         index = file.find(name)
-        earlier = self._earlier.pop(key, None)
+        earlier = self._earlier.get(key)
         before = earlier or carried
         if before is not None:
             cell.own, cell.timestamp = before.own, before.timestamp
+        is_new = index is None
         if index is None:
             cell.base = None
-            try:
-                index = file.add(name, *cell.combined())
-            except OSError as error:
-                if not self._make_room(error):
-                    raise
-                index = file.add(name, *cell.combined())
+            index = self._append(file, name, *cell.combined())
         elif earlier is not None:
             # Closed and opened again under one lease: the file holds what this process has added.
             cell.base, cell.base_timestamp = earlier.base, earlier.base_timestamp
@@ -189,14 +189,38 @@ class Store:
         if cell.base is None and type(cell) is Cell:
             cell.base = 0.0
         cell.store, cell.file, cell.index, cell.number = self, file, index, file.number(name)
-        cell.write()
+        if not is_new:
+            cell.write()
         self.cells[key] = cell
+        if earlier is not None:
+            del self._earlier[key]
         return cell
 
     def _open(self, prefix: str) -> MetricFile:
         path = self.lease.metric_file_path(prefix)
-        file = self.files[prefix] = MetricFile(path, by_flock=self.lease.by_flock)
+        with forks.guard():
+            try:
+                file = MetricFile(path, by_flock=self.lease.by_flock)
+            except OSError as error:
+                if not self._make_room(error):
+                    raise
+                file = MetricFile(path, by_flock=self.lease.by_flock)
+        self.files[prefix] = file
         return file
+
+    def _look(self, prefix: str, file: MetricFile) -> None:
+        with forks.guard():
+            if not (file.is_linked() and self.lease.is_in_place()):
+                raise MetricFileInUseError(file.path)
+        self._look_at[prefix] = time.monotonic() + _LOOK_SECONDS
+
+    def _append(self, file: MetricFile, name: bytes, value: float, timestamp: float) -> int:
+        try:
+            return file.add(name, value, timestamp)
+        except OSError as error:
+            if not self._make_room(error):
+                raise
+        return file.add(name, value, timestamp)
 
     def _make_room(self, error: OSError) -> bool:
         """Give up the columns if an error says that there is no room; return whether there is some.

@@ -41,6 +41,7 @@ import mmap
 import os
 import sys
 import time
+from bisect import bisect_left
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,7 +55,7 @@ from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
 """Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
@@ -258,6 +259,38 @@ class _CombinedValue(Value):
         _say()
 
 
+def end_of_work(
+    total: Any, seconds: Any, buckets: Sequence[Any], bounds: Sequence[float], level: Any
+) -> Callable[[float], None] | None:
+    """Return a function that notes the end of a piece of work in four values at once.
+
+    Args:
+        total: Gets one.
+        seconds: Gets the number that the function is called with: how long it took.
+        buckets: One of them gets one, that of the number.
+        bounds: Their upper bounds, without the last, which is infinity.
+        level: Loses one.
+
+    Returns:
+        The function; ``None`` if they are values of other classes, or the lock is always taken.
+    """
+    if not IS_ATOMIC or {type(value) for value in (total, seconds, *buckets, level)} != {Value}:
+        return None
+
+    def end(number: float) -> None:
+        bucket = buckets[bisect_left(bounds, number)]
+        one, two, three, four = total._cell, seconds._cell, bucket._cell, level._cell
+        # fmt: off
+        if one.store is _settled and two.store is _settled and three.store is _settled and four.store is _settled and _here[0]: file = one.file; one.own = own = one.own + 1.0; file.cells[one.index] = file.column[one.number] = one.base + own; file = two.file; two.own = own = two.own + number; file.cells[two.index] = file.column[two.number] = two.base + own; file = three.file; three.own = own = three.own + 1.0; file.cells[three.index] = file.column[three.number] = three.base + own; file = four.file; four.own = own = four.own - 1.0; file.cells[four.index] = file.column[four.number] = four.base + own; return  # noqa: E501, E701, E702
+        # fmt: on
+        total.inc(1.0)
+        seconds.inc(number)
+        bucket.inc(1.0)
+        level.inc(-1.0)
+
+    return end
+
+
 def lock_always() -> None:
     """Take the lock at each call, where a line of code does not run as a whole."""
     methods = {
@@ -377,6 +410,12 @@ def _find(key: Key) -> Cell | None:
 
 def _bind(key: Key) -> Cell:
     """Return the key's cell in this process, in the slot's file if possible."""
+    store = _settled
+    if store is not None and key[0] in store.files:
+        try:
+            return store.cells.get(key) or store.add(key, None)
+        except OSError:
+            pass  # below it is tried again
     with forks.guard():
         if time.monotonic() >= _retry_at:
             _move_in()

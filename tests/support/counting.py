@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import json
 import mmap
@@ -24,7 +25,7 @@ from tests.support.columns import read_column, read_metric_file
 from tests.support.forks import join, metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 THREADS = 4
 SERIES = 12
@@ -140,8 +141,41 @@ def count_beside(
         exec(compile(VARIANTS[variant], "<variant>", "exec"), values.__dict__, made)
         setattr(values.Value, "inc", made["inc"])  # noqa: B010
     join(directory)
+    counted = [metric("counter", "c", {"index": str(index)})._value for index in range(SERIES)]
+    acts = [functools.partial(value.inc, 1) for value in counted]
+    outcome = _act_beside(acts, disturbance, seconds, is_traced=is_traced)
+    for value in counted:
+        value.inc(0)  # so that all are in files again
+    return outcome
+
+
+def count_requests_beside(
+    directory: str, disturbance: str, seconds: float, *, is_traced: bool = False
+) -> Outcome:
+    """Count requests as :func:`count_beside` counts."""
+    from obskit_gunicorn._gunicorn.telemetry import Requests
+
+    join(directory)
+    requests = Requests((0.25, 0.5))
+    codes = (200, 404)
+
+    def serve(code: int) -> None:
+        requests.arrived()
+        requests.answered("GET", code, 0.0)
+
+    acts = [functools.partial(serve, code) for code in codes]
+    outcome = _act_beside(acts, disturbance, seconds, is_traced=is_traced)
+    for code in codes:
+        serve(code)
+    return dataclasses.replace(outcome, counted=outcome.counted + len(codes))
+
+
+def _act_beside(
+    acts: Sequence[Callable[[], None]], disturbance: str, seconds: float, *, is_traced: bool
+) -> Outcome:
+    from obskit_gunicorn._values import values
+
     sys.setswitchinterval(1e-6)
-    incs = [metric("counter", "c", {"index": str(index)})._value.inc for index in range(SERIES)]
     is_over = threading.Event()
     counted = [0] * THREADS
     errors: list[str] = []
@@ -154,9 +188,9 @@ def count_beside(
             sys.settrace(trace)
         number = 0
         while not is_over.is_set():
-            for inc in incs:
+            for act in acts:
                 try:
-                    inc(1)
+                    act()
                 except BaseException as error:
                     errors.append(repr(error))
                 number += 1
@@ -168,7 +202,7 @@ def count_beside(
         thread.start()
     rounds = 0
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or rounds < 4:
         DISTURBANCES[disturbance](rounds)
         rounds += 1
         time.sleep(0.002)
@@ -178,8 +212,6 @@ def count_beside(
     if disturbance == "give up":
         values.close_files()  # so that there is a column again
     values.share()
-    for inc in incs:
-        inc(0)  # so that all are in files again
     return Outcome(sum(counted), errors[:10], rounds)
 
 

@@ -25,6 +25,7 @@ from obskit_gunicorn._store.column import column_path, unpack_header
 from obskit_gunicorn._store.fileformat import (
     HEADER_BYTES,
     MetricFileName,
+    encode_key,
     is_key,
     key_text,
     pack_entry,
@@ -246,6 +247,37 @@ class TestFormat:
         """A header that says 0 is that of a file that nobody has written to yet."""
         Path(path).write_bytes(bytes(4096))
         assert ours(path) == {}
+
+
+_TEXTS = st.text(max_size=30) | st.sampled_from(["%", "%s", "%%d", "{}", '"', "\\", "\ud800"])
+
+
+class TestKeys:
+    """Keys are spelt as prometheus_client spells them."""
+
+    @bounded
+    @given(_TEXTS, _TEXTS, st.dictionaries(_TEXTS, _TEXTS, max_size=5), _TEXTS)
+    def test_any_text(self, metric: str, sample: str, labels: dict[str, str], help_: str) -> None:
+        """Whatever the texts are, and in whatever order, the key is that of json.dumps."""
+        made = encode_key(metric, sample, tuple(labels), tuple(labels.values()), help_)
+        assert made == mmap_key(metric, sample, list(labels), list(labels.values()), help_).encode()
+        reverse = dict(reversed(labels.items()))
+        assert made == encode_key(metric, sample, [*reverse], [*reverse.values()], help_)
+
+    @pytest.mark.parametrize(
+        ("names", "values"),
+        [
+            (("a", "a"), ("x", "y")),
+            (("b", "a"), ("x",)),
+            (("a",), ("x", "y")),
+            (("a", "b"), (1, None)),
+            (("a",), (1.5,)),
+        ],
+    )
+    def test_unusual_labels(self, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
+        """What prometheus_client would refuse is spelt as it would spell it."""
+        made = encode_key("m", "m", names, values, "Help.")
+        assert made == mmap_key("m", "m", list(names), list(values), "Help.").encode()
 
 
 class TestWriting:
