@@ -222,11 +222,10 @@ def _runs(parts: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 def _sums(columns: Sequence[Sequence[float]]) -> list[float]:
     """Return the sum of each row."""
-    # Like prometheus_client, add to 0.0: this turns -0.0 into 0.0.
     if len(columns) == 1:
-        return [value + 0.0 for value in columns[0]]
+        return [value + 0.0 for value in columns[0]]  # like prometheus_client, no -0.0
     try:
-        return [value + 0.0 for value in map(math.fsum, zip(*columns, strict=True))]
+        return list(map(math.fsum, zip(*columns, strict=True)))  # it never returns -0.0
     except (ValueError, OverflowError):  # infinities of both signs, or too large
         return [families.sum_row(row) for row in zip(*columns, strict=True)]
 
