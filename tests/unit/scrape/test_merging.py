@@ -9,6 +9,7 @@ import struct
 import tempfile
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,6 +20,7 @@ from obskit_gunicorn._store.fileformat import HEADER_BYTES, pack_entry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 OPENMETRICS = negotiated("application/openmetrics-text;version=1.0.0")
 BOUNDS = ("1.0", "2.0", "+Inf")
@@ -124,3 +126,16 @@ def test_goes_on_as_a_new_one_begins(steps: list[tuple[object, ...]]) -> None:
             before = snapshot
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_no_negative_zero(tmp_path: Path, workers: int) -> None:
+    """Sums of -0.0 are 0.0, as prometheus_client's are."""
+    for worker in range(workers):
+        (key,) = keys_of("gauge_sum", 0, 0)
+        entry = pack_entry(key, -0.0, 0.0)
+        header = struct.pack("i", HEADER_BYTES + len(entry)) + bytes([worker + 1] * 4)
+        (tmp_path / f"gauge_sum_slot{worker}.db").write_bytes(header + entry)
+    text = DirectoryCollector(str(tmp_path)).collect().text()
+    assert text.endswith(b" 0.0\n")
+    assert b"-0.0" not in text
