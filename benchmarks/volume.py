@@ -3,7 +3,7 @@
 For each kind of metric so many series are made in a fresh process, with labels and help texts of
 ordinary length. A *series* is what one label set of one metric takes in one slot: a histogram's
 holds all its buckets and its sum. Shown are the bytes that are written, and what the file system
-gives, for one slot; each slot that has used the series takes the same again.
+gives to the metric file and to its column, for one slot; each slot that has used the series takes the same again.
 
 Run it with ``make bench``, or ``python -m benchmarks.volume``.
 """
@@ -40,14 +40,15 @@ for number in range(series):
 directory = os.environ["PROMETHEUS_MULTIPROC_DIR"]
 (name,) = [name for name in os.listdir(directory) if name.endswith(".db")]
 path = os.path.join(directory, name)
+column = path.replace(".db", ".col")
 with open(path, "rb") as file:
     used = int.from_bytes(file.read(4), sys.byteorder)
-print(json.dumps([used, os.stat(path).st_blocks * 512]))
+print(json.dumps([used, *(os.stat(each).st_blocks * 512 for each in (path, column))]))
 """
 
 
-def measure(kind: str, series: int) -> tuple[int, int]:
-    """Return the bytes written and the bytes given by the file system, in one slot's file."""
+def measure(kind: str, series: int) -> tuple[int, int, int]:
+    """Return the bytes written, and those of the file and of its column, in one slot."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as path:
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, kind, str(series)],
@@ -56,18 +57,23 @@ def measure(kind: str, series: int) -> tuple[int, int]:
             capture_output=True,
             text=True,
         )
-    written, given = json.loads(done.stdout)
-    return written, given
+    written, file, column = json.loads(done.stdout)
+    return written, file, column
 
 
 def main() -> None:
     """Print the table."""
-    print(f"{'':10} {'series':>7} {'bytes written':>14} {'a series':>9} {'file':>10}")
+    print(
+        f"{'':10} {'series':>7} {'bytes written':>14} {'a series':>9} {'file':>10} {'column':>10}"
+    )
     for kind in ("counter", "gauge", "summary", "histogram"):
         for series in SERIES:
-            written, given = measure(kind, series)
+            written, file, column = measure(kind, series)
             each = (written - 8) / series
-            print(f"{kind:10} {series:7} {written:14} {each:9.0f} {given // 1024:6} KiB")
+            print(
+                f"{kind:10} {series:7} {written:14} {each:9.0f} {file // 1024:6} KiB "
+                f"{column // 1024:6} KiB"
+            )
 
 
 if __name__ == "__main__":

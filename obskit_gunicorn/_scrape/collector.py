@@ -55,7 +55,7 @@ class DirectoryCollector(Source):
         path: The directory.
         skipped: How many files the last collection could not read, in whole or in part, by reason.
         file_count: How many metric files it found.
-        byte_count: Their total size.
+        byte_count: Their total size, with that of the columns that count.
     """
 
     def __init__(self, path: str) -> None:
@@ -203,7 +203,7 @@ class DirectoryCollector(Source):
             removed.refresh()
         self._readers = readers
         self.file_count = len(readers)
-        self.byte_count = sum(reader.size for reader in readers.values())
+        self.byte_count = sum(reader.size + reader.column_size for reader in readers.values())
 
     def _layouts(self, found: Mapping[str, MetricFileName]) -> dict[str, list[Layout]]:
         """Return the layouts of the last scrape by prefix, the shortest first."""

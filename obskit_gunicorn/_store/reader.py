@@ -219,6 +219,7 @@ class MetricFileReader:
         stamped: Value, timestamp, value, ... if the timestamps mean something, else empty.
         damage: What was wrong with the file when it was last read, if anything.
         size: Its size in bytes.
+        column_size: That of its column, as it was read last; 0 if none was read.
     """
 
     __slots__ = (
@@ -228,6 +229,7 @@ class MetricFileReader:
         "_late",
         "_look",
         "_untouched",
+        "column_size",
         "damage",
         "layout",
         "numbers",
@@ -242,7 +244,7 @@ class MetricFileReader:
         self.layout = _EMPTY
         self.numbers = self.stamped = b""
         self.damage: Damage | None = None
-        self.size = 0
+        self.size = self.column_size = 0
         name = MetricFileName.parse(os.path.basename(path))
         self._has_timestamps = name is not None and name.has_timestamps
         self._identity: tuple[int, int, bytes] | None = None
@@ -361,9 +363,9 @@ class MetricFileReader:
         self._note(layout, layout.values(data))
         self.stamped = layout.pairs(data) if self._has_timestamps else b""
         self._identity = identity
-        self._column, self._late = b"", []
+        self._column, self._late, self.column_size = b"", [], 0
         if beside is not None and damage is None:
-            self._column = expected
+            self._column, self.column_size = expected, beside.bytes
             self._late = _different(beside, self.numbers)
         return damage
 
@@ -401,7 +403,7 @@ class MetricFileReader:
         numbers = found.values
         if self._late:
             numbers = self._corrected(numbers, kept)
-        self.size = status.st_size
+        self.size, self.column_size = status.st_size, found.bytes
         if numbers != self.numbers:
             self.numbers = numbers
         return True
@@ -428,6 +430,7 @@ class MetricFileReader:
         numbers = found.values
         if self._late:
             numbers = self._corrected(numbers, None)
+        self.column_size = found.bytes
         self._note(layout, numbers)
         return True
 
@@ -482,7 +485,11 @@ def _look_of(status: os.stat_result) -> tuple[int, ...]:
 
 class _Column(NamedTuple):
     size: int
+    """How many values it has."""
+
     values: bytes
+    bytes: int
+    """How large the file is."""
 
 
 def _read_column(path: str, expected: bytes, most: int) -> _Column | None:
@@ -506,6 +513,7 @@ def _read_column(path: str, expected: bytes, most: int) -> _Column | None:
         if not is_claimed(descriptor):
             return None
         data = os.pread(descriptor, column.HEADER_BYTES + 8 * most, 0)
+        room = os.fstat(descriptor).st_size
     except OSError:
         return None
     finally:
@@ -516,7 +524,7 @@ def _read_column(path: str, expected: bytes, most: int) -> _Column | None:
     values = data[column.HEADER_BYTES :]
     if len(values) < 8 * min(most, header.length):
         return None  # truncated
-    return _Column(header.length, values[: 8 * header.length])
+    return _Column(header.length, values[: 8 * header.length], room)
 
 
 def _continued(
