@@ -141,16 +141,17 @@ class DirectoryCollector(Source):
             self._number = number
             return self._snapshot
 
-    def _list(self) -> list[str]:
+    def _list(self) -> dict[str, int]:
+        """Return the files of the directory, each with its inode."""
         try:
-            return os.listdir(self.path)
+            with os.scandir(self.path) as entries:
+                return {entry.name: entry.inode() for entry in entries}
         except FileNotFoundError:
             if self._removed is None or not (self._readers or self._removed):
                 raise
-            return []
+            return {}
 
-    def _read(self, names: Iterable[str]) -> Snapshot:
-        names = set(names)
+    def _read(self, names: Mapping[str, int]) -> Snapshot:
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
@@ -170,12 +171,15 @@ class DirectoryCollector(Source):
             self._doubt()
         return snapshot
 
-    def _refresh(self, found: dict[str, MetricFileName], names: set[str]) -> None:
+    def _refresh(self, found: dict[str, MetricFileName], names: Mapping[str, int]) -> None:
         """Read every file, and forget the files that no longer exist."""
         readers: dict[str, MetricFileReader] = {}
         removed = self._removed
+        beside = {name: column_path(name) for name in found}
         if removed is not None:
-            removed.look(self.path, found, self._readers)
+            inodes = {name: names[name] for name in found}
+            columns = {each: names[each] for each in beside.values() if each in names}
+            removed.look(self.path, inodes, columns, self._readers)
         layouts = self._layouts(found)
         untouched = cache(SlotDirectory(self.path).untouched)
         buffer = bytearray()  # for all of them, one after the other; where columns count, for none
@@ -188,7 +192,9 @@ class DirectoryCollector(Source):
                 reader.refresh(
                     known,
                     removed.kept(name) if removed is not None else None,
-                    has_column=column_path(name) in names,
+                    inode=names[name],
+                    has_column=beside[name] in names,
+                    column=removed.kept_column(beside[name]) if removed is not None else None,
                     untouched=None if reader.follows_column else untouched(file.holder),
                     buffer=buffer,
                 )

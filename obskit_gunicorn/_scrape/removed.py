@@ -21,7 +21,7 @@ from obskit_gunicorn._store.kept import KeptFiles, is_over
 from obskit_gunicorn._store.leases import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from obskit_gunicorn._store.locks import LockedFile
     from obskit_gunicorn._store.reader import MetricFileReader
@@ -51,7 +51,7 @@ class RemovedFiles:
     def __init__(self) -> None:
         """Keep nothing yet."""
         self.is_lost = False
-        self._kept, self._kept_leases = KeptFiles(), KeptFiles()
+        self._kept, self._kept_columns, self._kept_leases = KeptFiles(), KeptFiles(), KeptFiles()
         self._files: list[_Removed] = []
         self._leases: list[tuple[str, LockedFile]] = []
         self._sums: dict[str, MetricFileReader] = {}
@@ -64,13 +64,18 @@ class RemovedFiles:
         return bool(self._files or self._sums)
 
     def look(
-        self, directory: str, found: Iterable[str], readers: dict[str, MetricFileReader]
+        self,
+        directory: str,
+        found: Mapping[str, int],
+        columns: Mapping[str, int],
+        readers: dict[str, MetricFileReader],
     ) -> None:
         """Find out what was removed since the last scrape.
 
         Args:
             directory: The directory.
-            found: The metric files that are in it now.
+            found: The metric files that are in it now, each with its inode.
+            columns: The columns that are in it, in the same way.
             readers: What has read the files of the last scrape, by name; those of removed files are
                 taken out.
         """
@@ -80,6 +85,8 @@ class RemovedFiles:
                 self._files.append(_Removed(parsed, reader, file))
             else:
                 file.close()
+        for _name, file in self._kept_columns.look(directory, columns):
+            file.close()
         generation = SlotDirectory(directory).generation().get("started")
         self._lacks_record = generation is None and self._generation is not None
         if generation not in (None, self._generation):
@@ -90,6 +97,10 @@ class RemovedFiles:
     def kept(self, name: str) -> LockedFile | None:
         """Return the open file of a name, if it is kept open."""
         return self._kept.get(name)
+
+    def kept_column(self, name: str) -> LockedFile | None:
+        """Return the open column of a name, if it is kept open."""
+        return self._kept_columns.get(name)
 
     def refresh(self) -> None:
         """Read the removed files, after those that are in place.
@@ -142,10 +153,10 @@ class RemovedFiles:
         Raises:
             OSError: The directory cannot be read, and nobody holds a removed lease.
         """
-        problem, records, names = None, Records(), list[str]()
+        problem, records, names = None, Records(), dict[str, int]()
         try:
             records = SlotDirectory(directory).records(wait_seconds=wait_seconds)
-            names = [f"{slot}.lease" for slot in records]
+            names = {f"{slot}.lease": 0 for slot in records}
         except OSError as error:
             problem = error
         for name, file in self._kept_leases.look(directory, names):

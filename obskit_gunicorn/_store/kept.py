@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from obskit_gunicorn._store.locks import LockedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
-_SHARE = 4
-"""A quarter of the descriptors that the process may have, and so room for everything else."""
+_SHARE = 6
+"""A sixth of the descriptors that the process may have, and so room for everything else: there are
+metric files, columns and leases."""
 
 
 class KeptFiles:
@@ -30,25 +31,27 @@ class KeptFiles:
     def __init__(self) -> None:
         """Keep nothing yet."""
         self._files: dict[str, LockedFile] = {}
+        self._directory = ""
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
 
     def get(self, name: str) -> LockedFile | None:
         """Return the open file of a name; ``None`` if it must be opened by its name."""
         return self._files.get(name)
 
-    def look(self, directory: str, names: Iterable[str]) -> list[tuple[str, LockedFile]]:
+    def look(self, directory: str, names: Mapping[str, int]) -> list[tuple[str, LockedFile]]:
         """Keep the files with these names open, as far as there are descriptors.
 
         Args:
             directory: The directory; another one than before if that was lost.
-            names: The files that are in it now.
+            names: The files that are in it now, each with its inode if that is known, or else 0.
 
         Returns:
             Those that were removed since the last look, still open, with their names.
         """
         removed = []
+        is_same, self._directory = directory == self._directory, directory
         for name, file in list(self._files.items()):
-            if file.path == os.path.join(directory, name) and file.is_in_place():
+            if is_same and (names.get(name) == file.inode or file.is_in_place()):
                 continue
             del self._files[name]
             # One that has another name now was replaced by its own process, which has salvaged it.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from obskit_gunicorn._store.identity import pid_namespace, start_ticks
@@ -97,8 +98,17 @@ def is_ready_worker(record: dict[str, Any]) -> bool:
 
 
 def read_json(descriptor: int) -> dict[str, Any]:
+    """Return the record in a file; empty if there is none."""
     try:
-        content = json.loads(os.pread(descriptor, RECORD_BYTES, 0))
-    except (OSError, ValueError):
+        return dict(_parsed(os.pread(descriptor, RECORD_BYTES, 0)))
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+@lru_cache(maxsize=1024)  # records change seldom, and all of them are read at each scrape
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -218,6 +218,11 @@ class LockedFile:
         # In case an exception from elsewhere, such as a timeout in a signal handler, lost the file.
         self.close()
 
+    @property
+    def inode(self) -> int:
+        """The inode of the file."""
+        return self._identity[1]
+
     def lock(self, *, shared: bool = False, wait_seconds: float = 0.0) -> bool:
         """Take the flock.
 

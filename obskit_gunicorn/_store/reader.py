@@ -223,7 +223,7 @@ class MetricFileReader:
     """
 
     __slots__ = (
-        "_column",
+        "_expected",
         "_has_timestamps",
         "_identity",
         "_late",
@@ -248,7 +248,7 @@ class MetricFileReader:
         name = MetricFileName.parse(os.path.basename(path))
         self._has_timestamps = name is not None and name.has_timestamps
         self._identity: tuple[int, int, bytes] | None = None
-        self._column = b""
+        self._expected = b""
         self._late: list[int] = []
         self._untouched: bytes | None = None
         self._look: tuple[int, ...] = ()
@@ -256,7 +256,7 @@ class MetricFileReader:
     @property
     def follows_column(self) -> bool:
         """Whether the column is read in place of the file, as long as it counts."""
-        return bool(self._column)
+        return bool(self._expected)
 
     @classmethod
     def of(cls, entries: Mapping[bytes, tuple[float, float]]) -> MetricFileReader:
@@ -279,7 +279,9 @@ class MetricFileReader:
         layouts: Iterable[Layout] = (),
         kept: LockedFile | None = None,
         *,
+        inode: int = 0,
         has_column: bool = False,
+        column: LockedFile | None = None,
         untouched: bytes | None = None,
         buffer: bytearray | None = None,
     ) -> None:
@@ -288,7 +290,9 @@ class MetricFileReader:
         Args:
             layouts: Layouts of similar files, which are tried before parsing.
             kept: The file, if it is open already; it may have been removed since.
+            inode: Its inode, if it is known.
             has_column: Whether there is a column beside it.
+            column: The column, if it is open already.
             untouched: Who may write the file is not there, and has not been as long as this stays
                 the same, see :meth:`SlotDirectory.untouched`; then it is not read again.
             buffer: Where to read to; what it holds is overwritten.
@@ -301,7 +305,7 @@ class MetricFileReader:
             if untouched is not None and untouched == self._untouched and self._is_same(kept):
                 return
             self._untouched = None
-            if has_column and self._column and self._follow_column(kept):
+            if has_column and self._expected and self._follow_column(inode, kept, column):
                 self.damage = None
                 return
             descriptor = open_file(self.path, os.O_RDONLY) if kept is None else kept.descriptor
@@ -337,13 +341,13 @@ class MetricFileReader:
         header = os.pread(descriptor, HEADER_BYTES, 0)
         used, damage = check_header(header, self.size)
         if damage is not None:
-            self._column = b""
+            self._expected = b""
             if len(header) == HEADER_BYTES and not self.layout.keys:
                 self._salvage(descriptor)
             return damage
         identity = (status.st_dev, status.st_ino, _number(header, status))
         is_known = identity == self._identity and any(identity[2]) and not self.layout.is_doubtful
-        expected = self._expected_column(header, status) if has_column else b""
+        expected = self._names_in_column(header, status) if has_column else b""
         if is_known and expected and self._extend_by_column(descriptor, used, expected, layouts):
             return None
         # Before the file: what is in the column is in the file as well.
@@ -363,9 +367,9 @@ class MetricFileReader:
         self._note(layout, layout.values(data))
         self.stamped = layout.pairs(data) if self._has_timestamps else b""
         self._identity = identity
-        self._column, self._late, self.column_size = b"", [], 0
+        self._expected, self._late, self.column_size = b"", [], 0
         if beside is not None and damage is None:
-            self._column, self.column_size = expected, beside.bytes
+            self._expected, self.column_size = expected, self._size_of_column()
             self._late = _different(beside, self.numbers)
         return damage
 
@@ -381,29 +385,35 @@ class MetricFileReader:
             self.numbers = numbers
 
     @staticmethod
-    def _expected_column(header: bytes, status: os.stat_result) -> bytes:
+    def _names_in_column(header: bytes, status: os.stat_result) -> bytes:
         """Return how the header of a column of the file begins."""
         return column.pack_header(status.st_ino, header[4:], 0)[: 8 * column.COUNT_INDEX]
 
-    def _follow_column(self, kept: LockedFile | None) -> bool:
+    def _size_of_column(self) -> int:
+        try:
+            return os.stat(column.column_path(self.path)).st_size
+        except OSError:
+            return 0
+
+    def _follow_column(
+        self, inode: int, kept: LockedFile | None, column: LockedFile | None
+    ) -> bool:
         """Read the column; return whether it counts, and has the keys that are known."""
-        status = os.stat(self.path) if kept is None else os.fstat(kept.descriptor)
         layout, identity = self.layout, self._identity
-        if (
-            identity is None
-            or (status.st_dev, status.st_ino) != identity[:2]
-            or status.st_size < layout.end
-            or layout.is_doubtful
-        ):
+        if identity is None or layout.is_doubtful:
             return False
+        # Who has a claim on a column has its metric file open: no other file has its inode.
+        if inode != identity[1]:
+            status = os.stat(self.path) if kept is None else os.fstat(kept.descriptor)
+            if (status.st_dev, status.st_ino) != identity[:2]:
+                return False
         size = len(layout.keys)
-        found = _read_column(self.path, self._column, size)
+        found = _read_column(self.path, self._expected, size, column)
         if found is None or found.size != size:
             return False
         numbers = found.values
         if self._late:
             numbers = self._corrected(numbers, kept)
-        self.size, self.column_size = status.st_size, found.bytes
         if numbers != self.numbers:
             self.numbers = numbers
         return True
@@ -413,7 +423,7 @@ class MetricFileReader:
     ) -> bool:
         """Read new keys, and all values from the column; return whether it has them."""
         layout = self.layout
-        if not self._column or used < layout.end:
+        if not self._expected or used < layout.end:
             return False
         if used > layout.end:
             data = bytearray(used)  # its first part is never touched, and so costs nothing
@@ -430,7 +440,7 @@ class MetricFileReader:
         numbers = found.values
         if self._late:
             numbers = self._corrected(numbers, None)
-        self.column_size = found.bytes
+        self.column_size = self._size_of_column()
         self._note(layout, numbers)
         return True
 
@@ -488,43 +498,52 @@ class _Column(NamedTuple):
     """How many values it has."""
 
     values: bytes
-    bytes: int
-    """How large the file is."""
 
 
-def _read_column(path: str, expected: bytes, most: int) -> _Column | None:
+def _read_column(
+    path: str, expected: bytes, most: int, kept: LockedFile | None = None
+) -> _Column | None:
     """Read the column of a metric file.
 
     Args:
         path: The metric file.
         expected: How its header has to begin.
         most: How many values to read at most.
+        kept: The column, if it is open already.
 
     Returns:
         How many values it has, and so many of them as were asked for; ``None`` if it does not
         count: nobody has a claim on it, or it is not that of the metric file.
     """
     try:
+        if kept is not None:
+            return _column_at(kept.descriptor, expected, most)
         descriptor = os.open(column.column_path(path), _READ_FLAGS)
+        try:
+            return _column_at(descriptor, expected, most)
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
-    try:
-        # First: who has the claim has made all its stores, or makes them now.
-        if not is_claimed(descriptor):
-            return None
-        data = os.pread(descriptor, column.HEADER_BYTES + 8 * most, 0)
-        room = os.fstat(descriptor).st_size
-    except OSError:
+
+
+def _column_at(descriptor: int, expected: bytes, most: int) -> _Column | None:
+    """Read an open column; see :func:`_read_column`.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    # First: who has the claim has made all its stores, or makes them now.
+    if not is_claimed(descriptor):
         return None
-    finally:
-        os.close(descriptor)
+    data = os.pread(descriptor, column.HEADER_BYTES + 8 * most, 0)
     header = column.unpack_header(data)
     if header is None or not data.startswith(expected):
         return None
     values = data[column.HEADER_BYTES :]
     if len(values) < 8 * min(most, header.length):
         return None  # truncated
-    return _Column(header.length, values[: 8 * header.length], room)
+    return _Column(header.length, values[: 8 * header.length])
 
 
 def _continued(

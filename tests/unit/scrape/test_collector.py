@@ -75,8 +75,8 @@ class TestThreads:
         """Threads that come while another one collects take one further snapshot, all the same."""
         Path(directory, "counter_slot0.db").write_bytes(content("c"))
         collector = DirectoryCollector(directory)
-        gate = _Gate(os.listdir)
-        listdir = mocker.patch("os.listdir", side_effect=gate)
+        gate = _Gate(os.scandir)
+        scandir = mocker.patch("os.scandir", side_effect=gate)
         found: list[Any] = []
 
         def run() -> None:
@@ -96,7 +96,7 @@ class TestThreads:
         gate.open()
         for thread in (first, *others):
             thread.join(DEADLINE_SECONDS)
-        assert listdir.call_count == 2
+        assert scandir.call_count == 2
         assert len(found) == 9
         assert len(set(map(id, found))) == 2
         totals = [forks.flatten(snapshot.metrics())["c"] for snapshot in found]
@@ -106,11 +106,11 @@ class TestThreads:
         """A collection that begins when all others are over sees what was written until then."""
         path = Path(directory, "counter_slot0.db")
         collector = DirectoryCollector(directory)
-        listdir = mocker.spy(os, "listdir")
+        scandir = mocker.spy(os, "scandir")
         for number in range(5):
             path.write_bytes(content("c", float(number)))
             assert scrape(collector) == {"c": number}
-        assert listdir.call_count == 5
+        assert scandir.call_count == 5
 
     def test_snapshots_do_not_change(self, directory: str) -> None:
         """A snapshot says the same for ever, whatever is collected after it, and in any thread."""
@@ -190,9 +190,9 @@ def _collect_shared(path: str) -> None:
 
 
 def _fork_in_collection(path: str) -> int:
-    gate = _Gate(os.listdir)
+    gate = _Gate(os.scandir)
     thread = threading.Thread(target=_collect_shared, args=[path])
-    with mock.patch("os.listdir", gate):
+    with mock.patch("os.scandir", gate):
         thread.start()
         assert gate.has_come.wait(DEADLINE_SECONDS)
     try:
