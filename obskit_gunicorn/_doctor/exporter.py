@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._doctor import finding
-from obskit_gunicorn._doctor.running import judge_certificate
+from obskit_gunicorn._doctor.running import is_answered, judge_certificate
 from obskit_gunicorn._exporter import launch
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.certificates import read_validity
@@ -76,7 +76,7 @@ def _address(address: Address, source: str, chdir: str, directory: str | None) -
 
 
 def _server_at(address: Address, directory: str | None) -> int | None:
-    """Return the pid of the arbiter whose exporter has an address, if it can be found."""
+    """Return the pid of the arbiter whose exporter answers at an address, if there is one."""
     for path in [*([directory] if directory else []), *private.find()]:
         try:
             records = SlotDirectory(path).records().values()
@@ -84,7 +84,10 @@ def _server_at(address: Address, directory: str | None) -> int | None:
             continue
         for record in records:
             facts = record.get("exporter") if record is not None else None
-            if record and isinstance(facts, dict) and facts.get("address") == str(address):
+            if record is None or not isinstance(facts, dict):
+                continue
+            # An arbiter that waits for the address has recorded it too.
+            if facts.get("address") == str(address) and is_answered(facts):
                 pid = record.get("pid")
                 return pid if isinstance(pid, int) else None
     return None

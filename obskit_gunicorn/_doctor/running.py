@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from obskit_gunicorn._doctor.finding import Finding
 
 _PART = "exporter"
+_ANSWERS = "the exporter answers"
 _TIMEOUT_SECONDS = 5.0
 _CLOCKS_DIFFER_SECONDS = 60.0
 _MANY_EXITS_PER_HOUR = 6
@@ -75,7 +76,7 @@ def ask(facts: dict[str, Any]) -> Iterator[Finding]:
                 client = stack.enter_context(_anybody().wrap_socket(client))
                 yield from _certificate(client, where)
             if is_mutual:
-                text = f"the exporter answers at {where}; its page needs a client's certificate"
+                text = f"{_ANSWERS} at {where}; its page needs a client's certificate"
                 yield finding.ok(_PART, text)
                 return
             sent, text = _get(client, f"{quote(path)}?{_QUERY}")
@@ -87,12 +88,17 @@ def ask(facts: dict[str, Any]) -> Iterator[Finding]:
         return
     if f'directory="{_escaped(directory)}"' in text:
         whom = " to a client that takes any certificate" if is_tls else ""
-        yield finding.ok(_PART, f"the exporter answers at {where}{whom}")
+        yield finding.ok(_PART, f"{_ANSWERS} at {where}{whom}")
         yield from _clock(sent)
         yield from _exits(text)
     else:
         text = f"{where} is answered by somebody else, not by this server's exporter"
         yield finding.error(_PART, Problem(text, "give each server a metrics_bind of its own"))
+
+
+def is_answered(facts: dict[str, Any]) -> bool:
+    """Return whether an exporter answers, and for its own server; see :func:`ask`."""
+    return any(found.text.startswith(_ANSWERS) for found in ask(facts))
 
 
 def _connect(address: Address) -> socket.socket:
