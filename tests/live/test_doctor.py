@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import no_flock
+from tests.support.databases import PASSWORD, USER, Database
 from tests.support.process import (
     HOST,
     GunicornProcess,
     Interpreter,
     can_run,
+    free_port,
     on_a_volume,
     wait_until,
 )
@@ -447,3 +449,22 @@ def test_an_interpreter_that_the_user_may_not_run(
         (problem,) = [each for each in problems(found) if re.search(text, each["text"])]
         assert f"let uid {NOBODY} read and run the interpreter" in problem["advice"]
         wait_until(lambda: re.search(text, log()), "the log says so", seconds=10)
+
+
+@pytest.mark.parametrize("kind", ["prometheus", "victoria-metrics"])
+def test_an_endpoint_and_a_store(newest: Interpreter, place: Path, kind: str) -> None:
+    """What the configuration names is asked: whether it answers, and takes these credentials."""
+    database = Database(kind, place, asks_password=True)
+    config = f"{CONFIG}    metrics_push = {database.url!r}\n"
+    config += f'    metrics_redis = "redis://{HOST}:{free_port()}/0"\n'
+    server = GunicornProcess(newest, config, exporter=True)
+    with database.running(), server:
+        store, push = problems(check(server))
+        assert (store["part"], push["part"]) == ("store", "push")
+        assert "it cannot be reached" in store["text"]
+        assert "it answers 401" in push["text"]
+        server.environment["OBSKIT_METRICS_PUSH_USER"] = USER
+        server.environment["OBSKIT_METRICS_PUSH_PASSWORD"] = PASSWORD
+        found = check(server)
+        assert [each["part"] for each in problems(found)] == ["store"]
+        assert texts(found, "push") == [f"{database.url} accepts what is pushed"]
