@@ -51,7 +51,7 @@ class LoadingError(Exception):
     """Gunicorn cannot load the configuration, so it would not start.
 
     Attributes:
-        problem: Why, and what to do.
+        problem: Why, and what to do; without text if Gunicorn has printed why.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -122,10 +122,10 @@ def _why(error: BaseException) -> Problem:
         found = f"{error.where} is {error.value!r}; expected {error.expected}"
         return Problem(found, error.hint)
     advice = "correct it; gunicorn --check-config says the same"
-    if isinstance(error, SystemExit) and error.__context__ is None:  # Gunicorn's reader of options
-        return Problem("gunicorn does not accept these arguments", "see gunicorn --help")
+    if isinstance(error, SystemExit) and not isinstance(error.__context__, Exception):
+        return Problem("", "correct it; see gunicorn --help")
     if isinstance(error, SystemExit) and isinstance(error.__context__, Exception):
-        error = error.__context__  # which Gunicorn has printed
+        error = error.__context__
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__") == "__config__":
@@ -148,10 +148,7 @@ def examine(loaded: Loaded) -> Iterator[Finding]:
     else:
         what = "functions" if publication.is_file else f"class {publication.class_name}"
         yield finding.ok("configuration", f"{what} in {publication.source}")
-        yield _workers(settings)
-        problem = lifecycle.uncounted(publication.options, settings, settings.worker_class)
-        if problem is not None:
-            yield finding.warning("configuration", problem)
+        yield from _workers(settings, publication)
         yield from _hooks(publication)
     yield from _environment(settings)
     for problem in loaded.problems:
@@ -166,10 +163,21 @@ def _source(settings: Any) -> str:
     return "the configuration, for there is no file,"
 
 
-def _workers(settings: Any) -> Finding:
+def _workers(settings: Any, publication: Publication) -> Iterator[Finding]:
+    try:
+        worker_class = settings.worker_class
+    except Exception as error:
+        text = f"worker class {settings.worker_class_str} cannot be loaded: {error}"
+        advice = "correct its name, or install its package"
+        yield finding.error("configuration", Problem(text, advice), stops=True)
+        return
     kind = f"{settings.workers} {settings.worker_class_str} worker"
     kind += "" if settings.workers == 1 else "s"
-    return finding.ok("configuration", f"{kind}, as uid {settings.uid} and gid {settings.gid}")
+    who = f"uid {settings.uid} and gid {settings.gid}"
+    yield finding.ok("configuration", f"{kind}, as {who}")
+    problem = lifecycle.uncounted(publication.options, settings, worker_class)
+    if problem is not None:
+        yield finding.warning("configuration", problem)
 
 
 def _environment(settings: Any) -> Iterator[Finding]:

@@ -173,6 +173,7 @@ def write_in(path: str, *, by: str = "") -> Iterator[Finding]:
                 return
             has_claims = second.is_claimed(by_flock=False)
     except OSError as error:
+        error.filename = path  # nobody knows the name of the trial
         yield _unwritable(error, path)
         return
     text = f"a metric file can be made, locked and mapped in {path} by "

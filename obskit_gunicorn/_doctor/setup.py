@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from obskit_gunicorn._doctor import (
     application,
@@ -38,29 +39,34 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
     with tempfile.TemporaryFile() as output:
         try:
             yield from apart(
-                lambda: _look(arguments), seconds=_LONGEST_SECONDS, output=output.fileno()
+                lambda: _look(arguments, output.fileno()),
+                seconds=_LONGEST_SECONDS,
+                output=output.fileno(),
             )
         except EndedError as error:
             text = f"the configuration was not looked at to the end: {error}"
-            advice = _last_line(output) or "see what it does when it is loaded"
+            advice = last_line(output.fileno()) or "see what it does when it is loaded"
             yield finding.error("configuration", Problem(text, advice), stops=True)
 
 
-def _last_line(output: Any) -> str:
-    """Return the last line that was printed."""
-    size = output.seek(0, 2)
-    output.seek(max(0, size - _MOST_OUTPUT))
-    lines = output.read().decode(errors="replace").split("\n")
+def last_line(output: int) -> str:
+    """Return the last line that was printed to a file, which others may be writing to."""
+    start = max(0, os.fstat(output).st_size - _MOST_OUTPUT)
+    lines = os.pread(output, _MOST_OUTPUT, start).decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _look(arguments: Sequence[str]) -> Iterator[Finding]:
+def _look(arguments: Sequence[str], output: int) -> Iterator[Finding]:
     sys.dont_write_bytecode = True
     yield from configuration.versions()
     try:
         loaded = configuration.load(arguments)
     except configuration.LoadingError as error:
-        yield finding.error("configuration", error.problem, stops=True)
+        text, advice = error.problem
+        if not text:  # Gunicorn's reader of arguments has printed it
+            sys.stderr.flush()
+            text = last_line(output)
+        yield finding.error("configuration", Problem(text, advice), stops=True)
         return
     yield from configuration.examine(loaded)
     publication = dispatch.publication_of(loaded.settings)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from tests.support import no_flock
 from tests.support.databases import PASSWORD, USER, Database
@@ -330,10 +331,16 @@ def test_a_configuration_that_cannot_be_loaded(newest: Interpreter, config: str,
 def test_wrong_arguments(newest: Interpreter) -> None:
     """What Gunicorn does not accept stops it, and the command says so."""
     with GunicornProcess(newest, CONFIG) as server:
-        for arguments in (["--nonsense"], ["-c", "missing.py", "app:application"]):
+        for arguments, text in (
+            (["--nonsense"], "unrecognized arguments: --nonsense"),
+            (["-c", "missing.py", "app:application"], "missing.py"),
+            (["-k", "missing.Worker", "app:application"], "worker class missing.Worker cannot be"),
+            (["-w", "four"], "invalid"),
+        ):
             found = check(server, arguments=arguments)
             assert found["status"] == 2
             assert problems(found)[0]["part"] == "configuration"
+            assert text in problems(found)[0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -410,6 +417,72 @@ def test_hooks_and_whether_they_chain(newest: Interpreter) -> None:
     functions = f"from obskit_gunicorn.hooks import when_ready\n{POST_FORK}"
     with GunicornProcess(newest, functions) as server:
         assert texts(check(server), "hooks") == ["post_fork runs after ours"]
+
+
+def test_variables(newest: Interpreter) -> None:
+    """What wins, what has no effect, and what was meant for us is said; values may be secrets."""
+    with GunicornProcess(newest, CONFIG) as server:
+        server.environment.update(
+            {"OBSKIT_METRICS_PORT": "9100", "WEB_CONCURRENCY": "7", "OBSKIT_METRICS_KEEP": "true"}
+        )
+        found = check(server)
+        (problem,) = problems(found)
+        assert problem["part"] == "environment"
+        assert problem["advice"] == "did you mean OBSKIT_METRICS_BIND=0.0.0.0:9100?"
+        said = "\n".join(texts(found, "environment"))
+        assert "OBSKIT_METRICS_KEEP, OBSKIT_METRICS_BIND: set here, and wins" in said
+        assert "WEB_CONCURRENCY=7 has no effect: workers is set to 2" in said
+        assert "OBSKIT_METRICS_BIND is empty, so there is no exporter" in said
+
+
+def test_the_address_of_another_server(newest: Interpreter) -> None:
+    """A server with the same address as this one is somebody else, though it is one of ours."""
+    with GunicornProcess(newest, CONFIG, exporter=True) as other:
+        wait_until(lambda: not problems(check(other)), "all is well")
+        server = GunicornProcess(newest, CONFIG, exporter=True)
+        server.environment["OBSKIT_METRICS_BIND"] = f"{HOST}:{other.metrics_port}"
+        server.environment["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
+        with server:
+            taken, inside = problems(check(server))
+            assert "Address already in use" in taken["text"]
+            assert f"process {other.arbiter_pid} " in taken["text"]
+            assert "Prometheus is outside" in inside["text"]
+            assert f'metrics_bind = "0.0.0.0:{other.metrics_port}"' in inside["advice"]
+
+
+@pytest.mark.parametrize("bind", ["unix:{}/m.sock", "unix:{}/taken", "unix:{}/missing/m.sock"])
+def test_a_unix_socket(newest: Interpreter, place: Path, bind: str) -> None:
+    """It is tried without being made; a file in its place stays."""
+    (place / "taken").write_text("mine")
+    server = GunicornProcess(newest, CONFIG)
+    server.environment["OBSKIT_METRICS_BIND"] = bind.format(place)
+    with server:
+        server.environment["XDG_RUNTIME_DIR"] = str(place)
+        if bind.endswith("}/m.sock"):
+            wait_until((place / "m.sock").exists, "the exporter listens")
+            server.stop()
+        found = problems(check(server))
+        words = {"m.sock": "", "taken": "not a socket", "missing/m.sock": "No such file"}
+        text = words[bind.partition("/")[2]]
+        assert [text in each["text"] for each in found] == [True] * bool(text)
+    assert sorted(each.name for each in place.iterdir()) == ["taken"]
+
+
+@needs_root
+def test_a_certificate(newest: Interpreter, place: Path) -> None:
+    """It is read with the rights of who serves it."""
+    if not can_run(newest, NOBODY):
+        pytest.skip(f"uid {NOBODY} may not run {newest.path}")
+    leaf = trustme.CA().issue_cert(HOST)
+    file = place / "tls.pem"
+    file.write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
+    config = f"{CONFIG}    user = group = {NOBODY}\n    metrics_certfile = {str(file)!r}\n"
+    with GunicornProcess(newest, config, exporter=True) as server:
+        file.chmod(0o644)
+        assert any("is valid until" in line for line in texts(check(server), "exporter"))
+        file.chmod(0o600)
+        (problem,) = problems(check(server))
+        assert f"{file} cannot be used by uid {NOBODY}: [Errno 13]" in problem["text"]
 
 
 POST_FORK = "def post_fork(server, worker):\n    pass\n"
