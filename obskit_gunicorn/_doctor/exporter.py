@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._doctor import finding
+from obskit_gunicorn._doctor.apart import EndedError, apart
 from obskit_gunicorn._doctor.running import is_answered, judge_certificate
 from obskit_gunicorn._exporter import launch
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.certificates import read_validity
+from obskit_gunicorn._exporter.certificates import context_of, read_validity
 from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._gunicorn.supervisor import cannot_listen, cannot_log
 from obskit_gunicorn._problem import Problem
@@ -18,7 +20,7 @@ from obskit_gunicorn._store import private
 from obskit_gunicorn._store.directory import SlotDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from obskit_gunicorn._doctor.apart import User
     from obskit_gunicorn._doctor.finding import Finding
@@ -58,7 +60,10 @@ def examine(
     if lost:
         yield finding.warning(_PART, cannot_log(lost))
     if options.metrics_certfile:
-        yield from _certificate(options, user)
+        what = options.metrics_certfile
+        yield from _tried(lambda: _certificate(options, user), user, what)
+    for name in options.metrics_collectors:
+        yield from _tried(functools.partial(_collector, name, user), user, name)
 
 
 def _address(address: Address, source: str, chdir: str, directory: str | None) -> Iterator[Finding]:
@@ -111,31 +116,39 @@ def _is_behind_a_pod(address: Address) -> bool:
         return address.host == "localhost"
 
 
-def _certificate(options: Options, user: User) -> Iterator[Finding]:
-    """Yield whether the exporter's files can be used, with the rights of who runs it."""
-    from obskit_gunicorn._doctor.apart import EndedError, apart
-
-    certfile = options.metrics_certfile
-    assert certfile is not None
-
-    def look() -> Iterator[Finding]:
-        from obskit_gunicorn._exporter.certificates import context_of
-
-        try:
-            context_of(certfile, options.metrics_keyfile, options.metrics_ca_certs)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            files = (certfile, options.metrics_keyfile, options.metrics_ca_certs)
-            text = f"{' and '.join(filter(None, files))} cannot be used by {user}: {error}"
-            advice = "let that user read them, and see that certificate and key belong together"
-            yield finding.error(_PART, Problem(text, advice))
-            return
-        found = read_validity(certfile)
-        if found is not None:
-            yield judge_certificate(found, f"the certificate in {certfile}")
-
+def _tried(look: Callable[[], Iterator[Finding]], user: User, what: str) -> Iterator[Finding]:
+    """Look in a process of its own, as the user who runs the exporter."""
     try:
         yield from apart(look, user=user)
     except EndedError as error:
-        advice = "see that this process may become that user"
-        problem = Problem(f"{certfile} cannot be tried as {user}: {error}", advice)
-        yield finding.error(_PART, problem)
+        text = f"{what} cannot be tried as {user}: {error}"
+        yield finding.error(_PART, Problem(text, "see what it does, and who may read it"))
+
+
+def _certificate(options: Options, user: User) -> Iterator[Finding]:
+    """Yield whether the exporter's files can be used."""
+    named = (options.metrics_certfile, options.metrics_keyfile, options.metrics_ca_certs)
+    try:
+        context_of(*named)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        text = f"{' and '.join(filter(None, named))} cannot be used by {user}: {error}"
+        advice = "let that user read them, and see that certificate and key belong together"
+        yield finding.error(_PART, Problem(text, advice))
+        return
+    found = read_validity(options.metrics_certfile)
+    if found is not None:
+        yield judge_certificate(found, f"the certificate in {options.metrics_certfile}")
+
+
+def _collector(name: str, user: User) -> Iterator[Finding]:
+    """Yield whether a collector of the user can be imported; it is not asked for metrics."""
+    from obskit_gunicorn._exporter.user_collectors import import_collector
+
+    try:
+        import_collector(name)
+    except (Exception, SystemExit) as error:
+        text = f"metrics_collectors: {name} cannot be imported: {type(error).__name__}: {error}"
+        advice = "correct its name or its module: it is left out of scrapes while it fails"
+        yield finding.error(_PART, Problem(text, advice))
+    else:
+        yield finding.ok(_PART, f"metrics_collectors: {name} can be imported by {user}")

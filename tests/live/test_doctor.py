@@ -108,65 +108,65 @@ def check_both(server: GunicornProcess, part: str, status: int, text: str, advic
 
 
 @needs_root
-def test_wrong_uid(newest: Interpreter, place: Path) -> None:
+def test_wrong_uid(interpreter: Interpreter, place: Path) -> None:
     """A directory that the workers' user may not write to."""
-    if not can_run(newest, NOBODY):
-        pytest.skip(f"uid {NOBODY} may not run {newest.path}")
+    if not can_run(interpreter, NOBODY):
+        pytest.skip(f"uid {NOBODY} may not run {interpreter.path}")
     (place / "notes").write_text("so it is not given to somebody else")
     config = f"{CONFIG}    user = group = {NOBODY}\n"
     environment = {VARIABLE: str(place)}
-    with GunicornProcess(newest, config, environment=environment) as server:
+    with GunicornProcess(interpreter, config, environment=environment) as server:
         text = f"{re.escape(str(place))}: .*Permission denied"
         check_both(server, "directory", 1, text, f"make it writable for uid {NOBODY}")
     assert os.listdir(place) == ["notes"]
 
 
 @needs_root
-def test_read_only_directory(newest: Interpreter, place: Path) -> None:
+def test_read_only_directory(interpreter: Interpreter, place: Path) -> None:
     """A directory on a file system that is mounted read-only."""
     prefix = on_a_volume(VARIABLE, "ro")
     environment = {VARIABLE: str(place)}
-    with GunicornProcess(newest, CONFIG, environment=environment, prefix=prefix) as server:
+    with GunicornProcess(interpreter, CONFIG, environment=environment, prefix=prefix) as server:
         check_both(server, "directory", 1, "Read-only file system", "make it writable")
 
 
-def test_file_in_the_directorys_place(newest: Interpreter, place: Path) -> None:
+def test_file_in_the_directorys_place(interpreter: Interpreter, place: Path) -> None:
     """A file where the directory should be."""
     path = place / "metrics"
     path.write_text("mine")
-    with GunicornProcess(newest, CONFIG, environment={VARIABLE: str(path)}) as server:
+    with GunicornProcess(interpreter, CONFIG, environment={VARIABLE: str(path)}) as server:
         check_both(server, "directory", 1, str(path), "it is not a directory: remove it")
     assert path.read_text() == "mine"
 
 
-def test_no_flock(newest: Interpreter) -> None:
+def test_no_flock(interpreter: Interpreter) -> None:
     """A directory where files cannot be locked."""
     if platform.machine() not in no_flock._FLOCK:
         pytest.skip("the number of flock is not known here")
     prefix = [sys.executable, no_flock.__file__]
-    with GunicornProcess(newest, CONFIG, shared=True, prefix=prefix) as server:
+    with GunicornProcess(interpreter, CONFIG, shared=True, prefix=prefix) as server:
         advice = "the file system has no flock: use a local one"
         check_both(server, "directory", 1, "No locks available", advice)
 
 
 @needs_root
-def test_tiny_full_volume(newest: Interpreter, place: Path) -> None:
+def test_tiny_full_volume(interpreter: Interpreter, place: Path) -> None:
     """A tmpfs on which there is no room left."""
     unshare = on_a_volume(VARIABLE, "size=64k")
     fill = f'head -c 64k /dev/zero > "${VARIABLE}/ballast"; exec "$0" "$@"'
     unshare[-1] = unshare[-1].replace('exec "$0" "$@"', fill)
     environment = {VARIABLE: str(place)}
-    with GunicornProcess(newest, CONFIG, environment=environment, prefix=unshare) as server:
+    with GunicornProcess(interpreter, CONFIG, environment=environment, prefix=unshare) as server:
         text = "No space left on device"
         check_both(server, "volume", 1, text, "the volume is full: give it more room")
         (small,) = [each for each in problems(check(server)) if "only 0 bytes" in each["text"]]
         assert "--shm-size" in small["advice"]
 
 
-def test_busy_port(newest: Interpreter) -> None:
+def test_busy_port(interpreter: Interpreter) -> None:
     """An exporter's address at which somebody else listens."""
     with socket.socket() as taken:
-        server = GunicornProcess(newest, CONFIG, exporter=True)
+        server = GunicornProcess(interpreter, CONFIG, exporter=True)
         taken.bind((HOST, server.metrics_port))
         taken.listen()
         with server:
@@ -177,28 +177,28 @@ def test_busy_port(newest: Interpreter) -> None:
             check_both(server, "exporter", 1, text, "free the address, or choose another one")
 
 
-def test_typo_in_a_setting(newest: Interpreter) -> None:
+def test_typo_in_a_setting(interpreter: Interpreter) -> None:
     """A setting with a name that is nearly right."""
-    with GunicornProcess(newest, f"{CONFIG}    time_out = 4\n") as server:
+    with GunicornProcess(interpreter, f"{CONFIG}    time_out = 4\n") as server:
         text = "Config.time_out in .*: Gunicorn does not know and ignores it"
         check_both(server, "configuration", 1, text, "did you mean timeout")
 
 
-def test_wrong_signature_of_a_hook(newest: Interpreter) -> None:
+def test_wrong_signature_of_a_hook(interpreter: Interpreter) -> None:
     """A hook that cannot be called as Gunicorn does."""
     config = f"{CONFIG}\n    def post_fork(self, server):\n        pass\n"
-    with GunicornProcess(newest, config, serving=False) as server:
+    with GunicornProcess(interpreter, config, serving=False) as server:
         assert server.exit_status() == 1
         text = r"Config.post_fork in .* is 'post_fork\(server\)'; expected a method"
         check_both(server, "configuration", 2, text, r"def post_fork\(self, server, worker\)")
 
 
-def test_application_imported_too_early(newest: Interpreter) -> None:
+def test_application_imported_too_early(interpreter: Interpreter) -> None:
     """An application that the configuration imports."""
-    with GunicornProcess(newest, f"import app\n{CONFIG}") as server:
+    with GunicornProcess(interpreter, f"import app\n{CONFIG}") as server:
         text = "the application app is imported by the configuration"
         check_both(server, "application", 1, text, "do not import it there")
-    with GunicornProcess(newest, f"import app\n{CONFIG}    preload_app = True\n") as server:
+    with GunicornProcess(interpreter, f"import app\n{CONFIG}    preload_app = True\n") as server:
         assert check(server)["status"] == 0
         assert "is imported by the configuration" not in server.log()
 
@@ -442,6 +442,7 @@ def test_the_address_of_another_server(newest: Interpreter) -> None:
         server = GunicornProcess(newest, CONFIG, exporter=True)
         server.environment["OBSKIT_METRICS_BIND"] = f"{HOST}:{other.metrics_port}"
         server.environment["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
+        server.environment["XDG_RUNTIME_DIR"] = str(other.run)  # where its directory is found
         with server:
             taken, inside = problems(check(server))
             assert "Address already in use" in taken["text"]
@@ -483,6 +484,28 @@ def test_a_certificate(newest: Interpreter, place: Path) -> None:
         file.chmod(0o600)
         (problem,) = problems(check(server))
         assert f"{file} cannot be used by uid {NOBODY}: [Errno 13]" in problem["text"]
+
+
+COLLECTORS = """
+from prometheus_client import Info
+
+build = Info("build", "Help.", registry=None)
+nothing = 3
+"""
+
+
+def test_collectors(newest: Interpreter) -> None:
+    """What the exporter will import is imported, and what it cannot is named."""
+    names = ["shown:build", "shown:nothing", "shown:missing", "hidden:build"]
+    config = f"{CONFIG}    metrics_collectors = {names}\n"
+    with GunicornProcess(newest, config, files={"shown.py": COLLECTORS}, exporter=True) as server:
+        found = check(server)
+        said = [each["text"] for each in problems(found)]
+        for text, words in zip(
+            said, ("has no method collect()", "AttributeError", "No module named"), strict=True
+        ):
+            assert words in text
+        assert any("shown:build can be imported" in text for text in texts(found, "exporter"))
 
 
 POST_FORK = "def post_fork(server, worker):\n    pass\n"
