@@ -35,6 +35,9 @@ def examine(path: str | None, user: User, processes: int) -> Iterator[Finding]:
     if path is None:
         yield from _private(user, processes)
         return
+    cleared = volume.cleared_at_logout(path, user.uid)
+    if cleared is not None:
+        yield cleared
     if os.path.lexists(path):
         yield from _existing(path, user, processes)
         return
