@@ -26,6 +26,8 @@ from prometheus_client import (
 from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from obskit_gunicorn._problem import Problem
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -65,8 +67,8 @@ class _Probe:
 
 
 @cache
-def problem() -> str:
-    """Return why this release of prometheus_client cannot be used, and what to do; empty if it can.
+def problem() -> Problem | None:
+    """Return why this release of prometheus_client cannot be used; ``None`` if it can.
 
     Before 0.16 it does not tell its values the help text of their metric, which is part of their
     key in the file. What works is used, though releases before 0.20 are not tested. With one that
@@ -79,7 +81,7 @@ def problem() -> str:
     finally:
         values.ValueClass = before
     if not isinstance(value, _Probe) or len(value.arguments) > 5:
-        return ""
+        return None
     values.ValueClass = getattr(values, "MutexValue", before)  # no later release needs it
     from importlib import metadata  # heavy
 
@@ -87,7 +89,8 @@ def problem() -> str:
         version = f" {metadata.version('prometheus-client')}"
     except metadata.PackageNotFoundError:
         version = ""
-    return f"prometheus-client{version} is too old; pip install 'prometheus-client>=0.20'"
+    text = f"prometheus-client{version} is too old"
+    return Problem(text, "pip install 'prometheus-client>=0.20'")
 
 
 def install(value_class: type, close: Callable[[], None]) -> list[str]:

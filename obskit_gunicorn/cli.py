@@ -1,8 +1,8 @@
-"""The command ``obskit-gunicorn``: serve a multiprocess directory, inspect it, or check it.
+"""The command ``obskit-gunicorn``: check a configuration or a directory, inspect it, or serve it.
 
 And look at the store in which many hosts come together. All of them only read, except that
 ``check`` creates a file and removes it, and that ``fleet reset`` begins anew. Exit status 0: fine;
-1: a problem was found; 2: wrong use.
+1: a problem was found; 2: wrong use, or a server that cannot be started.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._doctor.findings import (
+from obskit_gunicorn._doctor import finding, setup
+from obskit_gunicorn._doctor.directory import (
     DirectoryReport,
     describe_error,
     describe_holder,
@@ -61,13 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "show the slots of a multiprocess directory, who holds them, and their files",
         "Changes nothing. Exit status: 0; 2 for wrong use.",
     )
-    _add_command(
-        commands,
-        _check,
-        "find out whether a directory can be used, and what is wrong in it",
-        "Makes a file in the directory and removes it, so it needs the right to write there. "
-        "Exit status: 0 fine, 1 a problem was found, 2 wrong use.",
-    )
+    _add_check_command(commands)
     _add_command(
         commands,
         _serve,
@@ -76,8 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "are read by themselves.",
     )
     _add_fleet_command(commands)
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
     command: argparse.ArgumentParser = given.parser
+    if given.run is _check:
+        given.arguments = rest
+    elif rest:
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status = int(given.run(given.find(given), given))
         sys.stdout.flush()
@@ -115,6 +114,33 @@ def _add_command(
     command.add_argument("--directory", **directory)
     for option in filter(lambda option: option.is_exporters, OPTIONS):
         _add_option(command, option)
+
+
+def _add_check_command(commands: Any) -> None:
+    text = "find out what is right with a server's configuration, what will bite, and what to do"
+    command = commands.add_parser(
+        "check",
+        help=text,
+        usage="%(prog)s [-h] [--format {text,json}] [-c CONFIG] [Gunicorn's arguments] [APP]\n"
+        "       %(prog)s [-h] [--format {text,json}] --directory [DIRECTORY]",
+        description=f"{text.capitalize()}. Write it in the place of `gunicorn` in the command that "
+        "starts the server, and call it as the same user, in the same directory and environment.",
+        epilog="The configuration is loaded, and the application imported, in processes of their "
+        "own. A file is made in the directory and removed. Exit status: 0 all is right, 1 "
+        "something will bite, 2 the server cannot be started, or wrong use.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(parser=command, run=_check, find=_checked_directory)
+    command.add_argument(
+        "--directory",
+        nargs="?",
+        const="",
+        help="look at the multiprocess directory of a running server instead (default: "
+        f"${DIRECTORY_VARIABLE}, else the private one of this machine)",
+    )
+    command.add_argument(
+        "--format", choices=("text", "json"), default="text", help="how to print it"
+    )
 
 
 def _add_option(command: argparse.ArgumentParser, option: Option) -> None:
@@ -259,6 +285,20 @@ def _serve(path: str | None, given: argparse.Namespace) -> int:
     return 0
 
 
+def _checked_directory(given: argparse.Namespace) -> str | None:
+    """Return the directory to check; ``None`` to check a configuration.
+
+    Raises:
+        ConfigurationError: There is none, or there are several.
+    """
+    if given.directory is None:
+        return None
+    if given.arguments:
+        given.parser.error(f"--directory is alone, without {' '.join(given.arguments)}")
+    given.directory = given.directory or os.environ.get(DIRECTORY_VARIABLE)
+    return _directory(given)
+
+
 def _served_directory(given: argparse.Namespace) -> str | None:
     """Return the directory to serve; ``None`` if a store is named and no directory."""
     redis = given.metrics_redis or os.environ.get("OBSKIT_METRICS_REDIS")
@@ -274,7 +314,7 @@ def _directory(given: argparse.Namespace) -> str:
     found = [] if given.directory else private.find()
     path: str | None = given.directory or (found[0] if len(found) == 1 else None)
     if not path or not os.path.isdir(path):
-        is_flag = given.run is _serve
+        is_flag = given.run is not _inspect
         shown = "; ".join(f"{each} ({describe_server(each)})" for each in found)
         several = f" There are several private ones: {shown}." if found else ""
         raise ConfigurationError(
@@ -365,16 +405,18 @@ def _fleet(options: Options, given: argparse.Namespace) -> int:
     return 0
 
 
-def _check(path: str, given: argparse.Namespace) -> int:
-    findings = list(examine(path))
-    problems = [finding.text for finding in findings if finding.is_problem]
-    seen = [finding.text for finding in findings if not finding.is_problem]
-    if given.format == "json":
-        _print_json(directory=path, problems=problems, fine=seen)
+def _check(path: str | None, given: argparse.Namespace) -> int:
+    if path is None:
+        found = finding.in_order(setup.examine(given.arguments))
+        facts: dict[str, object] = {"arguments": given.arguments}
     else:
-        for finding in findings:
-            print(f"{'problem' if finding.is_problem else 'fine':<8} {finding.text}")
-    return 1 if problems else 0
+        found, facts = finding.in_order(examine(path)), {"directory": path}
+    if given.format == "json":
+        _print_json(**finding.as_json(found, **facts))
+    else:
+        for each in found:
+            print(each.lines())
+    return finding.status(found)
 
 
 def _print_json(**content: object) -> None:

@@ -53,4 +53,10 @@ class ConfigurationError(ObskitGunicornError, ValueError):
 
 
 class ObskitGunicornWarning(UserWarning):
-    """Something in a configuration is probably not what was meant; the server starts."""
+    """Something in a configuration is probably not what was meant; the server starts.
+
+    Its text says what, and what to do.
+    """
+
+    advice: str = ""
+    """What to do about it: the end of the text."""

@@ -1,179 +1,154 @@
-"""Asking the exporter of a server, as Prometheus does, whether it answers and for whom.
-
-Needs no prometheus_client.
-"""
+"""The exporter of a server that is to be started: its address, its interpreter, its certificate."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import functools
+import ipaddress
 import os
-import re
-import socket
-import ssl
-import time
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from obskit_gunicorn._doctor.finding import Finding
+from obskit_gunicorn._doctor import finding
+from obskit_gunicorn._doctor.apart import EndedError, apart
+from obskit_gunicorn._doctor.running import is_answered, judge_certificate
+from obskit_gunicorn._exporter import launch
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.certificates import validity
-from obskit_gunicorn._exporter.protocol import network
+from obskit_gunicorn._exporter.certificates import context_of, read_validity
+from obskit_gunicorn._exporter.logs import settings_of
+from obskit_gunicorn._gunicorn.supervisor import cannot_listen, cannot_log
+from obskit_gunicorn._problem import Problem
+from obskit_gunicorn._store import private
+from obskit_gunicorn._store.directory import SlotDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-_TIMEOUT_SECONDS = 5.0
-_CLOCKS_DIFFER_SECONDS = 60.0
-_MANY_EXITS_PER_HOUR = 6
-_QUERY = "&".join(
-    f"name[]={name}"
-    for name in (
-        "obskit_gunicorn_info",
-        "obskit_gunicorn_generation_start_time_seconds",
-        "gunicorn_worker_exits_total",
-    )
-)
-_SAMPLE = re.compile(r'^(\w+)(?:\{reason="(\w+)"\})? (\S+)$', re.MULTILINE)
-_BAD_ENDS = {
-    "killed": "were killed by a signal",
-    "timeout": "were killed by Gunicorn, because they hung",
-    "boot_error": "could not boot",
-    "error": "ended with an error",
-}
-"""The reasons of a worker's end that are nobody's wish, see docs/metrics.md."""
+    from obskit_gunicorn._doctor.apart import User
+    from obskit_gunicorn._doctor.finding import Finding
+    from obskit_gunicorn._exporter.protocol import Options
 
-_ANY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_PART = "exporter"
 
 
-def ask(facts: dict[str, Any]) -> Iterator[Finding]:
-    """Yield whether an exporter answers, and what is wrong with its certificate; never raises.
+def examine(
+    options: Options, settings: Any, user: User, source: str, directory: str | None
+) -> Iterator[Finding]:
+    """Yield whether an exporter can be started, and reached; leaves nothing behind.
 
     Args:
-        facts: What its arbiter has recorded, see :meth:`protocol.Order.facts`.
+        options: Ours.
+        settings: Gunicorn's.
+        user: The user of the workers, who runs it.
+        source: Where the option for the address is set.
+        directory: The multiprocess directory; ``None`` for a private one.
     """
-    try:
-        address = Address.parse(str(facts["address"]), os.sep)
-        path, directory = str(facts["path"]), str(facts["directory"])
-        is_tls, is_mutual = bool(facts["tls"]), bool(facts["client_certificates"])
-    except (KeyError, TypeError, ValueError):
-        return  # another release wrote it in another way
-    if facts.get("network") != network() and not address.path:
-        text = f"the exporter listens at {address}, in another network than this: it was not asked"
-        yield Finding(False, text)
+    if options.metrics_bind is None:
+        yield finding.ok(_PART, "none is wanted: metrics_bind is None")
         return
-    where = f"{address}{path}"
-    try:
-        with contextlib.ExitStack() as stack:
-            client = stack.enter_context(_connect(address))
-            if is_tls:
-                client = stack.enter_context(_anybody().wrap_socket(client))
-                yield from _certificate(client, where)
-            if is_mutual:
-                text = f"the exporter answers at {where}; its page needs a client's certificate"
-                yield Finding(False, text)
-                return
-            sent, text = _get(client, f"{quote(path)}?{_QUERY}")
-    except (OSError, http.client.HTTPException) as error:
-        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        text = f"the exporter cannot be reached at {where}: {problem}; "
-        yield Finding(True, text + 'see the server\'s log for "exporter"')
-        return
-    if f'directory="{_escaped(directory)}"' in text:
-        whom = " to a client that takes any certificate" if is_tls else ""
-        yield Finding(False, f"the exporter answers at {where}{whom}")
-        yield from _clock(sent)
-        yield from _exits(text)
+    address = Address.parse(options.metrics_bind, os.sep)
+    yield from _address(address, source, settings.chdir, directory)
+    if _is_behind_a_pod(address) and not (options.metrics_push or options.metrics_redis):
+        text = f"{address} is reached from inside this pod only, and Prometheus is outside"
+        advice = f'set metrics_bind = "0.0.0.0:{address.port}" ({source})'
+        yield finding.warning(_PART, Problem(text, advice))
+    problem = launch.can_start(settings)
+    if problem:
+        advice = f"let {user} read and run the interpreter and its packages, or install them there"
+        yield finding.error(_PART, Problem(launch.cannot_start(problem), advice))
     else:
-        text = f"{where} is answered by somebody else, not by this server's exporter: "
-        yield Finding(True, text + "give each server a metrics_bind of its own")
+        yield finding.ok(_PART, f"{user} may run the interpreter: {launch.interpreter()}")
+    lost = settings_of(settings)[1]
+    if lost:
+        yield finding.warning(_PART, cannot_log(lost))
+    if options.metrics_certfile:
+        what = options.metrics_certfile
+        yield from _tried(lambda: _certificate(options, user), user, what)
+    for name in options.metrics_collectors:
+        yield from _tried(functools.partial(_collector, name, user), user, name)
 
 
-def _connect(address: Address) -> socket.socket:
-    if address.path:
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(_TIMEOUT_SECONDS)
+def _address(address: Address, source: str, chdir: str, directory: str | None) -> Iterator[Finding]:
+    try:
+        address.try_out()
+    except OSError as error:
+        arbiter = _server_at(address, directory)
+        if arbiter is not None and _runs_in(arbiter, chdir):
+            text = f"{address} is used by the exporter of the server that runs here (pid {arbiter})"
+            yield finding.ok(_PART, text)
+        else:
+            yield finding.error(_PART, cannot_listen(address, error, source))
+        return
+    yield finding.ok(_PART, f"{address} is free")
+
+
+def _server_at(address: Address, directory: str | None) -> int | None:
+    """Return the pid of the arbiter whose exporter answers at an address, if there is one."""
+    for path in [*([directory] if directory else []), *private.find()]:
         try:
-            client.connect(address.path)
-        except BaseException:
-            client.close()
-            raise
-        return client
-    host = _ANY_INTERFACE.get(address.host, address.host)
-    return socket.create_connection((host, address.port), timeout=_TIMEOUT_SECONDS)
+            records = SlotDirectory(path).records().values()
+        except OSError:
+            continue
+        for record in records:
+            facts = record.get("exporter") if record is not None else None
+            if record is None or not isinstance(facts, dict):
+                continue
+            # An arbiter that waits for the address has recorded it too.
+            if facts.get("address") == str(address) and is_answered(facts):
+                pid = record.get("pid")
+                return pid if isinstance(pid, int) else None
+    return None
 
 
-def _anybody() -> ssl.SSLContext:
-    """Return a context that takes any certificate: whether it is good is looked at afterwards."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
-def _certificate(client: ssl.SSLSocket, where: str) -> Iterator[Finding]:
-    found = validity(client.getpeercert(binary_form=True) or b"")
-    if found is None:
-        return
-    now = time.time()
-    if found.end <= now:
-        text = f"the certificate at {where} has expired on {found.end_text()}: renew the file"
-    elif found.start > now:
-        text = f"the certificate at {where} is not valid yet: look at the clock of both machines"
-    elif found.ends_soon(now):
-        text = f"the certificate at {where} expires on {found.end_text()}: renew the file"
-    else:
-        yield Finding(False, f"the certificate at {where} is valid until {found.end_text()}")
-        return
-    yield Finding(True, f"{text}; it is used without a restart")
-
-
-def _clock(sent: str) -> Iterator[Finding]:
-    """Compare the clock of the server with that of this process."""
+def _runs_in(pid: int, folder: str) -> bool:
+    """Return whether a process has a working directory: then it is most probably this server."""
     try:
-        ahead = parsedate_to_datetime(sent).timestamp() - time.time()
+        return os.path.samefile(f"/proc/{pid}/cwd", folder)
+    except OSError:
+        return False
+
+
+def _is_behind_a_pod(address: Address) -> bool:
+    """Return whether only this pod can reach an address."""
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or address.path:
+        return False
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
     except ValueError:
-        return
-    if abs(ahead) > _CLOCKS_DIFFER_SECONDS:
-        word = "ahead of" if ahead > 0 else "behind"
-        text = f"the clock of the server is {abs(ahead):.0f} s {word} that of this process: "
-        yield Finding(True, text + "it was set, or one of the two machines is wrong")
+        return address.host == "localhost"
 
 
-def _exits(text: str) -> Iterator[Finding]:
-    """Say how many workers ended as nobody wished, and whether that is often."""
-    start, ends = 0.0, {}
-    for name, reason, number in _SAMPLE.findall(text):
-        if name == "obskit_gunicorn_generation_start_time_seconds":
-            start = float(number)
-        elif name == "gunicorn_worker_exits_total" and float(number) and reason in _BAD_ENDS:
-            ends[reason] = int(float(number))
-    if not ends or not start:
-        return
-    hours = max(time.time() - start, 0.0) / 3600
-    words = " and ".join(f"{ends[reason]} {_BAD_ENDS[reason]}" for reason in ends)
-    when = f"since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(start))}"
-    is_often = sum(ends.values()) > max(_MANY_EXITS_PER_HOUR * hours, 3)
-    yield Finding(is_often, f"of the workers {when}, {words}; the server's log says more")
-
-
-def _get(client: socket.socket, target: str) -> tuple[str, str]:
-    """Return when a page was sent, as HTTP says it, and the page.
-
-    Raises:
-        OSError: The connection failed.
-        http.client.HTTPException: What came is not HTTP.
-    """
-    client.sendall(f"GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("latin-1"))
-    answer = http.client.HTTPResponse(client)
+def _tried(look: Callable[[], Iterator[Finding]], user: User, what: str) -> Iterator[Finding]:
+    """Look in a process of its own, as the user who runs the exporter."""
     try:
-        answer.begin()
-        return answer.getheader("Date", ""), answer.read(1 << 20).decode("utf-8", "replace")
-    finally:
-        answer.close()
+        yield from apart(look, user=user)
+    except EndedError as error:
+        text = f"{what} cannot be tried as {user}: {error}"
+        yield finding.error(_PART, Problem(text, "see what it does, and who may read it"))
 
 
-def _escaped(value: str) -> str:
-    """Return the value of a label as the text format shows it."""
-    text = value.encode(errors="replace").decode()
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+def _certificate(options: Options, user: User) -> Iterator[Finding]:
+    """Yield whether the exporter's files can be used."""
+    named = (options.metrics_certfile, options.metrics_keyfile, options.metrics_ca_certs)
+    try:
+        context_of(*named)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        text = f"{' and '.join(filter(None, named))} cannot be used by {user}: {error}"
+        advice = "let that user read them, and see that certificate and key belong together"
+        yield finding.error(_PART, Problem(text, advice))
+        return
+    found = read_validity(options.metrics_certfile)
+    if found is not None:
+        yield judge_certificate(found, f"the certificate in {options.metrics_certfile}")
+
+
+def _collector(name: str, user: User) -> Iterator[Finding]:
+    """Yield whether a collector of the user can be imported; it is not asked for metrics."""
+    from obskit_gunicorn._exporter.user_collectors import import_collector
+
+    try:
+        import_collector(name)
+    except (Exception, SystemExit) as error:
+        text = f"metrics_collectors: {name} cannot be imported: {type(error).__name__}: {error}"
+        advice = "correct its name or its module: it is left out of scrapes while it fails"
+        yield finding.error(_PART, Problem(text, advice))
+    else:
+        yield finding.ok(_PART, f"metrics_collectors: {name} can be imported by {user}")

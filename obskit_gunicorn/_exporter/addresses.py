@@ -112,6 +112,27 @@ class Address(NamedTuple):
                 if not found or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
 
+    def try_out(self) -> None:
+        """Find out whether :meth:`listen` would succeed; leaves nothing behind, for nobody.
+
+        Raises:
+            OSError: It would not.
+        """
+        if not self.path:
+            self.listen().close()
+            return
+        if len(os.fsencode(self.path)) > _LONGEST_PATH_BYTES:
+            raise OSError(errno.ENAMETOOLONG, "the path is too long for a socket", self.path)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                raise _not_a_socket(self.path)
+            if not _is_dead(self.path):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self.path)
+        beside = self._replace(path=os.path.join(os.path.dirname(self.path), ".check"))
+        listener = beside.listen()
+        beside.remove_file(listener)
+        listener.close()
+
     def _listen_at(self, family: int, address: Any) -> socket.socket:
         listener = socket.socket(family)
         try:

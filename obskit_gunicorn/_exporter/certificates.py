@@ -1,4 +1,4 @@
-"""Reading from when to when a certificate is valid."""
+"""Certificate files: loading them, and reading from when to when a certificate is valid."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ class Validity(NamedTuple):
     def end_text(self) -> str:
         """Return when it expires, for people."""
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.end))
+
+
+def context_of(certfile: str, keyfile: str | None, ca_certs: str | None) -> ssl.SSLContext:
+    """Return the context to serve with.
+
+    Args:
+        certfile: The certificate chain.
+        keyfile: The private key, if it is not in the same file.
+        ca_certs: The authorities of client certificates; ``None`` to require none.
+
+    Raises:
+        OSError: A file cannot be read, or they do not belong together.
+        ValueError: A path is none.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
+    # A key with a passphrase is an error: OpenSSL would ask for it at the terminal, and wait.
+    context.load_cert_chain(certfile, keyfile, password="")
+    if ca_certs:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def read_validity(certfile: str) -> Validity | None:

@@ -49,6 +49,7 @@ _COMMAND = f"import os; exec(os.environ.pop({VARIABLE!r}))"
 _LONGEST_DELAY_SECONDS = 3.0
 _SHORT_LIFE_SECONDS = 10.0
 _MOST_FAILURES = 3
+_LONGEST_TRIAL_SECONDS = 30.0
 
 
 class ExporterProcess:
@@ -96,7 +97,7 @@ class ExporterProcess:
         self._report_start = started
         self._ended = ("", "")
         self._serves = False
-        self._credentials = _credentials(settings)
+        self._credentials = credentials(settings)
         self._child_ended = child_ended
         # Not the class of socket: eventlet and gevent put one of their own in its place.
         self._ours, self._theirs = _socket.socketpair()
@@ -171,7 +172,7 @@ class ExporterProcess:
         try:
             process = subprocess.Popen(
                 [sys.executable, *_flags(), "-c", _COMMAND, self._name],
-                executable=sys.executable if os.path.exists(sys.executable) else _INTERPRETER,
+                executable=interpreter(),
                 stdin=self._theirs.fileno(),
                 pass_fds=[each for each in (listener, predecessor) if each is not None],
                 env=_environment() | {VARIABLE: _program(), ORDER_VARIABLE: started},
@@ -404,7 +405,42 @@ def _wake_by(end: int) -> None:
         fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _credentials(settings: Any) -> dict[str, Any]:
+def cannot_start(problem: str) -> str:
+    """Return that an exporter cannot be started, and why."""
+    return f"the exporter cannot be started: {problem}"
+
+
+def interpreter() -> str:
+    """Return the file of the interpreter that runs an exporter."""
+    return sys.executable if os.path.exists(sys.executable) else _INTERPRETER
+
+
+def can_start(settings: Any) -> str:
+    """Return why the workers' user could not run an exporter; empty if he could.
+
+    Args:
+        settings: Gunicorn's settings, which name the user.
+    """
+    files = _packages()
+    code = "import sys\nfor path in sys.argv[1:]: open(path).close()"
+    try:
+        done = subprocess.run(
+            [sys.executable, *_flags(), "-c", code, *files.values()],
+            executable=interpreter(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LONGEST_TRIAL_SECONDS,
+            check=False,
+            **credentials(settings),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return (done.stderr.strip().splitlines() or [""])[-1] if done.returncode else ""
+
+
+def credentials(settings: Any) -> dict[str, Any]:
     """Return the user and groups to start the process as: those of Gunicorn's workers."""
     uid, gid = settings.uid, settings.gid
     if os.geteuid() != 0 or (uid, gid) == (0, os.getegid()):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from obskit_gunicorn._exporter.certificates import Validity, read_validity
+from obskit_gunicorn._exporter.certificates import Validity, context_of, read_validity
 from obskit_gunicorn._log import log
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TlsFiles(Collector):
             if seen != self._seen or self._is_wrong:
                 self._seen = seen
                 try:
-                    self._context = self._load()
+                    self._context = context_of(self._certfile, self._keyfile, self._ca_certs)
                     self._validity = read_validity(self._certfile)
                     self._said = logging.NOTSET
                     if self._is_wrong:
@@ -86,14 +86,6 @@ class TlsFiles(Collector):
                     self._is_wrong = True
             self._check_validity()
             return self._context
-
-    def _load(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self._ca_certs)
-        # A key with a passphrase is an error: OpenSSL would ask for it at the terminal, and wait.
-        context.load_cert_chain(self._certfile, self._keyfile, password="")
-        if self._ca_certs:
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
 
     def _check_validity(self) -> None:
         """Log once that the certificate expires soon, and once that it has expired."""

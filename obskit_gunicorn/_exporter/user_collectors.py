@@ -95,7 +95,7 @@ class UserCollector:
         """Run the collector; on the thread of the run."""
         try:
             if self._collector is None:
-                self._collector = _import(self.name)
+                self._collector = import_collector(self.name)
             families = list(self._collector.collect())
         except BaseException as error:  # SystemExit too: it must not end this process
             with self._lock:
@@ -159,7 +159,8 @@ class _NotACollectorError(TypeError):
     """The name is not that of a collector; a traceback would say nothing more."""
 
 
-def _import(name: str) -> Any:
+def import_collector(name: str) -> Any:
+    """Return the collector that an import string names; whatever its module raises comes out."""
     module, _, path = name.partition(":")
     found: Any = importlib.import_module(module)
     for attribute in path.split("."):

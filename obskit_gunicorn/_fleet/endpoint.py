@@ -33,7 +33,7 @@ _ADVICE = {
     401: f"set {_TOKEN}, or {_USER} and {_PASSWORD}, to what the endpoint expects",
     403: "the credentials may not write: look at their rights",
     404: "look at the path, and whether the server takes remote write "
-    "(Prometheus: --web.enable-remote-write-receiver)",
+    "(Prometheus needs --web.enable-remote-write-receiver)",
     405: "look at the path: this one takes no POST",
     415: "the server does not speak remote write 1.0",
     429: "the next push sends newer values; push less often, or raise the server's limits",

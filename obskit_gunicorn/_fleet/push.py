@@ -334,6 +334,24 @@ class Push:
         self.held_back += 1
 
 
+def try_out(url: str) -> str:
+    """Post a request without samples, which changes nothing; return where, as it may be shown.
+
+    That an endpoint wants samples is no reason to refuse them.
+
+    Raises:
+        PushError: It cannot be reached, or does not take what is pushed.
+    """
+    endpoint = Endpoint(url)
+    try:
+        compress = _compressor()
+        with endpoint.connected(_TIMEOUT_SECONDS) as connection:
+            _Sender(connection, compress).post(b"")
+    except EndpointError as error:
+        raise PushError(f"metrics cannot be pushed to {endpoint.where}: {error}") from error
+    return endpoint.where
+
+
 class _Sender:
     """Compresses and posts requests."""
 

@@ -59,6 +59,16 @@ class Entry(NamedTuple):
     folded_base: bytes
 
 
+class Server(NamedTuple):
+    """What a store is."""
+
+    name: str
+    """``redis`` or ``valkey``."""
+
+    version: tuple[int, ...]
+    """The first two numbers of its version."""
+
+
 class HostRecord(NamedTuple):
     """An incarnation as it was fetched; what was known already is empty."""
 
@@ -232,6 +242,30 @@ class Store:
         except _DeniedError:
             return None
         return None if size is None else int(size)
+
+    def try_to_write(self) -> None:
+        """Be refused where a publication would be; changes nothing.
+
+        Raises:
+            StoreError: Nothing can be written to the store.
+        """
+        self._call("HDEL", self.key, "what no release has ever written")
+
+    def server(self) -> Server | None:
+        """Return what the store is, or ``None`` if it does not say.
+
+        Raises:
+            StoreError: The store cannot be used.
+        """
+        try:
+            facts = self._call("INFO", "server")
+        except _DeniedError:
+            return None
+        for name in ("valkey", "redis"):  # what is compatible names the version of that too
+            text = facts.get(f"{name}_version") if isinstance(facts, dict) else None
+            if text:
+                return Server(name, tuple(map(int, re.findall(r"\d+", str(text))[:2])))
+        return None
 
     def close(self) -> None:
         """Let go of the connection; the next call connects again.

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._scrape import witness
 from obskit_gunicorn._values import sharing
 
@@ -62,7 +63,9 @@ def look_in_worker(options: Options, worker: Worker) -> None:
     if turn.is_ours:
         _log(lines)
         if options.metrics_bind is not None or not witness.is_replaced():
-            _name_unshared(options)
+            problem = unshown(options)
+            if problem is not None:
+                log.warning("obskit: %s", problem)
     if worker.cfg.workers > 1:
         witness.watch()
 
@@ -74,8 +77,8 @@ def _log(lines: Iterable[tuple[int, str]]) -> None:
             log.log(level, "%s", line)
 
 
-def _name_unshared(options: Options) -> None:
-    """Log which metrics of the application cannot be shown."""
+def unshown(options: Options) -> Problem | None:
+    """Return which metrics of the application cannot be shown, if there are any."""
     run = [_loaded(name) for name in options.metrics_collectors]
     names = [
         name
@@ -83,13 +86,13 @@ def _name_unshared(options: Options) -> None:
         if not any(collector is each or type(collector) is each for each in run)
     ]
     if not names:
-        return
+        return None
     if len(names) > _MOST_NAMES:
         names[_MOST_NAMES:] = [f"and {len(names) - _MOST_NAMES} more"]
-    log.warning(
-        "obskit: not shown, because files cannot hold them: %s. Run them once, in the exporter, "
-        "with metrics_collectors, or use a Gauge that is set (docs/deployment.md)",
-        ", ".join(names),
+    return Problem(
+        f"not shown, because files cannot hold them: {', '.join(names)}",
+        "run them once, in the exporter, with metrics_collectors, or use a Gauge that is set "
+        "(docs/deployment.md)",
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from obskit_gunicorn._gunicorn.contract import PARAMETERS, Publication, base_class, overrides
 from obskit_gunicorn._gunicorn.options import OPTIONS
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store.membership import membership
 from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 
@@ -204,11 +205,14 @@ def suggest_names(publication: Publication, known: Mapping[str, Any]) -> None:
                 continue
             meant = " or ".join(near(name, known))
             if meant:
-                text = f"{_IGNORED} did you mean {meant}?"
-                warn(publication, name, f"{text} A leading underscore marks a name as your own")
+                warn(publication, name, _IGNORED, _meant(meant))
 
 
-_IGNORED = "Gunicorn does not know and ignores it;"
+_IGNORED = "Gunicorn does not know and ignores it"
+
+
+def _meant(names: str) -> str:
+    return f"did you mean {names}? A leading underscore marks a name as your own"
 
 
 def suggest_names_of_file(
@@ -236,8 +240,8 @@ def suggest_names_of_file(
             continue
         meant = " or ".join(near(name, known))
         if meant:
-            text = f"{name} in {publication.source}: {_IGNORED} did you mean {meant}?"
-            say(f"{text} A leading underscore marks a name as your own", publication.source, line)
+            problem = Problem(f"{name} in {publication.source}: {_IGNORED}", _meant(meant))
+            say(problem, publication.source, line)
 
 
 def _bound(statements: list[Any]) -> Iterator[tuple[str, int]]:
@@ -290,12 +294,9 @@ def warn_of_globals(
                 if each in published and each not in PARAMETERS and each not in function.__globals__
             ]
             if moved:
-                say(
-                    f"{base.__name__}.{name} in {source} reads the global {', '.join(moved)}, "
-                    f"which is in the class: write self.{moved[0]}",
-                    source,
-                    function.__code__.co_firstlineno,
-                )
+                text = f"{base.__name__}.{name} in {source} reads the global {', '.join(moved)}, "
+                problem = Problem(f"{text}which is in the class", f"write self.{moved[0]}")
+                say(problem, source, function.__code__.co_firstlineno)
 
 
 def _globals_of(code: types.CodeType) -> set[str]:
@@ -309,18 +310,20 @@ def _globals_of(code: types.CodeType) -> set[str]:
     return found
 
 
-def warn(publication: Publication, name: str, text: str) -> None:
+def warn(publication: Publication, name: str, text: str, advice: str) -> None:
     """Warn of an attribute, see :func:`say`."""
     file, line = _line_of(type(publication.config), name)
-    say(f"{publication.where(name)}: {text}", file, line)
+    say(Problem(f"{publication.where(name)}: {text}", advice), file, line)
 
 
-def say(message: str, file: str, line: int = 1) -> None:
+def say(problem: Problem, file: str, line: int = 1) -> None:
     """Warn: at the start on stderr, with a line of a file; at a SIGHUP in the error log."""
     if membership.role == "arbiter":
-        log.warning("obskit: %s", message)
+        log.warning("obskit: %s", problem)
     else:
-        warnings.warn_explicit(message, ObskitGunicornWarning, file, line)
+        warning = ObskitGunicornWarning(str(problem))
+        warning.advice = problem.advice
+        warnings.warn_explicit(warning, ObskitGunicornWarning, file, line)
 
 
 def _line_of(config: type, name: str) -> tuple[str, int]:

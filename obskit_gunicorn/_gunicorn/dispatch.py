@@ -35,8 +35,10 @@ ACTING = frozenset({*lifecycle.CORES, "on_starting"})
 """Hooks that act even if nobody overrides them: they have a core, or their base method acts."""
 
 
-_made: weakref.WeakKeyDictionary[Any, Callable[..., Any] | None] = weakref.WeakKeyDictionary()
-"""The functions of :func:`hook_function`, and the user's part of each."""
+_made: weakref.WeakKeyDictionary[Any, tuple[Publication, Callable[..., Any] | None]] = (
+    weakref.WeakKeyDictionary()
+)
+"""The functions of :func:`hook_function`, and the publication and the user's part of each."""
 
 
 def is_made_here(value: object) -> bool:
@@ -49,7 +51,18 @@ def is_made_here(value: object) -> bool:
 
 def users_part(value: Any) -> Callable[..., Any] | None:
     """Return what a user has contributed to a function of :func:`hook_function`, if anything."""
-    return _made.get(value)
+    return _made[value][1] if value in _made else None
+
+
+def publication_of(settings: Any) -> Publication | None:
+    """Return the publication that Gunicorn's settings come from; ``None`` if it is not ours.
+
+    Args:
+        settings: An instance of Gunicorn's class of settings.
+    """
+    setting = settings.settings.get("nworkers_changed")  # one that every publication has
+    value = None if setting is None else setting.get()
+    return _made[value][0] if is_made_here(value) else None
 
 
 def needs_publishing(publication: Publication, name: str) -> bool:
@@ -70,7 +83,8 @@ def hook_function(
     """Return the function that Gunicorn calls for a hook: the core, then the method."""
     run = _function(publication, name, method)
     dress(run, name, publication.name_of(name), method.__doc__)
-    _made[run] = method if contract.overrides(publication.config, name) else None
+    own = method if contract.overrides(publication.config, name) else None
+    _made[run] = publication, own
     return run
 
 

@@ -63,9 +63,8 @@ def _stand_in(name: str) -> Callable[..., Any]:
 
 def _is_published(giver: Any) -> bool:
     """Return whether the configuration in use was published: then every core runs by itself."""
-    settings = getattr(getattr(giver, "cfg", giver), "settings", {})
-    setting = settings.get("nworkers_changed")  # one that every publication has
-    return setting is not None and dispatch.is_made_here(setting.get())
+    settings = getattr(giver, "cfg", giver)
+    return hasattr(settings, "settings") and dispatch.publication_of(settings) is not None
 
 
 def _say(name: str, args: tuple[Any, ...]) -> None:

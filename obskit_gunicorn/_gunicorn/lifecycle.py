@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import platform
 import sys
@@ -21,6 +22,7 @@ from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._gunicorn.options import absolute, exporter_options
 from obskit_gunicorn._gunicorn.supervisor import supervisor
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import private
 from obskit_gunicorn._store.directory import SlotDirectory
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
+    from obskit_gunicorn._exporter.protocol import Options
     from obskit_gunicorn._gunicorn.contract import Publication
     from obskit_gunicorn._gunicorn.telemetry import Requests
 
@@ -43,15 +46,15 @@ _MOST_LISTENERS = 16
 failures: list[tuple[str, str, bool]] = []
 """What could not be logged or counted in signal context: hook, text, whether to count it."""
 
-_import_error: list[str] = []
+_import_error: list[Problem] = []
 """Why prometheus_client cannot be used, and what to do."""
 
 
 def _load(name: str) -> Any:
     """Return a module of ours that needs prometheus_client; ``None`` if that cannot be used."""
     try:
-        problem = importlib.import_module("obskit_gunicorn._prometheus").problem()
-        if not problem:
+        problem: Problem | None = importlib.import_module("obskit_gunicorn._prometheus").problem()
+        if problem is None:
             return importlib.import_module(f"obskit_gunicorn.{name}")
     except ImportError as error:
         problem = _explain(error)
@@ -59,20 +62,27 @@ def _load(name: str) -> Any:
     return None
 
 
-def _explain(error: ImportError) -> str:
+def _explain(error: ImportError) -> Problem:
     """Return why a module cannot be imported, and what to do."""
     import gunicorn
 
     if error.name == "prometheus_client":
-        return f"prometheus-client is not installed ({error}); pip install prometheus-client"
+        text = f"prometheus-client is not installed ({error})"
+        return Problem(text, "pip install prometheus-client")
     path = os.path.dirname(os.path.abspath(gunicorn.__file__))
-    hint = ""
+    text = f"prometheus-client cannot be imported ({error})"
     if path in map(os.path.abspath, sys.path):
-        hint = (
-            f"; {path} is in sys.path and hides modules of Python's: start Gunicorn by its "
-            "command, or as python -m gunicorn"
-        )
-    return f"prometheus-client cannot be imported ({error}){hint}"
+        text += f"; {path} is in sys.path and hides modules of Python's"
+        return Problem(text, "start Gunicorn by its command, or as python -m gunicorn")
+    return Problem(text, "pip install --force-reinstall prometheus-client")
+
+
+def missing_client() -> Problem | None:
+    """Return why there are no metrics at all; ``None`` if prometheus_client can be used."""
+    if sharing() is not None:
+        return None
+    text, advice = _import_error[-1]
+    return Problem(f"there are no metrics: {text}", advice)
 
 
 def sharing() -> Any:
@@ -126,15 +136,22 @@ def nworkers_changed(
     is_new, arbiter.settings = arbiter.settings is not server.cfg, server.cfg
     if shared is None:
         if old_value is None:
-            log.warning("obskit: there are no metrics: %s", _import_error[-1])
+            log.warning("obskit: %s", missing_client())
         return
     if old_value is None:
-        _say_if_untested()
+        for level, problem in (
+            (logging.INFO, untested()),
+            (logging.WARNING, imported_early(server.app, server.cfg)),
+        ):
+            if problem is not None:
+                log.log(level, "obskit: %s", problem)
     shared.install()
     _begin(publication, server, shared)
     _describe(server, new_value)
     if is_new:
-        _say_if_uncounted(publication, server)
+        problem = uncounted(publication.options, server.cfg, server.worker_class)
+        if problem is not None:
+            log.warning("obskit: %s", problem)
     elif old_value is not None and new_value != old_value:
         _count("gunicorn_resizes", "up" if new_value > old_value else "down")
 
@@ -149,27 +166,42 @@ class _Arbiter:
 arbiter = _Arbiter()
 
 
-def _say_if_uncounted(publication: Publication, server: Arbiter) -> None:
-    if not publication.options.metrics_requests:
-        return
-    if not worker_classes.kind_of(server.worker_class).requests:
-        log.warning(
-            "obskit: worker class %s is not known to call Gunicorn's request hooks; unless it "
-            "does, requests are not counted (docs/metrics.md)",
-            server.cfg.worker_class_str,
-        )
+def uncounted(options: Options, settings: Any, worker_class: type) -> Problem | None:
+    """Return why requests will not be counted although they should be."""
+    if not options.metrics_requests or worker_classes.kind_of(worker_class).requests:
+        return None
+    return Problem(
+        f"worker class {settings.worker_class_str} is not known to call Gunicorn's request hooks",
+        "unless it does, requests are not counted (docs/metrics.md)",
+    )
 
 
-def _say_if_untested() -> None:
+def untested() -> Problem | None:
+    """Return why nobody knows whether this release of Gunicorn will do."""
     import gunicorn
 
-    if gunicorn.version_info[0] > NEWEST_TESTED:
-        log.info(
-            "obskit: Gunicorn %s is newer than any release that obskit-gunicorn was tested with "
-            "(up to %d)",
-            gunicorn.__version__,
-            NEWEST_TESTED,
-        )
+    if gunicorn.version_info[0] <= NEWEST_TESTED:
+        return None
+    return Problem(
+        f"Gunicorn {gunicorn.__version__} is newer than any release that obskit-gunicorn was "
+        f"tested with (up to {NEWEST_TESTED})",
+        "look for a newer obskit-gunicorn, or report what does not work",
+    )
+
+
+def imported_early(application: Any, settings: Any) -> Problem | None:
+    """Return why the application should not have been imported by the configuration, if it was.
+
+    Before the arbiter itself imports a preloaded one.
+    """
+    module = str(getattr(application, "app_uri", None) or "").partition(":")[0]
+    if settings.preload_app or module not in sys.modules or module == "__main__":
+        return None
+    return Problem(
+        f"the application {module} is imported by the configuration, in the arbiter: workers are "
+        "forked with it, so a SIGHUP does not load new code",
+        "do not import it there; or set preload_app, if that is what you want",
+    )
 
 
 def _describe(server: Arbiter, workers: int) -> None:
@@ -198,12 +230,18 @@ def _listeners(server: Arbiter) -> list[list[Any]]:
     return [list(address[:2]) for address in found[:_MOST_LISTENERS]]
 
 
-def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
-    path = publication.options.multiproc_dir
+def directory_of(options: Options, settings: Any) -> str | None:
+    """Return the directory that is asked for; ``None`` for a private one."""
     # raw_env is part of the environment; Gunicorn applies it a little later.
-    from_raw_env = server.cfg.env.get(DIRECTORY_VARIABLE)
+    from_raw_env: str | None = settings.env.get(DIRECTORY_VARIABLE)
     if from_raw_env:
-        path = absolute(from_raw_env, handover.started_in)
+        return absolute(from_raw_env, handover.started_in)
+    path: str | None = options.multiproc_dir
+    return path
+
+
+def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
+    path = directory_of(publication.options, server.cfg)
     if path is None:
         path = _private_path()
     keep = publication.options.metrics_keep

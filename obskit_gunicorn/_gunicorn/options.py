@@ -22,6 +22,7 @@ from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
 from obskit_gunicorn._fleet.address import SCHEMES, StoreAddress
 from obskit_gunicorn._fleet.secret import VARIABLES
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn.errors import ConfigurationError
 
@@ -432,8 +433,8 @@ def normalize_environment(environment: MutableMapping[str, str], base: str) -> N
         environment[DIRECTORY_VARIABLE] = absolute(wished, base)
 
 
-def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> list[str]:
-    """Return a sentence for each variable that nobody reads, but that was meant for us.
+def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> list[Problem]:
+    """Return a problem for each variable that nobody reads, but that was meant for us.
 
     Args:
         environment: The environment, before :mod:`handover` has taken its own variables from it.
@@ -461,7 +462,7 @@ def misnamed_variables(environment: Mapping[str, str], *, has_address: bool) -> 
             rests = {each.partition("_")[2]: each for each in names}
             meant = [rests[near] for near in difflib.get_close_matches(rest, rests, 1, 0.8)]
         found += [
-            f"environment variable {name} has no meaning here; did you mean {each}?"
+            Problem(f"environment variable {name} has no meaning here", f"did you mean {each}?")
             for each in meant
         ]
     return found

@@ -33,6 +33,7 @@ from obskit_gunicorn._gunicorn.options import (
     read_options,
 )
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store.membership import is_loading_configuration, membership
 from obskit_gunicorn.errors import ConfigurationError, ObskitGunicornWarning
 
@@ -290,11 +291,9 @@ def _with_published(namespace: dict[str, Any]) -> dict[str, Any]:
         return dict(published)
     if any(value is public_class() for value in namespace.values()):
         name = next(name for name, value in namespace.items() if value is public_class())
-        checks.say(
-            f"{name} is imported in {source}, and nothing is made of it: there are no metrics. "
-            f"Write: class Config({name}): ... or: Config = {name}",
-            source,
-        )
+        text = f"{name} is imported in {source}, and nothing is made of it: there are no metrics"
+        advice = f"write: class Config({name}): ... or: Config = {name}"
+        checks.say(Problem(text, advice), source)
     return namespace
 
 
@@ -437,15 +436,14 @@ def _load(config: type[Configuration], namespace: Mapping[str, Any], source: str
         beside=beside,
     )
     if functions.wants_store(namespace) and options.metrics_redis is None:
-        checks.say(
-            "redis_when_ready alone brings no hosts together: set metrics_redis, or the "
-            "environment variable OBSKIT_METRICS_REDIS, to the address of the store, such as "
-            "redis://cache.internal:6379/0",
-            source,
+        advice = (
+            "set metrics_redis, or the environment variable OBSKIT_METRICS_REDIS, to the address "
+            "of the store, such as redis://cache.internal:6379/0"
         )
+        checks.say(Problem("redis_when_ready alone brings no hosts together", advice), source)
     has_address = "metrics_bind" in beside or overrides(instance, "metrics_bind")
-    for text in misnamed_variables(environment, has_address=has_address):
-        checks.say(text, source)
+    for problem in misnamed_variables(environment, has_address=has_address):
+        checks.say(problem, source)
     return Publication(instance, source, options)
 
 
@@ -471,6 +469,7 @@ def _publish(config: type[Configuration], namespace: dict[str, Any], source: str
                 publication,
                 name,
                 "this release of Gunicorn has no such hook and never calls it",
+                "remove it, or install a newer Gunicorn",
             )
     options = [each.name for each in OPTIONS if overrides(publication.config, each.name)]
     checks.check_clashes(publication, [*published, *options], namespace)
@@ -483,7 +482,7 @@ def _publish(config: type[Configuration], namespace: dict[str, Any], source: str
             publication,
             "multiproc_dir",
             "these metrics were made before the configuration was loaded and cannot be shared: "
-            f"{', '.join(stray)}; import the application later, or obskit_gunicorn.multiprocess "
-            "before it",
+            f"{', '.join(stray)}",
+            "import the application later, or obskit_gunicorn.multiprocess before it",
         )
     return published

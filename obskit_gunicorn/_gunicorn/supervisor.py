@@ -18,6 +18,7 @@ from obskit_gunicorn._exporter.protocol import Order
 from obskit_gunicorn._fleet.reporter import LAST_SECONDS
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.membership import membership
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from gunicorn.arbiter import Arbiter
 
+    from obskit_gunicorn._exporter.addresses import Address
     from obskit_gunicorn._exporter.protocol import Options
 
 _NOBODY = -1
@@ -112,11 +114,7 @@ class Supervisor:
         if lost != self._not_logged:
             self._not_logged = lost
             if lost:
-                log.warning(
-                    "obskit: the exporter logs without %s: only what can be imported by its name "
-                    "exists in a process of its own; move it into a module",
-                    " and ".join(lost),
-                )
+                log.warning("obskit: %s", cannot_log(lost))
         return Order(options, None if directory is None else directory.path, logging)
 
     def _has_new_code(self, order: Order) -> bool:
@@ -141,9 +139,9 @@ class Supervisor:
         """Log that the exporter cannot be started, which could not be logged in signal context."""
         if exporter.problem and exporter.problem != self._failure:
             log.error(
-                "obskit: the exporter cannot be started: %s; %s at %s until the next fork or "
-                "reload (SIGHUP) tries again with success",
-                exporter.problem,
+                "obskit: %s; %s at %s until the next fork or reload (SIGHUP) tries again with "
+                "success",
+                launch.cannot_start(exporter.problem),
                 "no metrics" if exporter.predecessor is None else "the previous one serves",
                 (exporter.predecessor or exporter).address,
             )
@@ -236,13 +234,7 @@ class Supervisor:
         except OSError as error:
             problem = f"{exporter.address}: {error.strerror or error}"
             if problem != self._problem:
-                log.error(
-                    "obskit: the exporter cannot listen at %s%s (%s); it keeps trying, and there "
-                    "are no metrics until then",
-                    problem,
-                    holder(exporter.address),
-                    source,
-                )
+                log.error("obskit: %s", cannot_listen(exporter.address, error, source))
         self._problem = problem
 
 
@@ -250,6 +242,31 @@ supervisor = Supervisor()
 """The supervisor of this process."""
 
 forks.in_child("exporter", supervisor.start_over)
+
+
+def cannot_log(lost: list[str]) -> Problem:
+    """Return that the exporter cannot use some of Gunicorn's settings of the log."""
+    return Problem(
+        f"the exporter logs without {' and '.join(lost)}: only what can be imported by its name "
+        "exists in a process of its own",
+        "move it into a module",
+    )
+
+
+def cannot_listen(address: Address, error: OSError, source: str) -> Problem:
+    """Return that nobody can listen at an address, and who does.
+
+    Args:
+        address: The exporter's.
+        error: Why.
+        source: Where the option for the address is set.
+    """
+    reason = f"{error.strerror or error}{holder(address)}"
+    return Problem(
+        f"the exporter cannot listen at {address}: {reason} ({source})",
+        "it keeps trying, and there are no metrics until then: free the address, or choose "
+        "another one",
+    )
 
 
 def _is_forked_by_gunicorn() -> bool:

@@ -41,6 +41,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import forks, note, remains
 from obskit_gunicorn._store.column import column_path, metric_file_path
 from obskit_gunicorn._store.fileformat import MetricFileName
@@ -344,15 +345,9 @@ class SlotDirectory:
             os.close(named)
         try:
             status = os.fstat(descriptor)
-            if status.st_uid == user:
-                bits = status.st_mode >> 6
-            elif status.st_gid == group:
-                bits = status.st_mode >> 3
-            else:
-                bits = status.st_mode
             names = os.listdir(descriptor)
-            ours = [name for name in names if _is_ours(name)]
-            if bits & 0o3 != 0o3 and len(ours) == len(names):
+            ours = [name for name in names if is_ours(name)]
+            if _is_to_be_given(status, names, user, group):
                 os.fchown(descriptor, user, group)
             # Where new files get the group of the directory, it has been chosen for readers.
             keeps_group = status.st_mode & stat.S_ISGID
@@ -365,6 +360,16 @@ class SlotDirectory:
                         os.close(file)
         finally:
             os.close(descriptor)
+
+    def will_be_given(self, user: int, group: int) -> bool:
+        """Return whether :meth:`provide` gives the directory, which is there, to a user.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if os.geteuid() != 0 or user == 0:
+            return False
+        return _is_to_be_given(os.stat(self.path), os.listdir(self.path), user, group)
 
     # Below: the caller holds the directory lock.
 
@@ -496,7 +501,7 @@ class SlotDirectory:
         for name in os.listdir(self.path):
             # Files of writers that do not know slots are removed too, as prometheus_client advises:
             # the counts of an earlier run would be added to the totals of this one.
-            if _is_ours(name) and name != LOCK_NAME:
+            if is_ours(name) and name != LOCK_NAME:
                 self._unlink(name)
         return problem
 
@@ -603,7 +608,7 @@ def _best_protocol(file: LockedFile) -> int:
     return PROTOCOL if file.can_be_claimed() else _BY_FLOCK
 
 
-def explain(error: OSError, path: str) -> str:
+def explain(error: OSError, path: str) -> Problem:
     """Return why a process cannot share its metrics, and what to do about it.
 
     Args:
@@ -626,7 +631,18 @@ def explain(error: OSError, path: str) -> str:
         hint = "it was removed: the next scrape, a SIGHUP or the next fork creates it again"
     else:
         hint = "see docs/how-it-works.md"
-    return f"{path}: {error}; {hint}"
+    return Problem(f"{path}: {error}", hint)
+
+
+def _is_to_be_given(status: os.stat_result, names: list[str], user: int, group: int) -> bool:
+    """Return whether a user may not write to a directory, and it has nothing but our files."""
+    if status.st_uid == user:
+        bits = status.st_mode >> 6
+    elif status.st_gid == group:
+        bits = status.st_mode >> 3
+    else:
+        bits = status.st_mode
+    return bits & 0o3 != 0o3 and all(map(is_ours, names))
 
 
 def is_slot(name: str) -> bool:
@@ -634,7 +650,7 @@ def is_slot(name: str) -> bool:
     return name.startswith("slot") and name[4:].isdigit()
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
     if name.startswith((LOCK_NAME, GENERATION_NAME, note.NAME, SOCKET_NAME, PUSH_NAME)):
         return True

@@ -53,7 +53,7 @@ def make(
         OSError: No private directory can be created.
     """
     error: OSError = FileNotFoundError(errno.ENOENT, "no directory for temporary files")
-    for parent in _parents(user):
+    for parent in places(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:
                 return _make_in(parent, user, continued, keep_unpublished)
@@ -88,7 +88,7 @@ def remove_leftovers(user: int, *, unpublished_to: str | None = None) -> None:
         user: The uid of their workers.
         unpublished_to: The directory to which what is unpublished is moved before.
     """
-    for parent in _parents(user):
+    for parent in places(user):
         with contextlib.suppress(OSError), os.scandir(parent) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
@@ -100,7 +100,7 @@ def remove_leftovers(user: int, *, unpublished_to: str | None = None) -> None:
 
 def find() -> list[str]:
     """Return the private directories of this machine that this user can see."""
-    parents = dict.fromkeys([*_parents(os.geteuid()), *glob.glob("/run/user/*")])
+    parents = dict.fromkeys([*places(os.geteuid()), *glob.glob("/run/user/*")])
     return [
         path
         for parent in parents
@@ -121,8 +121,8 @@ def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:
     return is_private(SlotDirectory(entry.path))
 
 
-def _parents(user: int) -> Iterator[str]:
-    """Yield directories for a private one, in memory first."""
+def places(user: int) -> Iterator[str]:
+    """Yield directories for a private one of a user, in memory first; perhaps not there."""
     # Workers that run as another user have no access to this user's directory.
     if user == os.geteuid():
         # That of a systemd unit, which lives just as long as the server does.

@@ -162,7 +162,7 @@ def begin(
     try:
         membership.begin(path, keep=keep, user=user, group=group, keep_unpublished=keep_unpublished)
     except OSError as error:
-        problem = explain(error, path or "private directory")
+        problem = str(explain(error, path or "private directory"))
         if [problem] != _last_problem:
             _last_problem[:] = [problem]
             log.error(

@@ -115,7 +115,7 @@ def test_what_cannot_be_shown_is_named(interpreter: Interpreter) -> None:
         server.wait_for_log(UNSHOWN, count=2)
         wait_until(lambda: len(server.booted_pids()) == 2 * WORKERS, "all workers have booted")
         named = [line.partition(UNSHOWN)[2] for line in complaints(server) if UNSHOWN in line]
-        assert [line.partition(". Run them")[0] for line in named] == 2 * [
+        assert [line.partition("; run them")[0] for line in named] == 2 * [
             "shop_build (Info), shop_state (Enum), shop_depth (set_function; shown as 0), "
             "shop_lag (set_function; shown as 0), app.Queue"
         ]

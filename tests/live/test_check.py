@@ -1,4 +1,4 @@
-"""What ``obskit-gunicorn check`` says of a server's exporter."""
+"""What ``obskit-gunicorn check --directory`` says of a running server's exporter."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import trustme
 
-from obskit_gunicorn._doctor import exporter
-from obskit_gunicorn._doctor.exporter import ask
+from obskit_gunicorn._doctor import running as asking
+from obskit_gunicorn._doctor.running import ask
 from obskit_gunicorn._exporter.protocol import network
 from tests.support.exporters import server, wait_until_scraped
 from tests.support.process import HOST, GunicornProcess, Interpreter, free_port, wait_until
@@ -56,6 +56,7 @@ def check(running: GunicornProcess) -> tuple[list[str], list[str]]:
             "-m",
             "obskit_gunicorn",
             "check",
+            "--directory",
             str(running.root / "metrics"),
             "--format",
             "json",
@@ -65,8 +66,11 @@ def check(running: GunicornProcess) -> tuple[list[str], list[str]]:
         timeout=60,
     )
     found = json.loads(done.stdout)
-    assert done.returncode == (1 if found["problems"] else 0), done.stderr
-    return found["problems"], found["fine"]
+    texts: tuple[list[str], list[str]] = [], []
+    for each in found["findings"]:
+        texts[each["level"] == "ok"].append(each["text"])
+    assert done.returncode == found["status"] == (1 if texts[0] else 0), done.stderr
+    return texts
 
 
 def test_an_exporter_that_answers_and_one_that_does_not(newest: Interpreter) -> None:
@@ -151,27 +155,28 @@ def exposition(started: float, **ends: int) -> str:
 def test_how_workers_ended() -> None:
     """Ends that nobody wished are named, and are a problem where there are many in an hour."""
     now = time.time()
-    assert list(exporter._exits(exposition(now, graceful=7, max_requests=3, killed=0))) == []
-    ((is_problem, text),) = exporter._exits(exposition(now - 600, killed=61, graceful=3, timeout=2))
-    assert is_problem
+    assert list(asking._exits(exposition(now, graceful=7, max_requests=3, killed=0))) == []
+    (found,) = asking._exits(exposition(now - 600, killed=61, graceful=3, timeout=2))
+    assert found.is_problem
+    text = found.text
     assert "61 were killed by a signal and 2 were killed by Gunicorn, because they hung" in text
-    ((is_problem, _),) = exporter._exits(exposition(now - 86_400, killed=61))
-    assert not is_problem
-    assert list(exporter._exits(exposition(0, killed=61))) == []
-    assert list(exporter._exits("garbage")) == []
+    (found,) = asking._exits(exposition(now - 86_400, killed=61))
+    assert not found.is_problem
+    assert list(asking._exits(exposition(0, killed=61))) == []
+    assert list(asking._exits("garbage")) == []
 
 
 def test_clocks() -> None:
     """A clock that differs from this one is a problem; its seconds do not matter."""
     now = time.time()
-    assert list(exporter._clock(formatdate(now, usegmt=True))) == []
-    assert list(exporter._clock("")) == list(exporter._clock("garbage")) == []
-    ((is_problem, text),) = exporter._clock(formatdate(now - 7200, usegmt=True))
-    assert is_problem
-    assert "720" in text
-    assert "behind" in text
-    ((_, text),) = exporter._clock(formatdate(now + 7200, usegmt=True))
-    assert "ahead of" in text
+    assert list(asking._clock(formatdate(now, usegmt=True))) == []
+    assert list(asking._clock("")) == list(asking._clock("garbage")) == []
+    (found,) = asking._clock(formatdate(now - 7200, usegmt=True))
+    assert found.is_problem
+    assert "720" in found.text
+    assert "behind" in found.text
+    (found,) = asking._clock(formatdate(now + 7200, usegmt=True))
+    assert "ahead of" in found.text
 
 
 def test_certificates(tmp_path: Path) -> None:

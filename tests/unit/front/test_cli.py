@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -108,14 +109,14 @@ class TestInspect:
 
 
 class TestCheck:
-    """``obskit-gunicorn check``."""
+    """``obskit-gunicorn check --directory``."""
 
     def test_a_good_directory(self, served: str, output: Any) -> None:
         """A directory without problems is fine, and nothing is left in it."""
         before = sorted(os.listdir(served))
-        assert main(["check", served]) == 0
+        assert main(["check", "--directory", served]) == 0
         lines = output().splitlines()
-        assert all(line.startswith("fine ") for line in lines)
+        assert all(line.startswith(("ok ", "   ")) for line in lines)
         for words in ("can be read: 4 metric files", "locked", "are free on the volume", "leased"):
             assert any(words in line for line in lines), words
         assert sorted(os.listdir(served)) == before
@@ -123,19 +124,19 @@ class TestCheck:
     def test_a_damaged_file(self, served: str, output: Any) -> None:
         """A damaged file is a problem."""
         Path(served, "counter_slot0.db").write_bytes(b"xyz")
-        assert main(["check", served]) == 1
+        assert main(["check", "--directory", served]) == 1
         assert "counter_slot0.db: 3 bytes are too few" in output()
 
     def test_what_was_damaged(self, served: str, output: Any) -> None:
         """What was kept of a damaged file asks to be looked at."""
         Path(served, "counter_slot0.db.damaged").write_bytes(b"xyz")
-        assert main(["check", served]) == 1
+        assert main(["check", "--directory", served]) == 1
         assert "counter_slot0.db.damaged" in output()
 
     def test_a_writer_without_slots(self, served: str, output: Any) -> None:
         """A pid-named file says what its process must do."""
         os.rename(os.path.join(served, "counter_slot0.db"), os.path.join(served, "counter_4711.db"))
-        assert main(["check", served]) == 1
+        assert main(["check", "--directory", served]) == 1
         assert "import obskit_gunicorn.multiprocess" in output()
 
     def test_values_that_are_not_shared(
@@ -146,22 +147,27 @@ class TestCheck:
         process.call(join, directory)
         process.call(act, "counter", "c", "inc")
         process.call(_note_unshared)
-        assert main(["check", directory]) == 1
+        assert main(["check", "--directory", directory]) == 1
         assert "slot0 (leased: process, pid" in output()
 
     def test_as_json(self, served: str, output: Any) -> None:
         """The same for programs."""
         Path(served, "counter_slot0.db").write_bytes(b"xyz")
-        assert main(["check", served, "--format", "json"]) == 1
+        assert main(["check", "--directory", served, "--format", "json"]) == 1
         facts = json.loads(output())
         assert facts["directory"] == served
-        assert len(facts["problems"]) == 1
-        assert f"{served} can be read: 4 metric files" in facts["fine"]
+        assert (facts["version"], facts["status"]) == (1, 1)
+        (problem,) = [each for each in facts["findings"] if each["level"] != "ok"]
+        assert problem["part"] == "files"
+        assert "3 bytes are too few" in problem["text"]
+        assert problem["advice"] == "its next holder keeps what can be read"
+        fine = [each["text"] for each in facts["findings"] if each["level"] == "ok"]
+        assert f"{served} can be read: 4 metric files" in fine
 
     def test_what_is_no_file(self, served: str, output: Any) -> None:
         """Something that has a metric file's name and is none is a problem, and is no crash."""
         os.mkdir(os.path.join(served, "counter_slot9.db"))
-        assert main(["check", served]) == 1
+        assert main(["check", "--directory", served]) == 1
         assert "counter_slot9.db" in output()
 
     @needs_root
@@ -170,7 +176,7 @@ class TestCheck:
         with forks.public_directory() as path:
             stranger = nursery.start()
             stranger.call(forks.become_nobody)
-            text = stranger.call(_printed, ["check", str(path)])
+            text = stranger.call(_printed, ["check", "--directory", str(path)])
             assert f"make it writable for uid {NOBODY}" in text
 
     @needs_root
@@ -181,20 +187,21 @@ class TestCheck:
             owner.call(_begin, str(path))
             stranger = nursery.start()
             stranger.call(forks.become_group_member)
-            text = stranger.call(_printed, ["check", str(path)])
-            assert "problem" not in text
+            text = stranger.call(_printed, ["check", "--directory", str(path)])
+            assert "error " not in text
+            assert "warning " not in text
             assert "may read here and not write, as a sidecar may" in text
             assert "mode 0755" in text
 
     @needs_root
-    @pytest.mark.parametrize("command", ["check", "inspect"])
+    @pytest.mark.parametrize("command", ["check --directory", "inspect"])
     def test_a_directory_that_may_not_be_read(self, nursery: Nursery, command: str) -> None:
         """It says whose the directory is, and who asks, and is no crash."""
         with forks.public_directory() as path:
             path.chmod(0o700)
             stranger = nursery.start()
             stranger.call(forks.become_nobody)
-            text = stranger.call(_printed, [command, str(path)])
+            text = stranger.call(_printed, [*command.split(), str(path)])
             assert "Permission denied" in text
             assert f"belongs to 0 (root):0 (root), mode 0700; this is uid {NOBODY}" in text
 
@@ -206,9 +213,10 @@ class TestCheck:
         process.call(join, directory)
         process.call(_explode, 10_000)
         process.kill()
-        assert main(["check", directory]) == 1
+        assert main(["check", "--directory", directory]) == 1
         line = "big has 20,000 series: its label path has 10,000 values"
-        assert f"problem  {line}; give it fewer values" in output()
+        text = output()
+        assert re.search(f"^warning +files +{re.escape(line)}\n +give it fewer values", text, re.M)
         assert main(["inspect", directory]) == 0
         assert line in output()
 
@@ -221,8 +229,8 @@ class TestCheck:
         worker.call(join, directory)
         worker.call(act, "counter", "c", "inc")
         worker.call(_note, role="worker", state="booted")
-        assert main(["check", directory]) == 1
-        assert "problem  1 of 3 workers have booted and hold a lease" in output()
+        assert main(["check", "--directory", directory]) == 1
+        assert re.search("^warning .* 1 of 3 workers have booted and hold a lease", output(), re.M)
 
     @needs_root
     def test_a_full_volume(self, nursery: Nursery, directory: str) -> None:
@@ -230,13 +238,14 @@ class TestCheck:
         process = nursery.start()
         process.call(forks.mount_small, directory, 16)
         process.call(forks.fill_volume, directory)
-        assert "more room" in process.call(_printed, ["check", directory])
+        assert "more room" in process.call(_printed, ["check", "--directory", directory])
 
     def test_without_flock(self, nursery: Nursery, directory: str) -> None:
         """Where two can hold one lock it says so."""
         process = nursery.start()
         process.call(_break_flock)
-        assert "two processes can hold one lock" in process.call(_printed, ["check", directory])
+        text = process.call(_printed, ["check", "--directory", directory])
+        assert "two processes can hold one lock" in text
 
 
 class TestUse:
@@ -296,7 +305,7 @@ class TestUse:
         """``python -m obskit_gunicorn`` is the same command, with the same status."""
         for path, status in ((directory, 0), ("/nowhere", 2)):
             done = subprocess.run(
-                [sys.executable, "-m", "obskit_gunicorn", "check", path],
+                [sys.executable, "-m", "obskit_gunicorn", "check", "--directory", path],
                 cwd=forks.REPOSITORY,
                 capture_output=True,
                 text=True,
@@ -318,7 +327,7 @@ class TestUse:
             "import sys; sys.modules['prometheus_client'] = None; "
             "from obskit_gunicorn.cli import main; sys.exit(main(sys.argv[1:]))"
         )
-        assert "fine" in run_python(code, "check", directory).stdout
+        assert "ok  " in run_python(code, "check", "--directory", directory).stdout
 
 
 def _printed(arguments: list[str]) -> str:

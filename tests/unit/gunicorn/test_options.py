@@ -474,8 +474,8 @@ class TestMisnamed:
         found = misnamed_variables(environment, has_address=False)
         assert len(found) == len(environment)
         for sentence, name, write in zip(found, sorted(environment), meant, strict=True):
-            assert f"variable {name} has no meaning" in sentence
-            assert f"did you mean {write}?" in sentence
+            assert f"variable {name} has no meaning" in sentence.text
+            assert f"did you mean {write}?" in sentence.advice
 
     @pytest.mark.parametrize(
         "environment",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(obskit_gunicorn.__file__).parent
 FLOORS = (
+    {"_problem"},
     {"_version", "_log", "errors", "_prometheus", "_store"},
     {"_values"},
     {"_scrape"},

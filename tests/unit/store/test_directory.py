@@ -266,7 +266,7 @@ class TestForks:
         child.call(act, "counter", "c", "inc")
         assert (parent.call(slot), child.call(slot)) == ("slot0", "slot1")
 
-    def test_a_child_does_not_keep_the_parents_slot(self, nursery: Nursery, directory: str) -> None:
+    def test_a_child_does_not_keep_theplaces_slot(self, nursery: Nursery, directory: str) -> None:
         """A child that outlives its parent does not hold the parent's lease or files."""
         parent = nursery.start()
         parent.call(join, directory)
@@ -282,7 +282,7 @@ class TestForks:
         assert newcomer.call(slot) == "slot0"
         assert not child.has_ended()
 
-    def test_a_childs_end_leaves_the_parents_lease(self, nursery: Nursery, directory: str) -> None:
+    def test_a_childs_end_leaves_theplaces_lease(self, nursery: Nursery, directory: str) -> None:
         """Neither a child's death nor its own release ends the parent's lease."""
         parent = nursery.start()
         parent.call(join, directory)
@@ -1306,11 +1306,11 @@ class TestPrivateDirectory:
         me, other = os.geteuid(), os.geteuid() + 1
         monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/shop:/run/more")
         monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
-        assert list(private._parents(me)) == ["/run/shop", "/run/more", "/dev/shm", str(tmp_path)]
-        assert list(private._parents(other)) == ["/dev/shm", str(tmp_path)]
+        assert list(private.places(me)) == ["/run/shop", "/run/more", "/dev/shm", str(tmp_path)]
+        assert list(private.places(other)) == ["/dev/shm", str(tmp_path)]
         monkeypatch.setenv("RUNTIME_DIRECTORY", "")
         monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/other")
-        assert list(private._parents(me)) == ["/run/other", "/dev/shm", str(tmp_path)]
+        assert list(private.places(me)) == ["/run/other", "/dev/shm", str(tmp_path)]
 
     def test_two_servers_have_two(self, nursery: Nursery, runtime: Path) -> None:
         """Two arbiters of one user do not share, and the second leaves the first's alone."""
@@ -1443,7 +1443,7 @@ class TestExplain:
     )
     def test_says_what_to_do(self, number: int, mend: str) -> None:
         """The text names the directory, what the kernel said, and what to do about it."""
-        text = explain(OSError(number, os.strerror(number)), "/metrics")
+        text = str(explain(OSError(number, os.strerror(number)), "/metrics"))
         assert text.startswith("/metrics: ")
         assert os.strerror(number) in text
         assert re.search(mend, text)

@@ -16,10 +16,11 @@ import stat
 import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from obskit_gunicorn._doctor import exporter
-from obskit_gunicorn._doctor.finding import Finding
+from obskit_gunicorn._doctor import finding, running, volume
+from obskit_gunicorn._problem import Problem
+from obskit_gunicorn._store import remains
 from obskit_gunicorn._store.cardinality import MANY_SERIES, widest_label
-from obskit_gunicorn._store.directory import SlotDirectory, explain
+from obskit_gunicorn._store.directory import SlotDirectory, explain, is_ours
 from obskit_gunicorn._store.fileformat import MetricFileName, is_key, key_text
 from obskit_gunicorn._store.leases import is_ready_worker
 from obskit_gunicorn._store.locks import LockedFile
@@ -29,8 +30,9 @@ from obskit_gunicorn._store.writer import MetricFile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from obskit_gunicorn._doctor.finding import Finding
+
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-_LITTLE_ROOM = 64 << 10
 _LARGEST_SHOWN = 5
 
 
@@ -63,6 +65,8 @@ class DirectoryReport:
         records: What stands beside each lease, by slot; ``None`` for a slot that is free.
         files: Its metric files.
         metrics: Its largest metrics, the largest first.
+        damaged: The names of files that were found damaged and kept.
+        foreign: The names of what is neither ours nor prometheus_client's.
     """
 
     def __init__(self, path: str) -> None:
@@ -78,6 +82,9 @@ class DirectoryReport:
         self.records: dict[str, dict[str, Any] | None] = directory.records()
         self.files: list[FileReport] = []
         self.damaged = [name for name in names if name.endswith(".db.damaged")]
+        self.foreign = [
+            name for name in names if not is_ours(name) and not name.startswith(remains.PREFIX)
+        ]
         keys: set[bytes] = set()
         for name in names:
             if MetricFileName.parse(name) is None:
@@ -121,22 +128,38 @@ def examine(path: str) -> Iterator[Finding]:
         path: The directory.
     """
     try:
-        report = DirectoryReport(path)
+        yield from look_into(path)
+        yield from volume.examine(path)
     except OSError as error:
-        yield Finding(True, describe_error(error))
+        advice = "run this as the workers' user, or as root"
+        yield finding.error("directory", Problem(describe_error(error), advice))
         return
-    yield Finding(False, f"{path} can be read: {len(report.files)} metric files")
-    yield from _write(path)
-    yield from _volume(report)
+    yield from write_in(path)
+
+
+def look_into(path: str) -> Iterator[Finding]:
+    """Yield what is in a directory, and how those do who use it; changes nothing.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    report = DirectoryReport(path)
+    yield finding.ok("directory", f"{path} can be read: {len(report.files)} metric files")
     yield from _contents(report)
     yield from _holders(report)
     for record in report.held().values():
         if isinstance(record.get("exporter"), dict):
-            yield from exporter.ask(record["exporter"])
+            yield from running.ask(record["exporter"])
 
 
-def _write(path: str) -> Iterator[Finding]:
-    """Do what a worker does: create, lock, reserve and map a metric file."""
+def write_in(path: str, *, by: str = "") -> Iterator[Finding]:
+    """Do what a worker does: create, lock, reserve and map a metric file; and remove it.
+
+    Args:
+        path: The directory.
+        by: Who does it, for people; by default the uid of this process, which need not be that of
+            the workers.
+    """
     try:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".check-", dir=path))
@@ -144,66 +167,74 @@ def _write(path: str) -> Iterator[Finding]:
             stack.callback(file.release)
             second = stack.enter_context(contextlib.closing(LockedFile(file.path, os.O_RDWR)))
             if second.lock():
-                text = f"{path}: two processes can hold one lock here; use a local volume"
-                yield Finding(True, text)
+                text = f"{path}: two processes can hold one lock here"
+                problem = Problem(text, "use a local volume, such as an emptyDir")
+                yield finding.error("directory", problem)
                 return
+            has_claims = second.is_claimed(by_flock=False)
     except OSError as error:
-        if error.errno in _READ_ONLY and SlotDirectory(path).generation():
-            # A server uses it; whoever only reads, such as a sidecar, needs no more.
-            text = f"uid {os.geteuid()} may read here and not write, as a sidecar may; locks were "
-            yield Finding(False, text + f"not tried ({access(path)})")
-        elif error.errno in _READ_ONLY:
-            yield Finding(True, f"{explain(error, path)} ({access(path)})")
-        else:
-            yield Finding(True, explain(error, path))
+        error.filename = path  # nobody knows the name of the trial
+        yield _unwritable(error, path)
         return
-    by = f"by uid {os.geteuid()}; the workers' user must be able to, too"
-    yield Finding(False, f"a metric file can be made, locked and mapped {by}")
+    text = f"a metric file can be made, locked and mapped in {path} by "
+    text += by or f"uid {os.geteuid()}; the workers' user must be able to, too"
+    if not has_claims:
+        text += "; there are flocks only, so that whoever may read can hold up a start"
+    yield finding.ok("directory", text)
 
 
-def _volume(report: DirectoryReport) -> Iterator[Finding]:
-    volume = os.statvfs(report.path)
-    size, left = (blocks * volume.f_frsize for blocks in (volume.f_blocks, volume.f_bavail))
-    text = f"{_bytes(left)} of {_bytes(size)} are free on the volume"
-    if size and left < _LITTLE_ROOM:
-        largest = "".join(f"; {describe_metric(metric)}" for metric in report.metrics[:1])
-        what = f"only {text}, and a metric file that grows needs as much again{largest}"
-        hint = "enlarge the volume (sizeLimit, if it is an emptyDir)"
-        yield Finding(True, f"the volume is full: {what}; {hint}")
-    elif not volume.f_favail and volume.f_files:
-        yield Finding(True, "no inodes are left on the volume: raise nr_inodes")
-    else:
-        yield Finding(False, text)
+def _unwritable(error: OSError, path: str) -> Finding:
+    problem = explain(error, path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return finding.error("volume", problem)
+    if error.errno not in _READ_ONLY:
+        return finding.error("directory", problem)
+    if SlotDirectory(path).generation():
+        # A server uses it; whoever only reads, such as a sidecar, needs no more.
+        text = f"uid {os.geteuid()} may read here and not write, as a sidecar may; locks were not"
+        return finding.ok("directory", f"{text} tried ({access(path)})")
+    return finding.error("directory", Problem(f"{problem.text} ({access(path)})", problem.advice))
 
 
 def _contents(report: DirectoryReport) -> Iterator[Finding]:
     for file in report.files:
         full = os.path.join(report.path, file.name)
         if file.damage:
-            yield Finding(True, f"{full}: {file.damage}; its next holder keeps what can be read")
+            problem = Problem(f"{full}: {file.damage}", "its next holder keeps what can be read")
+            yield finding.warning("files", problem)
         elif not file.name.rpartition("_")[2].startswith("slot"):
-            text = "written by a process that does not use slots; import"
-            yield Finding(True, f"{full}: {text} obskit_gunicorn.multiprocess in it")
+            text = f"{full}: written by a process that does not use slots"
+            advice = "import obskit_gunicorn.multiprocess in it"
+            yield finding.warning("files", Problem(text, advice))
     for name in report.damaged:
         full = os.path.join(report.path, name)
-        yield Finding(True, f"{full}: was found damaged; look at it, then remove it")
+        problem = Problem(f"{full}: was found damaged", "look at it, then remove it")
+        yield finding.warning("files", problem)
+    if report.foreign:
+        names = ", ".join(report.foreign[:_LARGEST_SHOWN])
+        yield finding.ok("files", f"{len(report.foreign)} are not ours, and left alone: {names}")
     for metric in report.metrics:
         if metric.series >= MANY_SERIES:
-            yield Finding(True, f"{describe_metric(metric)}; give it fewer values, or drop it")
+            problem = Problem(describe_metric(metric), "give it fewer values, or drop it")
+            yield finding.warning("files", problem)
 
 
 def _holders(report: DirectoryReport) -> Iterator[Finding]:
     held = report.held()
-    yield Finding(False, f"{len(held)} of {len(report.records)} slots are leased")
+    yield finding.ok("processes", f"{len(held)} of {len(report.records)} slots are leased")
     wanted = [record.get("workers") for record in held.values()]
     workers = sum(count for count in wanted if type(count) is int)
     ready = sum(map(is_ready_worker, held.values()))
     if workers:
         text = f"{ready} of {workers} workers have booted and hold a lease"
-        yield Finding(ready < workers, f"{text}; see the server's log" if ready < workers else text)
+        if ready < workers:
+            yield finding.warning("processes", Problem(text, "see the server's log"))
+        else:
+            yield finding.ok("processes", text)
     for slot, record in sorted(held.items()):
         if record.get("values_not_shared"):
-            yield Finding(True, f"{slot} ({describe_holder(record)}): see the server's error log")
+            text = f"{slot} ({describe_holder(record)})"
+            yield finding.error("processes", Problem(text, "see the server's error log"))
 
 
 def describe_holder(record: dict[str, Any] | None) -> str:
@@ -274,11 +305,3 @@ def _group(gid: int) -> str:
         return f"{gid} ({grp.getgrgid(gid).gr_name})"
     except KeyError:
         return str(gid)
-
-
-def _bytes(number: int) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 10_240 or unit == "GiB":
-            break
-        number //= 1024
-    return f"{number:,} {unit}"
