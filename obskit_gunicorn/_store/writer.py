@@ -118,11 +118,11 @@ class MetricFile:
 
     __slots__ = (
         "_column",
-        "_entries",
         "_file",
         "_has_timestamps",
         "_indexes",
         "_mapping",
+        "_numbers",
         "_used",
         "cells",
         "column",
@@ -147,7 +147,7 @@ class MetricFile:
         self.column: Cells = {}
         self._mapping: _Mapping | None = None
         self._column: _Mapping | None = None
-        self._entries: dict[bytes, int] = {}
+        self._numbers: dict[bytes, int] = {}
         self._indexes = array("q")
         self._used = HEADER_BYTES
         name = MetricFileName.parse(os.path.basename(path))
@@ -168,8 +168,8 @@ class MetricFile:
 
     def find(self, key: bytes) -> int | None:
         """Return the index of a key's value in :attr:`cells`, or ``None`` if it has no entry."""
-        entry = self._entries.get(key)
-        return None if entry is None else self._indexes[entry]
+        number = self._numbers.get(key)
+        return None if number is None else self._indexes[number - _COLUMN_START]
 
     def number(self, key: bytes) -> int:
         """Return the place of a key's value in :attr:`column`.
@@ -178,7 +178,7 @@ class MetricFile:
             KeyError: The key has no entry.
         """
         self._fill_column()
-        return _COLUMN_START + self._entries[key]
+        return self._numbers[key]
 
     def add(self, key: bytes, value: float, timestamp: float) -> int:
         """Append an entry.
@@ -200,8 +200,8 @@ class MetricFile:
         end = self._used + len(entry)
         while end > mapping.size:
             mapping = self._grow(mapping)
-        number = len(self._indexes)
-        if self._column is not None and _COLUMN_START + number >= len(self.column):
+        number = _COLUMN_START + len(self._indexes)
+        if self._column is not None and number >= len(self.column):
             self._grow_column(self._column)
         mapping.map[self._used : end] = entry
         index, used = (end - 16) // _CELL_BYTES, fileformat.pack_int(end)
@@ -209,7 +209,7 @@ class MetricFile:
         # handler runs, so whatever one raises, all of this has happened, or nothing.
         mapping.map[0:4] = used
         self._used = end
-        self._entries[key] = number
+        self._numbers[key] = number
         self._indexes.append(index)
         self._fill_column()
         return index
@@ -343,7 +343,7 @@ class MetricFile:
         for key in keys:
             if not fileformat.is_key(key):
                 damage = damage or Damage("corrupted", f"the key at offset {end} is not a metric's")
-            self._entries[fileformat.key_text(key)] = len(self._indexes)
+            self._numbers[fileformat.key_text(key)] = _COLUMN_START + len(self._indexes)
             self._indexes.append((end + len(key)) // _CELL_BYTES)
             end += len(key) + 16
         if damage is None:
@@ -363,7 +363,7 @@ class MetricFile:
                 content += self._pack_entry(fileformat.key_text(key), value, timestamp, at)
         replacement = self._make(bytes(content), keep_damaged=True)
         self.release()
-        self._entries.clear()
+        self._numbers.clear()
         del self._indexes[:]
         self._file = replacement
 
