@@ -118,11 +118,11 @@ class MetricFile:
 
     __slots__ = (
         "_column",
-        "_entries",
         "_file",
         "_has_timestamps",
         "_indexes",
         "_mapping",
+        "_numbers",
         "_used",
         "cells",
         "column",
@@ -147,7 +147,7 @@ class MetricFile:
         self.column: Cells = {}
         self._mapping: _Mapping | None = None
         self._column: _Mapping | None = None
-        self._entries: dict[bytes, int] = {}
+        self._numbers: dict[bytes, int] = {}
         self._indexes = array("q")
         self._used = HEADER_BYTES
         name = MetricFileName.parse(os.path.basename(path))
@@ -168,8 +168,8 @@ class MetricFile:
 
     def find(self, key: bytes) -> int | None:
         """Return the index of a key's value in :attr:`cells`, or ``None`` if it has no entry."""
-        entry = self._entries.get(key)
-        return None if entry is None else self._indexes[entry]
+        number = self._numbers.get(key)
+        return None if number is None else self._indexes[number - _COLUMN_START]
 
     def number(self, key: bytes) -> int:
         """Return the place of a key's value in :attr:`column`.
@@ -177,7 +177,8 @@ class MetricFile:
         Raises:
             KeyError: The key has no entry.
         """
-        return _COLUMN_START + self._entries[key]
+        self._fill_column()
+        return self._numbers[key]
 
     def add(self, key: bytes, value: float, timestamp: float) -> int:
         """Append an entry.
@@ -199,15 +200,18 @@ class MetricFile:
         end = self._used + len(entry)
         while end > mapping.size:
             mapping = self._grow(mapping)
+        number = _COLUMN_START + len(self._indexes)
+        if self._column is not None and number >= len(self.column):
+            self._grow_column(self._column)
         mapping.map[self._used : end] = entry
-        # Last, and in one store: from now on readers see the entry.
-        mapping.map[0:4] = fileformat.pack_int(end)
+        index, used = (end - 16) // _CELL_BYTES, fileformat.pack_int(end)
+        # In one store: from now on readers see the entry. Up to the end of append() no signal
+        # handler runs, so whatever one raises, all of this has happened, or nothing.
+        mapping.map[0:4] = used
         self._used = end
-        index = (end - 16) // _CELL_BYTES
-        self._entries[key] = len(self._indexes)
+        self._numbers[key] = number
         self._indexes.append(index)
-        if self._column is not None:
-            self._add_to_column(self._column, value)
+        self._fill_column()
         return index
 
     def read(self, index: int) -> tuple[float, float]:
@@ -339,7 +343,7 @@ class MetricFile:
         for key in keys:
             if not fileformat.is_key(key):
                 damage = damage or Damage("corrupted", f"the key at offset {end} is not a metric's")
-            self._entries[fileformat.key_text(key)] = len(self._indexes)
+            self._numbers[fileformat.key_text(key)] = _COLUMN_START + len(self._indexes)
             self._indexes.append((end + len(key)) // _CELL_BYTES)
             end += len(key) + 16
         if damage is None:
@@ -359,7 +363,7 @@ class MetricFile:
                 content += self._pack_entry(fileformat.key_text(key), value, timestamp, at)
         replacement = self._make(bytes(content), keep_damaged=True)
         self.release()
-        self._entries.clear()
+        self._numbers.clear()
         del self._indexes[:]
         self._file = replacement
 
@@ -403,20 +407,24 @@ class MetricFile:
         values = array("d", map(self._mapping.cells.__getitem__, self._indexes))
         return pack_header(inode, number, len(values)) + values.tobytes()
 
-    def _add_to_column(self, mapping: _Mapping, value: float) -> None:
-        """Append the value of the last entry, as far as there is room for it."""
-        count = len(self._indexes)
-        if (_COLUMN_START + count) * _CELL_BYTES > mapping.size:
-            try:
-                before, mapping = mapping, mapping.enlarged()
-            except OSError:
-                self.give_up_column()
-                return
-            self._column, self.column = mapping, mapping.cells
+    def _grow_column(self, before: _Mapping) -> None:
+        try:
+            self._column = mapping = before.enlarged()
+        except OSError:
+            self.give_up_column()
+        else:
+            self.column = mapping.cells
             before.unmap()
-        mapping.cells[_COLUMN_START + count - 1] = value
-        # Last, and in one store: from now on readers see the value.
-        mapping.words[COUNT_INDEX] = count
+
+    def _fill_column(self) -> None:
+        """Append the values of entries that are not in the column yet; there is room for them."""
+        mapping = self._column
+        if mapping is None or mapping.words[COUNT_INDEX] == len(self._indexes):
+            return
+        for number in range(mapping.words[COUNT_INDEX], len(self._indexes)):
+            mapping.cells[_COLUMN_START + number] = self.cells[self._indexes[number]]
+        # Last, and in one store: from now on readers see the values.
+        mapping.words[COUNT_INDEX] = len(self._indexes)
 
 
 _abandoned: list[mmap.mmap] = []

@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+import random
 import signal
 import struct
 import sys
@@ -33,7 +34,7 @@ from obskit_gunicorn._store.fileformat import (
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
-from tests.support.columns import read_column
+from tests.support.columns import read_column, read_metric_file
 from tests.support.forks import Nursery, RemoteProcess, close_descriptors, read, read_ours
 
 if TYPE_CHECKING:
@@ -526,6 +527,32 @@ class TestColumn:
         assert read_column(path) == [1.0] * 601
         again.release()
 
+    def test_an_interrupted_entry(self, path: str, mocker: MockerFixture) -> None:
+        """An entry whose writer was interrupted before the column is filled in later."""
+        file = MetricFile(path)
+        for name, number in (("a", 1.0), ("b", 3.0)):
+            mocker.patch.object(MetricFile, "_fill_column", side_effect=KeyboardInterrupt)
+            with pytest.raises(KeyboardInterrupt):
+                file.add(key(name), number, 0.0)
+            mocker.stopall()
+            if name == "a":
+                file.add(key("between"), 2.0, 0.0)  # either the next entry does it
+        assert read_column(path) == [1.0, 2.0]
+        assert file.number(key("b")) == 4 + 2  # or whoever asks for the place
+        assert read_column(path) == [1.0, 2.0, 3.0]
+        file.release()
+
+    def test_signal_handlers_that_raise(self, nursery: Nursery, directory: str) -> None:
+        """Wherever a time-out interrupts the writer, file and column stay one and the same."""
+        process = nursery.start()
+        interrupted = process.call(_add_under_signals, directory, 1.0)
+        path = os.path.join(directory, "counter_slot0.db")
+        keys, values = read_metric_file(path)
+        assert len(set(keys)) == len(keys) > 1000
+        assert [float(json.loads(key_text(key))[2]["label"]) for key in keys] == values
+        assert read_column(path) == values
+        assert interrupted > 10
+
     def test_a_forked_child_keeps_no_claim(self, nursery: Nursery, directory: str) -> None:
         """A column that was given up counts for nobody, though a child has its descriptor."""
         process = nursery.start()
@@ -549,6 +576,34 @@ def _fails_for_columns(act: Any, path: str, number: int) -> Callable[..., Any]:
         return act(first, *rest)
 
     return fail_or_act
+
+
+class _TimeOutError(Exception):
+    """What a signal handler raises, at any place."""
+
+
+def _add_under_signals(directory: str, seconds: float) -> int:
+    def raise_it(*_: object) -> None:
+        raise _TimeOutError
+
+    file = MetricFile(os.path.join(directory, "counter_slot0.db"))
+    signal.signal(signal.SIGALRM, raise_it)
+    chance, deadline = random.Random(4711), time.monotonic() + seconds
+    interrupted = number = 0
+    while time.monotonic() < deadline:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.001))
+            while True:
+                number += 1
+                file.add(key("many", label=str(number)), float(number), 0.0)
+        except _TimeOutError:
+            interrupted += 1
+    file.add(key("many", label="0"), 0.0, 0.0)
+    _kept.append(file)
+    return interrupted
+
+
+_kept: list[MetricFile] = []
 
 
 def _give_up_beside_child(directory: str) -> int:

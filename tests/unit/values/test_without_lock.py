@@ -37,6 +37,8 @@ SOURCE = Path(values.__file__)
 CHECKED = ("Value.inc", "Value.set", "end_of_work.end")
 UNDER_LOCK = ("Value._inc_with_lock", "Value._set_with_lock")
 
+TRACED = ("close", "withdraw", "give up")
+
 is_atomic = pytest.mark.skipif(not values.IS_ATOMIC, reason="this interpreter takes the lock")
 
 
@@ -97,25 +99,29 @@ class TestStraightLines:
 class TestRaces:
     """Threads that count while their files are closed, replaced and removed."""
 
-    @pytest.mark.parametrize("is_traced", [False, True], ids=["", "traced"])
-    @pytest.mark.parametrize("disturbance", DISTURBANCES)
+    @pytest.mark.parametrize(
+        ("disturbance", "is_traced"),
+        [*((name, False) for name in DISTURBANCES), *((name, True) for name in TRACED)],
+    )
     def test_nothing_is_lost(
         self, nursery: Nursery, directory: str, disturbance: str, is_traced: bool
     ) -> None:
         """Everything is in the metric files, and in the columns, and nothing was raised."""
-        outcome = race(nursery, directory, disturbance, 0.5, is_traced=is_traced)
+        outcome = race(nursery, directory, disturbance, 0.3, is_traced=is_traced)
         assert outcome.errors == []
         assert counted_in_files(directory) == outcome.counted
         assert differing_columns(directory) == []
 
-    @pytest.mark.parametrize("is_traced", [False, True], ids=["", "traced"])
-    @pytest.mark.parametrize("disturbance", DISTURBANCES)
+    @pytest.mark.parametrize(
+        ("disturbance", "is_traced"),
+        [("close", False), ("withdraw", False), ("withdraw", True), ("remove", False)],
+    )
     def test_no_request_is_lost(
         self, nursery: Nursery, directory: str, disturbance: str, is_traced: bool
     ) -> None:
         """What is noted at the end of a request is noted once in each of its four values."""
         outcome: Outcome = nursery.start().call(
-            count_requests_beside, directory, disturbance, 0.5, is_traced=is_traced
+            count_requests_beside, directory, disturbance, 0.3, is_traced=is_traced
         )
         assert outcome.errors == []
         found = read(directory)
@@ -130,18 +136,18 @@ class TestRaces:
     def test_nothing_steps_back(self, nursery: Nursery, directory: str, disturbance: str) -> None:
         """Whoever watches a value, in the file or in its column, never sees less than before."""
         process = nursery.start()
-        process.tell(count_beside, directory, disturbance, 1.2)
+        process.tell(count_beside, directory, disturbance, 0.8)
         path = os.path.join(directory, "counter_slot0.db")
         wait_until(lambda: os.path.exists(path) and os.path.getsize(path), "there is a file")
         wait_until(lambda: read(directory).get('c_total{index="11"}'), "it counts")
-        reads, back, back_in_column = steps_back(path, 0.8)
+        reads, back, back_in_column = steps_back(path, 0.5)
         assert process.answer().errors == []
-        assert reads > 10_000
+        assert reads > 1000
         assert (back, back_in_column) == (0, 0)
 
     def test_with_the_lock(self, nursery: Nursery, directory: str) -> None:
         """Where nothing is promised every call takes the lock, and loses as little."""
-        outcome = race(nursery, directory, "withdraw", 0.5, variant="with the lock")
+        outcome = race(nursery, directory, "withdraw", 0.3, variant="with the lock")
         assert outcome.errors == []
         assert counted_in_files(directory) == outcome.counted
 
