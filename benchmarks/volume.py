@@ -3,7 +3,8 @@
 For each kind of metric so many series are made in a fresh process, with labels and help texts of
 ordinary length. A *series* is what one label set of one metric takes in one slot: a histogram's
 holds all its buckets and its sum. Shown are the bytes that are written, and what the file system
-gives to the metric file and to its column, for one slot; each slot that has used the series takes the same again.
+gives to the metric file and to its column, for one slot; each slot that has used the series takes
+the same again.
 
 Run it with ``make bench``, or ``python -m benchmarks.volume``.
 """

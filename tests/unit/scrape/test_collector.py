@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -68,6 +69,15 @@ class _Gate:
         self._is_open.set()
 
 
+_scandir = os.scandir
+
+
+def _listed(path: str) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
+    """Return what a directory has now; ``os.scandir`` reads on when it is asked for more."""
+    with _scandir(path) as entries:
+        return contextlib.nullcontext(list(entries))
+
+
 class TestThreads:
     """Collections that overlap."""
 
@@ -75,7 +85,7 @@ class TestThreads:
         """Threads that come while another one collects take one further snapshot, all the same."""
         Path(directory, "counter_slot0.db").write_bytes(content("c"))
         collector = DirectoryCollector(directory)
-        gate = _Gate(os.scandir)
+        gate = _Gate(_listed)
         scandir = mocker.patch("os.scandir", side_effect=gate)
         found: list[Any] = []
 
@@ -190,7 +200,7 @@ def _collect_shared(path: str) -> None:
 
 
 def _fork_in_collection(path: str) -> int:
-    gate = _Gate(os.scandir)
+    gate = _Gate(_listed)
     thread = threading.Thread(target=_collect_shared, args=[path])
     with mock.patch("os.scandir", gate):
         thread.start()
