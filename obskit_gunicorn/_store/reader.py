@@ -216,7 +216,8 @@ class MetricFileReader:
         path: The file.
         layout: Its keys, as far as they could be read.
         numbers: The value of each key, as doubles; another object if they have changed.
-        stamped: Value, timestamp, value, ... if the timestamps mean something, else empty.
+        stamped: Value, timestamp, value, ... of gauges, else empty. A writer that keeps a column
+            writes no timestamps.
         damage: What was wrong with the file when it was last read, if anything.
         size: Its size in bytes.
         column_size: That of its column, as it was read last; 0 if none was read.
@@ -224,8 +225,8 @@ class MetricFileReader:
 
     __slots__ = (
         "_expected",
-        "_has_timestamps",
         "_identity",
+        "_is_stamped",
         "_late",
         "_look",
         "_untouched",
@@ -246,7 +247,8 @@ class MetricFileReader:
         self.damage: Damage | None = None
         self.size = self.column_size = 0
         name = MetricFileName.parse(os.path.basename(path))
-        self._has_timestamps = name is not None and name.has_timestamps
+        # Of all gauges, for a metric may be a gauge of several modes: then the last one counts.
+        self._is_stamped = name is not None and name.prefix.startswith("gauge")
         self._identity: tuple[int, int, bytes] | None = None
         self._expected = b""
         self._late: list[int] = []
@@ -365,12 +367,14 @@ class MetricFileReader:
             layout = _EMPTY  # it was replaced, or a key was completed only now
         layout, damage = _continued(layout, layouts, data, used)
         self._note(layout, layout.values(data))
-        self.stamped = layout.pairs(data) if self._has_timestamps else b""
         self._identity = identity
         self._expected, self._late, self.column_size = b"", [], 0
         if beside is not None and damage is None:
             self._expected, self.column_size = expected, self._size_of_column()
             self._late = _different(beside, self.numbers)
+            self.stamped = b""
+        else:
+            self.stamped = layout.pairs(data) if self._is_stamped else b""
         return damage
 
     def _is_same(self, kept: LockedFile | None) -> bool:
@@ -479,7 +483,7 @@ class MetricFileReader:
                 break
             layout, _ = layout.extended(data, len(data), strict=True)
         self._note(layout, layout.values(data))
-        self.stamped = layout.pairs(data) if self._has_timestamps else b""
+        self.stamped = layout.pairs(data) if self._is_stamped else b""
         self._identity = None
 
 

@@ -37,6 +37,7 @@ import atexit
 import contextlib
 import errno
 import logging
+import math
 import mmap
 import os
 import sys
@@ -272,8 +273,11 @@ def end_of_work(
         level: Loses one.
 
     Returns:
-        The function; ``None`` if they are values of other classes, or the lock is always taken.
+        The function; ``None`` if they are values of other classes, if a bucket is missing, or if
+        the lock is always taken.
     """
+    if len(buckets) <= bisect_left(bounds, math.inf):
+        return None
     if not IS_ATOMIC or {type(value) for value in (total, seconds, *buckets, level)} != {Value}:
         return None
 

@@ -584,7 +584,7 @@ def test_no_tls(server: StoreServer, client: str) -> None:
     """A port that does not speak it is found out in time."""
     started = time.monotonic()
     text = wrong_at(server.url.replace("redis:", "rediss:"))
-    assert time.monotonic() - started < CALL_SECONDS + 0.5
+    assert time.monotonic() - started < 5 * CALL_SECONDS
     assert "its port does not speak TLS (then redis:// is right)" in text
 
 
