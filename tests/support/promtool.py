@@ -34,7 +34,7 @@ def run_promtool(*arguments: str | Path, text: str | None = None) -> tuple[int, 
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     return done.returncode, done.stdout
