@@ -595,6 +595,9 @@ def test_cleared_directory_is_made_again_at_the_next_scrape(
                 server.send_signal(signal.SIGKILL, worker)
             server.wait_for_workers(2, without=workers)
             load.wait_for(30)
+            wait_until(
+                lambda: server.scrape()["gunicorn_workers_ready", frozenset()] == 2, "both serve"
+            )
         # A gauge, which may be short for a moment while a worker moves.
         assert not [wrong for wrong in watch.wrong if "app_sum{}" not in wrong]
         metrics = server.scrape()
