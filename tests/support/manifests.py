@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE",
+    "CHART",
     "DEMO",
     "FLEET",
     "KUBERNETES",
@@ -56,6 +57,7 @@ FLEET = KUBERNETES / "overlays" / "fleet"
 SERVICE_MONITOR = KUBERNETES / "components" / "servicemonitor"
 MESH = KUBERNETES / "components" / "service-mesh"
 RULES = KUBERNETES / "rules"
+CHART = KUBERNETES / "chart"
 DEMO = ROOT / "examples" / "demo"
 
 Manifest = dict[str, Any]
@@ -350,7 +352,8 @@ def _of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
 
 def _is_selected(service: Manifest, monitor: Manifest) -> bool:
     wanted: dict[str, str] = monitor["spec"]["selector"]["matchLabels"]
-    return wanted.items() <= service["metadata"]["labels"].items()
+    labels: dict[str, str] = service["metadata"]["labels"]
+    return wanted.items() <= labels.items()
 
 
 def _selector_problems(manifests: list[Manifest]) -> Iterator[str]:
