@@ -190,6 +190,26 @@ def test_helms_linter_has_nothing_to_say(tmp_path: Path) -> None:
     assert lint_chart(broken)
 
 
+@pytest.mark.parametrize(
+    ("version", "is_refused"),
+    [("v1.28.15", True), ("v1.29.0", False), ("v1.29.3-gke.1282001", False), ("v1.37.1", False)],
+)
+def test_older_releases_have_no_sidecars(tmp_path: Path, version: str, is_refused: bool) -> None:
+    """A Kubernetes without native sidecars is refused, because its pods would never start."""
+    # Nothing here lets the engine render for another release, so the template is told it.
+    copied = Path(shutil.copytree(CHART, tmp_path / "chart"))
+    template = copied / "templates" / "deployment.yaml"
+    text = template.read_text()
+    assert text.count(".Capabilities.KubeVersion.Version") == 1
+    template.write_text(text.replace(".Capabilities.KubeVersion.Version", f'"{version}"'))
+    assert render_chart(copied, {}, "x")
+    if is_refused:
+        with pytest.raises(ValueError, match=r"needs Kubernetes 1\.29 or newer"):
+            render_chart(copied, {"metrics": {"sidecar": True}}, "x")
+    else:
+        assert render_chart(copied, {"metrics": {"sidecar": True}}, "x")
+
+
 def _paths(values: dict[str, Any], above: str = "") -> Iterator[str]:
     """Yield the path of each value; what users fill with keys of their own is one value."""
     for name, value in values.items():
