@@ -54,7 +54,11 @@ class Block(NamedTuple):
 
 def blocks(example: str) -> list[Block]:
     """Return what a README says to type."""
-    text = (EXAMPLES / example / "README.md").read_text()
+    return read_blocks((EXAMPLES / example / "README.md").read_text())
+
+
+def read_blocks(text: str) -> list[Block]:
+    """Return the commands of a page, each with what it shows."""
     found = re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.+?)```)?", text, re.DOTALL)
     assert sum(bool(shown) for _, shown in found) == text.count("```text") > 0
     return [Block(commands, shown or None) for commands, shown in found]
@@ -111,15 +115,34 @@ def started(
     interpreter: Interpreter, name: str, environment: dict[str, str] | None = None
 ) -> Iterator[Example]:
     """Start the server of an example as its README says, and do not wait."""
-    find_program("curl", "curl")
     install, *left = blocks(name)
     install_line, start_line = install.commands.splitlines()
     assert install_line.startswith("pip install ../..")
     folder = EXAMPLES / name
     files = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.py")}
+    config = files.pop("gunicorn.conf.py", None)
+    program, *arguments = [word for word in shlex.split(start_line) if "=" not in word]
+    with serving(
+        interpreter, config, files, *arguments, program=program, environment=environment
+    ) as server:
+        yield Example(server, left)
+
+
+@contextlib.contextmanager
+def serving(
+    interpreter: Interpreter,
+    config: str | None,
+    files: dict[str, str],
+    *arguments: str,
+    program: str = "gunicorn",
+    environment: dict[str, str] | None = None,
+) -> Iterator[GunicornProcess]:
+    """Start a server by a program of the environment, with nothing but what a page shows."""
+    find_program("curl", "curl")
+    files = dict(files)
     server = GunicornProcess(
         interpreter,
-        None,
+        config,
         files.pop("app.py", ""),
         files=files,
         exporter=True,
@@ -129,14 +152,22 @@ def started(
     server.environment |= {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "BIND": f"{HOST}:{server.port}",
-        "PYTEST_ADDOPTS": "-p no:cloudcoil -p no:cacheprovider",  # as in pyproject.toml
         "GUNICORN_CMD_ARGS": f"--bind {HOST}:{server.port} --graceful-timeout 2",
+        "PYTEST_ADDOPTS": "-p no:cloudcoil -p no:cacheprovider",  # as in pyproject.toml
         **(environment or {}),
     }
-    words = [word for word in shlex.split(start_line) if "=" not in word]
-    server.command = [str(programs / words[0]), *words[1:]]
+    server.command = [str(programs / program), *arguments]
     with server:
-        yield Example(server, left)
+        yield server
+
+
+def python_blocks(page: str, heading: str) -> dict[str, str]:
+    """Return the pieces of Python of a part of a page, by the file that their first line names."""
+    text = "\n" + (EXAMPLES.parent / page).read_text()
+    text = text.partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    return {
+        name: code for code, name in re.findall(r"```python\n(# (\S+)\n.*?)```", text, re.DOTALL)
+    }
 
 
 def wait_until_ready(server: GunicornProcess, workers: int) -> None:
@@ -162,6 +193,32 @@ def test_readme(newest: Interpreter, name: str) -> None:
         workers = 3 if name in {"company_base", "flask"} else 2
         wait_until_ready(example.server, workers)
         example.follow()
+
+
+def test_quick_start(newest: Interpreter) -> None:
+    """The first class and the quick start of the README, as they are, show what they say."""
+    config = python_blocks("README.md", "# obskit_gunicorn")["gunicorn.conf.py"]
+    app = python_blocks("README.md", "## Quick start")["myapp.py"]
+    with serving(newest, config, {"myapp.py": app}, "myapp:app") as server:
+        wait_until_ready(server, 4)
+        text = (EXAMPLES.parent / "README.md").read_text().partition("\n## Quick start\n")[2]
+        start, look = read_blocks(text.partition("There is no")[0])
+        assert start.commands == "gunicorn myapp:app\n"
+        assert Example(server, []).type(look.commands) == look.shown
+
+
+def test_first_steps_with_fastapi(newest: Interpreter) -> None:
+    """The page's application, under the line that the README has for it, shows all workers."""
+    config = python_blocks("README.md", "# obskit_gunicorn")["gunicorn.conf.py"]
+    config = config.replace("# worker_class", "worker_class")
+    app = python_blocks("docs/first-steps.md", "## Frameworks")["app.py"]
+    with serving(newest, config, {"app.py": app}, "app:app") as server:
+        wait_until_ready(server, 4)
+        example = Example(server, [])
+        example.type("for i in $(seq 10); do curl -s -X POST http://127.0.0.1:8000/orders; done")
+        for _ in range(8):
+            shown = example.type("curl -sL http://127.0.0.1:8000/metrics | grep ^shop_orders_total")
+            assert shown == "shop_orders_total 10.0\n"
 
 
 def test_every_example_is_listed_and_run() -> None:
