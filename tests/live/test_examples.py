@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import threading
 from functools import partial
@@ -250,7 +251,7 @@ def beside(example: Example, commands: str) -> Iterator[subprocess.Popen[bytes]]
 
 
 def test_celery(newest: Interpreter) -> None:
-    """What Celery's children count, replaced every five tasks, is on the page of Gunicorn."""
+    """What Celery's children count, one task each, outlives them and a restart of Gunicorn."""
     with started(newest, "celery") as example:
         server = example.server
         wait_until_ready(server, 2)
@@ -260,6 +261,11 @@ def test_celery(newest: Interpreter) -> None:
             server.wait_for_log(" ready.")
             example.follow()
             assert server.log().count(" succeeded in ") == 21
+            server.send_signal(signal.SIGTERM)
+            assert server.exit_status() == 0
+            server.start()
+            wait_until_ready(server, 2)
+            assert example.shows(example.blocks[-1])
 
 
 def test_opentelemetry(newest: Interpreter) -> None:
