@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_WORKERS = 500
 """How many rows the table of workers has at most."""
 
-_NOTHING = "–"
+_NOTHING = "-"
 
 
 class _Row(NamedTuple):
@@ -112,6 +112,10 @@ def render(status: Status, links: Iterable[str]) -> str:
             ],
         ),
         _listed("exits", "Ended workers by reason", ("Reason", "Total"), workers["exits"]),
+        _figures("directory", "Directory", _DIRECTORY, status),
+        _figures("fleet", "Fleet", _FLEET, status) if status["fleet"] else "",
+        _figures("push", "Push", _PUSH, status) if status["push"] else "",
+        "</div>",
         _table(
             "metrics",
             "Metrics with most series",
@@ -126,10 +130,6 @@ def render(status: Status, links: Iterable[str]) -> str:
                 for each in status["metrics"]
             ],
         ),
-        _figures("directory", "Directory", _DIRECTORY, status),
-        _figures("fleet", "Fleet", _FLEET, status) if status["fleet"] else "",
-        _figures("push", "Push", _PUSH, status) if status["push"] else "",
-        "</div>",
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -170,7 +170,8 @@ def shown(value: Any, form: str = "number") -> str:
         import time
 
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value))
-    return f"{value:,.1f}".removesuffix(".0")
+    text = f"{value:,.1f}"
+    return text if form in ("rate", "percent") else text.removesuffix(".0")
 
 
 def _bytes(value: float) -> str:
@@ -224,9 +225,7 @@ def _figures(name: str, title: str, rows: Iterable[_Row], status: Status) -> str
     return _section(name, title, f'<table id="{name}"><tbody>{lines}</tbody></table>')
 
 
-def _listed(
-    name: str, title: str, head: Sequence[str], totals: dict[str, float | None]
-) -> str:
+def _listed(name: str, title: str, head: Sequence[str], totals: dict[str, float | None]) -> str:
     return _table(name, title, head, [(key, shown(value)) for key, value in totals.items()])
 
 

@@ -59,6 +59,7 @@ class Page(NamedTuple):
     text: str
     type: str = "text/plain"
 
+
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 

@@ -145,10 +145,9 @@ class StatusReader:
 
     def _widest(self, snapshot: Snapshot, name: str, size: int) -> tuple[str, int]:
         """Return the label that makes a metric large; looks through a large one when it grows."""
-        before, *known = self._labels.get(name, (0, "", 0))
+        before, label, values = self._labels.get(name, (0, "", 0))
         if before == size:
-            label, values = known
-            return str(label), int(values)
+            return label, values
         return widest_label(labels for _name, labels, _value in snapshot.samples(name))
 
 

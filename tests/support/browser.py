@@ -100,7 +100,12 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def show(
-        self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False,
+        self,
+        url: str,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
         script: bool = True,
     ) -> None:
         """Load a page.
@@ -121,8 +126,9 @@ class Browser:
         self._call("Emulation.setScriptExecutionDisabled", value=not script)
         self._call("Page.navigate", url=url)
         wait_until(
-            lambda: self.run("document.readyState") == "complete"
-            and self.run("location.href") == url,
+            lambda: (
+                self.run("document.readyState") == "complete" and self.run("location.href") == url
+            ),
             "the page is loaded",
         )
 

@@ -8,7 +8,7 @@
   const TIMEOUT_SECONDS = 10;
   const POINTS = 150;
   const WINDOW = 5; // answers that latencies are taken over
-  const NOTHING = "–";
+  const NOTHING = "-";
   const SVG = "http://www.w3.org/2000/svg";
   const byId = (id) => document.getElementById(id);
 
