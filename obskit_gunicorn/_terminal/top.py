@@ -175,10 +175,11 @@ class Screen:
             if before
         }
         total = sum(rate or 0 for rate in rates.values())
-        yield _line(
-            ("Requests/s ", ""), (shown(total, 'rate') if before else "-", "bold cyan"),
-            *((f"  {name} {shown(rate, 'rate')}", _class_style(name)) for name, rate in rates.items()),
-        )  # fmt: skip
+        each = [
+            (f"  {name} {shown(rate, 'rate')}", _class_style(name)) for name, rate in rates.items()
+        ]
+        all_of_them = shown(total if before else None, "rate")
+        yield _line(("Requests/s ", ""), (all_of_them, "bold cyan"), *each)
         yield _line(
             ("Latency    ", ""),
             *((f"{name} {shown(value, 'duration')}  ", "bold") for name, value in self._latency()),
@@ -303,8 +304,7 @@ def _watch(screen: Screen, read: Callable[[], Status], keyboard: int) -> None:
                 news.append(read())
             except NoStatusError as error:
                 news.append(error)
-            with contextlib.suppress(OSError):  # it is over
-                os.write(wake, b"x")
+            os.write(wake, b"x")
 
     thread = threading.Thread(target=follow, daemon=True)
     console = Console()
