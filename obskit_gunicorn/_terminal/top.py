@@ -149,13 +149,9 @@ class Screen:
         room = len(rows) if height is None else max(1, height - len(head) - _BELOW)
         self.first = max(0, min(self.first, len(rows) - room))
         seen = rows[self.first : self.first + room]
-        hidden = f"  {self.first + 1}-{self.first + len(seen)} of {len(rows)}" if rows else ""
-        foot = Text(
-            " ".join(f"{each.letter}:{each.title.lower()}" for each in _COLUMNS)
-            + f"  i:invert  q:quit{hidden if len(seen) < len(rows) else ''}",
-            "dim",
-            no_wrap=True,
-        )
+        place = f"{self.first + 1}-{self.first + len(seen)} of {len(rows)}  " if rows else ""
+        keys = " ".join(f"{each.letter}:{each.title.lower()}" for each in _COLUMNS)
+        foot = Text(f"{place}q:quit i:invert {keys}", "dim", no_wrap=True, overflow="ellipsis")
         return Group(*head, self._table(seen), *([] if height is None else [foot]))
 
     def _head(self) -> Iterator[Text]:
@@ -166,7 +162,9 @@ class Screen:
                 (", Python ", ""), (server.get("python", ""), "bold"),
                 (", ", ""), (server.get("worker_class", ""), "bold"), (" workers", ""),
             )  # fmt: skip
-        yield _line((self._source, "bold"), (f"  {self.problem}", "bold red"))
+        yield _line((self._source, "bold"))
+        if self.problem:
+            yield _line((self.problem, "bold red"))
         requests, workers = status["requests"], status["workers"]
         seconds = status["time"] - before["time"] if before else 0
         rates = {

@@ -251,8 +251,8 @@ def test_it_can_be_taken_away() -> None:
         nothing = get(running.metrics_port, "/nowhere")
         for path in ("/", "/-/status", "/-/page.js", "/-/page.css"):
             found = get(running.metrics_port, path)
-            assert (found.status, found.text) == (404, nothing.text)
-        assert nothing.text == "Not found. Available paths: /metrics, /-/healthy, /-/ready\n"
+            assert (found.status, found.body) == (404, nothing.body)
+        assert nothing.body == "Not found. Available paths: /metrics, /-/healthy, /-/ready\n"
         assert get(running.metrics_port, "/metrics").status == 200
 
 

@@ -148,7 +148,8 @@ class Browser:
                 self._call("Input.dispatchKeyEvent", type="char", key=key, text="\r")
 
     def violations(self) -> list[Any]:
-        """Return what axe-core finds wrong with the page."""
+        """Return what axe-core, which is a script, finds wrong with the page."""
+        self._call("Emulation.setScriptExecutionDisabled", value=False)
         self.run(_AXE.read_text(encoding="utf-8") + ";0")
         found: list[Any] = json.loads(
             self.run(
