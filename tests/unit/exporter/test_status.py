@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from obskit_gunicorn._exporter.live_page import render
+from obskit_gunicorn._exporter.pages import Pages
 from obskit_gunicorn._exporter.status import STATUS_VERSION, StatusReader, number, quantile
+from obskit_gunicorn._gunicorn.options import exporter_options, read_options
+from obskit_gunicorn.config import ObskitGunicornConfig
 from tests.support.forks import Nursery, act, join
 
 DOCUMENTED = Path(__file__).parents[3] / "docs" / "page.md"
@@ -150,6 +154,35 @@ def test_those_who_ask_together_share(nursery: Nursery, directory: str) -> None:
     assert len(answers) == 20
     assert all(answer["requests"]["total"] for answer in answers)
     assert len(read) < 20
+
+
+def test_fleet(directory: str) -> None:
+    """With a store there is what this process knows of it, and nobody asks the store."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        store.setblocking(False)
+        environment = {
+            "OBSKIT_METRICS_REDIS": f"redis://127.0.0.1:{store.getsockname()[1]}/0",
+            "OBSKIT_METRICS_REDIS_NAME": "shop",
+            "OBSKIT_METRICS_HOST": "web-1",
+        }
+        read = read_options(ObskitGunicornConfig(), environment, source="a test", base="/")
+        options = exporter_options(read)
+        assert options is not None
+        pages = Pages(directory, options)
+        environ = {"PATH_INFO": "/-/status", "REQUEST_METHOD": "GET"}
+        (body,) = pages(environ, lambda *_: None)
+        assert json.loads(body)["fleet"] == {
+            "name": "shop",
+            "host": "web-1",
+            "interval_seconds": 5.0,
+            "store_up": None,
+            "published_seconds_ago": None,
+            "conflicts": 0,
+        }
+        with pytest.raises(BlockingIOError):
+            store.accept()
+        (page,) = pages({**environ, "PATH_INFO": "/"}, lambda *_: None)
+        assert b"shop" in page
 
 
 def test_hostile_names_are_text(nursery: Nursery, tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ class TestExporter:
         assert vars(found) == {
             "metrics_bind": "127.0.0.1:9764",
             "metrics_path": "/metrics",
+            "metrics_page": True,
             "metrics_certfile": None,
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
