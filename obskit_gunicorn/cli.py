@@ -155,8 +155,8 @@ def _add_top_command(commands: Any) -> None:
         "top",
         help=text,
         description=f"{text.capitalize()}.",
-        epilog="Keys: the first line of the screen's end names them; q quits. Without a terminal "
-        "it prints one screen. Exit status: 0; 1 if there is nothing to be read, 2 for wrong use.",
+        epilog="The last line of the screen names the keys; q quits. Without a terminal it prints "
+        "the figures once. Exit status: 0; 1 if there is nothing to be read, 2 for wrong use.",
     )
     command.set_defaults(parser=command, run=_top, find=_watched)
     command.add_argument(

@@ -1,7 +1,7 @@
 """``obskit-gunicorn top``: the live view on a terminal, drawn by rich.
 
-A thread asks for a status each second; the main thread draws it and heeds keys. Rates are made of
-two statuses, latencies of the last ten seconds.
+A thread asks for a status each second; the main thread draws it and reacts to keys. Rates come
+from two statuses, latencies from the last ten seconds.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Screen:
         self.problem = ""
 
     def press(self, key: str, page: int) -> bool:
-        """Heed a key; return whether to go on.
+        """React to a key; return whether to go on.
 
         Args:
             key: The character, or the name of an arrow.
