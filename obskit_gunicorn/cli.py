@@ -1,4 +1,4 @@
-"""The command ``obskit-gunicorn``: check a configuration or a directory, inspect it, or serve it.
+"""The command ``obskit-gunicorn``: check a configuration or a directory, watch it, or serve it.
 
 And look at the store in which many hosts come together. All of them only read, except that
 ``check`` creates a file and removes it, and that ``fleet reset`` begins anew. Exit status 0: fine;
@@ -20,8 +20,6 @@ from obskit_gunicorn._doctor import finding, setup
 from obskit_gunicorn._doctor.directory import (
     DirectoryReport,
     describe_error,
-    describe_holder,
-    describe_metric,
     describe_server,
     examine,
 )
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from obskit_gunicorn._exporter.protocol import Options
 
 __all__ = ["main"]
+
+_MOST_SERIES_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Changes nothing. Exit status: 0; 2 for wrong use.",
     )
     _add_check_command(commands)
+    _add_top_command(commands)
     _add_command(
         commands,
         _serve,
@@ -109,6 +110,11 @@ def _add_command(
         command.add_argument(
             "--format", choices=("text", "json"), default="text", help="how to print it"
         )
+        command.add_argument(
+            "--series",
+            action="store_true",
+            help="show the metrics with most series, and the label that makes them, and no more",
+        )
         return
     directory["help"] += "; none is needed with --redis, to serve many hosts"
     command.add_argument("--directory", **directory)
@@ -140,6 +146,27 @@ def _add_check_command(commands: Any) -> None:
     )
     command.add_argument(
         "--format", choices=("text", "json"), default="text", help="how to print it"
+    )
+
+
+def _add_top_command(commands: Any) -> None:
+    text = "watch the workers of a running server, as top does"
+    command = commands.add_parser(
+        "top",
+        help=text,
+        description=f"{text.capitalize()}.",
+        epilog="The last line of the screen names the keys; q quits. Without a terminal it prints "
+        "the figures once. Exit status: 0; 1 if there is nothing to be read, 2 for wrong use.",
+    )
+    command.set_defaults(parser=command, run=_top, find=_watched)
+    command.add_argument(
+        "directory",
+        nargs="?",
+        metavar="DIRECTORY | URL",
+        default=os.environ.get(DIRECTORY_VARIABLE),
+        help="the multiprocess directory, or the address of an exporter such as "
+        f"http://127.0.0.1:9764 (default: ${DIRECTORY_VARIABLE}, else the private one of this "
+        "machine)",
     )
 
 
@@ -252,9 +279,7 @@ def _serve(path: str | None, given: argparse.Namespace) -> int:
         given: The arguments.
     """
     options = _exporter_options(given)
-    # Before prometheus_client is loaded: metrics that --collectors create stay in this process.
-    for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
-        os.environ.pop(variable, None)
+    _share_nothing()  # metrics that --collectors create stay in this process
     from obskit_gunicorn._exporter import logs, pages, program
 
     # Blocked in every thread; this one waits for them.
@@ -283,6 +308,37 @@ def _serve(path: str | None, given: argparse.Namespace) -> int:
     served = pages.Pages(path, options, only_fleet=path is None)
     program.serve(served, options, listener, wait)
     return 0
+
+
+def _share_nothing() -> None:
+    """Keep prometheus_client, which is loaded next, from sharing what this process counts."""
+    for variable in (DIRECTORY_VARIABLE, DIRECTORY_VARIABLE.lower()):
+        os.environ.pop(variable, None)
+
+
+def _watched(given: argparse.Namespace) -> str:
+    """Return the URL or the directory to watch.
+
+    Raises:
+        ConfigurationError: There is none, or there are several.
+    """
+    if given.directory and re.match("https?://", given.directory):
+        return str(given.directory)
+    return _directory(given)
+
+
+def _top(source: str, _given: argparse.Namespace) -> int:
+    try:
+        import rich as _rich
+    except ImportError:
+        text = 'obskit-gunicorn: top needs rich: pip install "obskit-gunicorn[cli]"'
+        print(text, file=sys.stderr)
+        return 1
+    del _rich
+    _share_nothing()
+    from obskit_gunicorn._terminal import top
+
+    return top.run(source)
 
 
 def _checked_directory(given: argparse.Namespace) -> str | None:
@@ -314,7 +370,7 @@ def _directory(given: argparse.Namespace) -> str:
     found = [] if given.directory else private.find()
     path: str | None = given.directory or (found[0] if len(found) == 1 else None)
     if not path or not os.path.isdir(path):
-        is_flag = given.run is not _inspect
+        is_flag = given.run not in (_inspect, _top)
         shown = "; ".join(f"{each} ({describe_server(each)})" for each in found)
         several = f" There are several private ones: {shown}." if found else ""
         raise ConfigurationError(
@@ -329,29 +385,22 @@ def _directory(given: argparse.Namespace) -> str:
 
 
 def _inspect(path: str, given: argparse.Namespace) -> int:
-    report = DirectoryReport(path)
+    report = DirectoryReport(path, **({"largest": _MOST_SERIES_SHOWN} if given.series else {}))
+    metrics = [metric._asdict() for metric in report.metrics]
     if given.format == "json":
-        _print_json(
-            directory=path,
-            generation=report.generation,
-            slots=report.records,
-            files=[file._asdict() for file in report.files],
-            metrics=[metric._asdict() for metric in report.metrics],
-        )
+        everything = {
+            "generation": report.generation,
+            "slots": report.records,
+            "files": [file._asdict() for file in report.files],
+        }
+        _print_json(directory=path, **({} if given.series else everything), metrics=metrics)
         return 0
-    print(f"directory  {path}")
-    nobody = "" if "started" in report.generation else ": no arbiter has been here"
-    print(f"protocol   {report.generation.get('protocol', 'none')}{nobody}")
-    print(f"slots      {len(report.records)}, {len(report.held())} leased")
-    for slot, record in sorted(report.records.items(), key=lambda item: (len(item[0]), item[0])):
-        print(f"  {slot:<10} {describe_holder(record)}")
-    print(f"files      {len(report.files)}, {sum(file.bytes for file in report.files)} bytes")
-    for file in report.files:
-        damage = f"  damaged: {file.damage}" if file.damage else ""
-        print(f"  {file.name:<32} {file.entries:>8} entries {file.bytes:>10} bytes{damage}")
-    print("metrics    the largest, over all files")
-    for metric in report.metrics:
-        print(f"  {describe_metric(metric)}")
+    from obskit_gunicorn._terminal import inspected
+
+    if sys.stdout.isatty() and inspected.print_tables(report, only_series=given.series):
+        return 0
+    for line in inspected.lines(report, only_series=given.series):
+        print(line)
     return 0
 
 

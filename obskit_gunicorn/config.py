@@ -93,6 +93,12 @@ class ObskitGunicornConfig(Settings):
         metrics_path: str = "/metrics"
         """The path at which the exporter serves the exposition."""
 
+        metrics_page: bool = True
+        """Whether the exporter shows a live page at ``/``, and its figures at ``/-/status``.
+
+        Both read the directory when somebody asks, and cost nothing otherwise.
+        """
+
         metrics_certfile: str | None = None
         """A PEM file with the exporter's certificate chain, for TLS; ``None`` for plain HTTP.
 

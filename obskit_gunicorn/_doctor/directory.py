@@ -69,8 +69,12 @@ class DirectoryReport:
         foreign: The names of what is neither ours nor prometheus_client's.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, largest: int = _LARGEST_SHOWN) -> None:
         """Read the directory.
+
+        Args:
+            path: The directory.
+            largest: How many metrics to name.
 
         Raises:
             OSError: It cannot be read.
@@ -94,7 +98,7 @@ class DirectoryReport:
                 reader.refresh()
                 keys.update(reader.layout.keys)
                 self.files.append(_file_report(name, reader))
-        self.metrics = _largest(keys)
+        self.metrics = _largest(keys, largest)
 
     def held(self) -> dict[str, dict[str, Any]]:
         """Return the records of the slots that are leased."""
@@ -109,7 +113,7 @@ def _file_report(name: str, reader: MetricFileReader) -> FileReport:
     return FileReport(name, len(reader.layout.keys), reader.size, damage)
 
 
-def _largest(keys: set[bytes]) -> list[MetricReport]:
+def _largest(keys: set[bytes], most: int) -> list[MetricReport]:
     series: dict[str, list[list[tuple[str, str]]]] = {}
     for key in keys:
         if is_key(key):
@@ -118,7 +122,7 @@ def _largest(keys: set[bytes]) -> list[MetricReport]:
     reports = (
         MetricReport(name, len(found), *widest_label(found)) for name, found in series.items()
     )
-    return sorted(reports, key=lambda report: report.series, reverse=True)[:_LARGEST_SHOWN]
+    return sorted(reports, key=lambda report: report.series, reverse=True)[:most]
 
 
 def examine(path: str) -> Iterator[Finding]:

@@ -1,19 +1,25 @@
-"""What the exporter serves: the exposition, two probes, and a page of links."""
+"""What the exporter serves: the exposition, two probes, and a live page with its figures."""
 
 from __future__ import annotations
 
-import html
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from obskit_gunicorn._exporter.procfs import Processes
-from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
+from obskit_gunicorn._exporter.protocol import (
+    HEALTHY_PATH,
+    READY_PATH,
+    SCRIPT_PATH,
+    STATUS_PATH,
+    STYLE_PATH,
+    Options,
+)
 from obskit_gunicorn._exporter.user_collectors import UserCollectors
 from obskit_gunicorn._exporter.workers_socket import WorkersSocket
 from obskit_gunicorn._fleet.reporter import Reporter
@@ -23,16 +29,36 @@ from obskit_gunicorn._scrape.collector import DirectoryCollector, directory_coll
 from obskit_gunicorn._scrape.registry import SharedRegistry
 from obskit_gunicorn._store.identity import pid_namespace
 from obskit_gunicorn._store.leases import is_ready_worker
-from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
+    from obskit_gunicorn._exporter.status import StatusReader
     from obskit_gunicorn._fleet.push_turns import Pusher
 
 _READY_SECONDS = 0.1
 """How long a probe waits for the directory lock."""
 
-Page = tuple[str, str]
-"""The status and the text of a page; HTML if it begins with a tag."""
+_STATIC = os.path.join(os.path.dirname(__file__), "static")
+
+_STRICT = [
+    ("Cache-Control", "no-store"),
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+]
+"""Headers of everything that is not an exposition: a page shows what applications have named."""
+
+
+class Page(NamedTuple):
+    """What is answered."""
+
+    status: str
+    text: str
+    type: str = "text/plain"
+
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -69,6 +95,8 @@ class Pages:
             registry.register(Processes(directory))
         self.is_replaced = False
         self._reporters: list[Reporter] = []
+        self._fleet_figures: Collector | None = None
+        self._push_figures: Collector | None = None
         self._socket: WorkersSocket | None = None
         expositions = {options.metrics_path: make_wsgi_app(registry)}
         if options.metrics_redis:
@@ -88,8 +116,24 @@ class Pages:
             path.encode().decode("latin-1"): each  # WSGI's encoding
             for path, each in expositions.items()
         }
+        self._options = options
         self._paths = (*expositions, HEALTHY_PATH, READY_PATH)
-        self._pages = {"/": self._links, HEALTHY_PATH: self._healthy, READY_PATH: self._ready}
+        self._pages: dict[str, Callable[[], Page]] = {
+            HEALTHY_PATH: self._healthy,
+            READY_PATH: self._ready,
+        }
+        self._costly: tuple[str, ...] = ()
+        self._status_reader: StatusReader | None = None
+        self._status_lock = threading.Lock()
+        if options.metrics_page:
+            self._costly = ("/", STATUS_PATH)
+            self._paths = ("/", *self._paths, STATUS_PATH)
+            self._pages |= {
+                "/": self._live,
+                STATUS_PATH: self._status,
+                SCRIPT_PATH: lambda: _static("page.js", "text/javascript"),
+                STYLE_PATH: lambda: _static("page.css", "text/css"),
+            }
 
     def _join_fleet(self, url: str, options: Options, own: SharedRegistry) -> SharedRegistry:
         """Publish what this host has counted; return the registry of what all hosts have."""
@@ -110,6 +154,7 @@ class Pages:
         )
         if member.reporter is not None:
             self._reporters.append(member.reporter)
+        self._fleet_figures = member.figures
         return member.registry
 
     def _push(
@@ -127,7 +172,8 @@ class Pages:
             effect="nothing is stored there; scrapes and requests are not affected",
         )
         self._reporters.append(reporter)
-        own.register(_Pushed(push, reporter))
+        self._push_figures = _Pushed(push, reporter)
+        own.register(self._push_figures)
 
     def start(self) -> None:
         """Begin to tell others what this host has counted, where that is wanted."""
@@ -182,27 +228,29 @@ class Pages:
                 exposition = next(iter(self._expositions.values()))
             if exposition is not None:
                 return exposition(environ, start_response)
-            status, text = self._pages.get(path, self._nothing)()
+            page = self._pages.get(path, self._nothing)()
         except Exception:
             log.exception("a request for %s has failed", path)
-            status, text = "500 Internal Server Error", "Internal error; see the exporter's log.\n"
-        kind = "html" if text.startswith("<") else "plain"
-        headers = [("Content-Type", f"text/{kind}; charset=utf-8"), ("Cache-Control", "no-store")]
-        status, headers, body = complete(method, status, headers, text.encode())
+            text = "Internal error; see the exporter's log.\n"
+            page = Page("500 Internal Server Error", text)
+        headers = [("Content-Type", f"{page.type}; charset=utf-8"), *_STRICT]
+        status, headers, body = complete(method, page.status, headers, page.text.encode())
         start_response(status, headers)
         return [body]
 
     def is_scrape(self, environ: dict[str, Any]) -> bool:
-        """Return whether a request is for an exposition, which costs more than any other page."""
-        return environ["PATH_INFO"] in self._expositions and environ["REQUEST_METHOD"] in METHODS
+        """Return whether a request reads the directory, which costs more than any other page."""
+        path = environ["PATH_INFO"]
+        is_costly = path in self._expositions or path in self._costly
+        return is_costly and environ["REQUEST_METHOD"] in METHODS
 
     def _healthy(self) -> Page:
-        return "200 OK", "The exporter is healthy.\n"
+        return Page("200 OK", "The exporter is healthy.\n")
 
     def _ready(self) -> Page:
         if self.has_booted or self._has_booted_worker():
-            return "200 OK", "A worker is ready.\n"
-        return "503 Service Unavailable", "No worker is ready.\n"
+            return Page("200 OK", "A worker is ready.\n")
+        return Page("503 Service Unavailable", "No worker is ready.\n")
 
     def _has_booted_worker(self) -> bool:
         if self._collector is None:
@@ -217,19 +265,64 @@ class Pages:
             for record in records
         )
 
-    def _links(self) -> Page:
-        links = "".join(
-            f'<li><a href="{html.escape(quote(path))}">{html.escape(path)}</a>'
-            for path in self._paths
-        )
-        return "200 OK", (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>Metrics</title>'
-            f"<h1>Metrics</h1><ul>{links}</ul><p>obskit_gunicorn {html.escape(__version__)}\n"
-        )
+    def _live(self) -> Page:
+        from obskit_gunicorn._exporter.live_page import render
+
+        links = [path for path in self._paths if path != "/"]
+        return Page("200 OK", render(self._reader().read(), links), "text/html")
+
+    def _status(self) -> Page:
+        text = json.dumps(self._reader().read(), allow_nan=False, separators=(",", ":"))
+        return Page("200 OK", f"{text}\n", "application/json")
+
+    def _reader(self) -> StatusReader:
+        """Return what reads the figures of the page, made when somebody asks for the first time."""
+        # Only where it is wanted, for the sake of the exporter's memory.
+        from obskit_gunicorn._exporter.status import StatusReader
+
+        with self._status_lock:
+            if self._status_reader is None:
+                collector = self._collector
+                self._status_reader = StatusReader(
+                    lambda: None if collector is None else collector.path, self._beside
+                )
+            return self._status_reader
+
+    def _beside(self) -> dict[str, Any]:
+        """Return what this process knows of the fleet and of pushes; asks neither."""
+        from obskit_gunicorn._exporter.status import of_collector
+
+        beside: dict[str, Any] = {}
+        if self._options.metrics_redis:
+            figures = of_collector(self._fleet_figures.collect() if self._fleet_figures else ())
+            beside["fleet"] = {
+                "name": self._options.metrics_redis_name,
+                "host": self._options.metrics_host if self._fleet_figures else None,
+                "interval_seconds": self._options.metrics_redis_interval,
+                "store_up": _truth(figures.get("obskit_gunicorn_fleet_store_up")),
+                "published_seconds_ago": figures.get("obskit_gunicorn_fleet_published_age_seconds"),
+                "conflicts": figures.get("obskit_gunicorn_fleet_conflicts"),
+            }
+        if self._push_figures is not None:
+            figures = of_collector(self._push_figures.collect())
+            beside["push"] = {
+                "interval_seconds": self._options.metrics_redis_interval,
+                "up": _truth(figures.get("obskit_gunicorn_push_up")),
+                "series_held_back": figures.get("obskit_gunicorn_push_series_held_back"),
+            }
+        return beside
 
     def _nothing(self) -> Page:
-        paths = ", ".join(("/", *self._paths))
-        return "404 Not Found", f"Not found. Available paths: {paths}\n"
+        return Page("404 Not Found", f"Not found. Available paths: {', '.join(self._paths)}\n")
+
+
+def _static(name: str, type_: str) -> Page:
+    with open(os.path.join(_STATIC, name), encoding="utf-8") as file:
+        return Page("200 OK", file.read(), type_)
+
+
+def _truth(value: float | None) -> bool | None:
+    return None if value is None else bool(value)
 
 
 class _Pushed(Collector):

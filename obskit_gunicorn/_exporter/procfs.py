@@ -13,6 +13,7 @@ import itertools
 import os
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -129,7 +130,7 @@ class Processes(Collector):
         except OSError:
             return []
         held = {slot: record for slot, record in records.items() if record}
-        return [*self._process_families(held), *_listen_families(held.values())]
+        return [*self._process_families(held), *listen_families(held.values())]
 
     def _process_families(self, held: dict[str, dict[str, Any]]) -> Iterator[Metric]:
         families = [
@@ -170,7 +171,35 @@ class Processes(Collector):
                     family.add_metric([role, slot], figure.read(process))
 
 
-def _listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
+class Usage(NamedTuple):
+    """What a process uses, and since when."""
+
+    age_seconds: float
+    cpu_seconds: float
+    memory_bytes: float
+    """Shared pages counted in full."""
+
+
+def usage(record: dict[str, Any]) -> Usage | None:
+    """Return what the holder of a lease uses; ``None`` where /proc does not show it.
+
+    Args:
+        record: The record of its lease.
+    """
+    pid = record.get("pid")
+    if type(pid) is not int or record.get("pid_namespace") != pid_namespace():
+        return None
+    with contextlib.suppress(*_UNREADABLE):
+        process = _Process(pid)
+        if record.get("start_ticks") in (None, process.field(22)):
+            age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.seconds(22)
+            memory = process.field(24) * os.sysconf("SC_PAGE_SIZE")
+            return Usage(max(0.0, age), process.seconds(14, 15), memory)
+    return None
+
+
+def listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield how many connections wait at the listeners that arbiters have recorded, if known."""
     backlogs: dict[tuple[str, int], int] = {}
     for record in records:
         for host, port, *_ in record.get("listeners") or ():

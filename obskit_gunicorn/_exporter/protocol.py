@@ -39,6 +39,9 @@ SERVING = b"r"
 
 HEALTHY_PATH = "/-/healthy"
 READY_PATH = "/-/ready"
+STATUS_PATH = "/-/status"
+SCRIPT_PATH = "/-/page.js"
+STYLE_PATH = "/-/page.css"
 
 
 class Options(SimpleNamespace):
@@ -48,6 +51,7 @@ class Options(SimpleNamespace):
     below are missing where an arbiter of an older release has started the exporter.
     """
 
+    metrics_page: bool = True
     metrics_redis: str | None = None
     metrics_push: str | None = None
 

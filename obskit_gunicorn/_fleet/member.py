@@ -48,6 +48,7 @@ class Member:
     Attributes:
         registry: What all hosts have counted.
         reporter: What publishes every interval; ``None`` if this process has nothing to publish.
+        figures: What this host's own page says about its publications; ``None`` as above.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Member:
         self._reported: set[str] = set()
         self._looked = time.monotonic()
         self.reporter: Reporter | None = None
+        self.figures: Collector | None = None
         if own is not None and directory is not None:
             self._directory = directory
             self._publisher = Publisher(
@@ -95,7 +97,8 @@ class Member:
                 effect="the page of the fleet answers 503; this host's own page and its requests "
                 "are not affected",
             )
-            own.register(_Figures(self._publisher, self.reporter))
+            self.figures = _Figures(self._publisher, self.reporter)
+            own.register(self.figures)
         self.registry = _FleetRegistry(self._read)
 
     def _read(self) -> FleetReading:

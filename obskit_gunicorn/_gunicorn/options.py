@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH, Options
+from obskit_gunicorn._exporter.protocol import (
+    HEALTHY_PATH,
+    READY_PATH,
+    SCRIPT_PATH,
+    STATUS_PATH,
+    STYLE_PATH,
+    Options,
+)
 from obskit_gunicorn._fleet.address import SCHEMES, StoreAddress
 from obskit_gunicorn._fleet.secret import VARIABLES
 from obskit_gunicorn._log import log
@@ -123,7 +130,7 @@ def _address(found: Found) -> str | None:
 
 
 def _path(found: Found) -> str:
-    taken = ("/", HEALTHY_PATH, READY_PATH)
+    taken = ("/", HEALTHY_PATH, READY_PATH, STATUS_PATH, SCRIPT_PATH, STYLE_PATH)
     value = found.value
     if (
         not isinstance(value, str)
@@ -332,6 +339,13 @@ OPTIONS = (
         empty_is_none=True,
     ),
     Option("metrics_path", _path, "the path of the exposition", "/metrics", is_exporters=True),
+    Option(
+        "metrics_page",
+        _flag,
+        "whether the exporter shows a live page at `/`, and its figures at `/-/status`",
+        "false",
+        is_exporters=True,
+    ),
     Option(
         "metrics_certfile",
         _file,

@@ -16,6 +16,7 @@ Safe with threads and forks: collections run one at a time, and scrapes that ove
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections import Counter
@@ -35,7 +36,7 @@ from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.column import column_path
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
-from obskit_gunicorn._store.fileformat import Damage, MetricFileName
+from obskit_gunicorn._store.fileformat import Damage, MetricFileName, key_text
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
 from obskit_gunicorn._store.reader import Layout, MetricFileReader
 
@@ -140,6 +141,32 @@ class DirectoryCollector(Source):
             self._snapshot = self._read(self._list())
             self._number = number
             return self._snapshot
+
+    def counted_by(self, metric: str) -> dict[str, float]:
+        """Return what each holder has counted of a counter, as the last collection has read it.
+
+        A slot's holder goes on with what those before it have counted.
+
+        Args:
+            metric: The counter, without ``_total``; all its label sets are added up.
+        """
+        start = f"[{json.dumps(metric)}, ".encode()
+        places: dict[Layout, list[int]] = {}
+        counted: dict[str, float] = {}
+        with self._lock:
+            for name, reader in self._readers.items():
+                file = MetricFileName.parse(name)
+                if file is None or file.prefix != "counter":
+                    continue
+                found = places.get(reader.layout)
+                if found is None:
+                    keys = enumerate(reader.layout.keys)
+                    found = [at for at, key in keys if key_text(key).startswith(start)]
+                    places[reader.layout] = found
+                if found:
+                    values = memoryview(reader.numbers).cast("d")
+                    counted[file.holder] = sum(values[at] for at in found)
+        return counted
 
     def _list(self) -> dict[str, int]:
         """Return the files of the directory, each with its inode."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 
 from obskit_gunicorn._scrape.blocks import Block
-from obskit_gunicorn._scrape.formats import TEXT, Format, Names, written
+from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Names, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -74,6 +75,33 @@ class Snapshot:
         """Return how many samples there are."""
         others = sum(len(metric.samples) for metric in self._others)
         return sum(map(len, self._values)) + others
+
+    def samples(self, name: str) -> list[tuple[str, Labels, float]]:
+        """Return name, labels and value of each sample of a family; none if there is no such one.
+
+        A counter's family has no ``_total`` in its name.
+        """
+        found = [
+            (sample, labels, value)
+            for family, values in zip(self._families, self._values, strict=True)
+            if family.name == name
+            for (sample, labels), value in zip(family.samples, values, strict=True)
+        ]
+        return found + [
+            (sample.name, tuple(sample.labels.items()), sample.value)
+            for other in self._others
+            if other.name == name
+            for sample in other.samples
+        ]
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many samples each family has, by name."""
+        sizes = Counter[str]()
+        for family, values in zip(self._families, self._values, strict=True):
+            sizes[family.name] += len(values)
+        for other in self._others:
+            sizes[other.name] += len(other.samples)
+        return sizes
 
     def text(self) -> bytes:
         """Return the exposition in the text format 0.0.4."""

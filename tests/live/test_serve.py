@@ -32,7 +32,7 @@ PROMETHEUS_ACCEPTS = (
     "application/openmetrics-text;version=0.0.1;q=0.5,"
     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
-PAGES = ("/", "/metrics", "/-/healthy", "/-/ready")
+PAGES = ("/", "/metrics", "/-/healthy", "/-/ready", "/-/status")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -89,7 +89,9 @@ def parse_openmetrics(text: str) -> Metrics:
 def check(page: Page, status: int, *, method: str = "GET") -> None:
     """Check what every answer must be."""
     assert page.status == status
-    assert page.headers["content-type"].startswith(("text/", "application/openmetrics-text"))
+    assert page.headers["content-type"].startswith(
+        ("text/", "application/openmetrics-text", "application/json")
+    )
     assert "date" in page.headers
     if method == "HEAD":
         assert page.body == b""

@@ -378,6 +378,7 @@ class TestBaseMethods:
             "metrics_keep": False,
             "metrics_bind": "127.0.0.1:9764",
             "metrics_path": "/metrics",
+            "metrics_page": True,
             "metrics_certfile": None,
             "metrics_keyfile": None,
             "metrics_ca_certs": None,

@@ -33,6 +33,7 @@ class Config:
     metrics_keep: object = False
     metrics_bind: object = "127.0.0.1:9764"
     metrics_path: object = "/metrics"
+    metrics_page: object = True
     metrics_certfile: object = None
     metrics_keyfile: object = None
     metrics_ca_certs: object = None
@@ -223,6 +224,7 @@ class TestExporter:
         assert vars(found) == {
             "metrics_bind": "127.0.0.1:9764",
             "metrics_path": "/metrics",
+            "metrics_page": True,
             "metrics_certfile": None,
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
@@ -282,7 +284,7 @@ class TestExporter:
             ),
             *(
                 ("metrics_path", value)
-                for value in ("", "metrics", "/", "/-/ready", "/-/healthy", "/a?b", "/a b", 1, None)
+                for value in ("", "metrics", "/", "/-/ready", "/-/status", "/a?b", "/a b", 1, None)
             ),
             ("metrics_certfile", "/nowhere/certificate.pem"),
             ("metrics_certfile", 1),

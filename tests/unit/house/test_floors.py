@@ -25,6 +25,7 @@ FLOORS = (
     {"_exporter", "multiprocess"},
     {"_gunicorn"},
     {"config", "_doctor"},
+    {"_terminal"},
     {"hooks", "cli", "__init__"},
     {"__main__"},
 )

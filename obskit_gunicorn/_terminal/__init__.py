@@ -1,0 +1,1 @@
+"""What is drawn on a terminal: ``top``, and the tables of ``inspect``."""
