@@ -122,11 +122,9 @@ class Pages:
             HEALTHY_PATH: self._healthy,
             READY_PATH: self._ready,
         }
-        self._costly: tuple[str, ...] = ()
         self._status_reader: StatusReader | None = None
         self._status_lock = threading.Lock()
         if options.metrics_page:
-            self._costly = ("/", STATUS_PATH)
             self._paths = ("/", *self._paths, STATUS_PATH)
             self._pages |= {
                 "/": self._live,
@@ -239,10 +237,12 @@ class Pages:
         return [body]
 
     def is_scrape(self, environ: dict[str, Any]) -> bool:
-        """Return whether a request reads the directory, which costs more than any other page."""
-        path = environ["PATH_INFO"]
-        is_costly = path in self._expositions or path in self._costly
-        return is_costly and environ["REQUEST_METHOD"] in METHODS
+        """Return whether a request is for an exposition, which costs more than any other page.
+
+        The live page is none: it is small, those who ask together share a reading, and it is for
+        the days on which scrapes hang.
+        """
+        return environ["PATH_INFO"] in self._expositions and environ["REQUEST_METHOD"] in METHODS
 
     def _healthy(self) -> Page:
         return Page("200 OK", "The exporter is healthy.\n")

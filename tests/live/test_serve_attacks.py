@@ -518,6 +518,7 @@ def test_garbage(target: ServeProcess, name: str) -> None:
         assert separator
         assert status.startswith(b"HTTP/1.0 ")
         known = {b"server", b"date", b"content-type", b"content-length", b"cache-control", b"allow"}
+        known |= {b"content-security-policy", b"x-content-type-options", b"referrer-policy"}
         assert {line.partition(b":")[0].lower() for line in headers} <= known | {b"connection"}
         (length,) = [line for line in headers if line.lower().startswith(b"content-length: ")]
         assert int(length.partition(b":")[2]) == len(body)
