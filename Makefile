@@ -77,7 +77,7 @@ format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itsel
 	$(VENV)/bin/ruff format .
 
 docs: $(DOCS)/.ready  ## Build the site of the documentation into site/
-	$(DOCS)/bin/python -m mkdocs --quiet build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --clean  # --quiet would let warnings pass
 
 bench: $(VENV)/.ready  ## Run the benchmarks
 	@$(VENV)/bin/python $(PIP) --group bench || echo "Without the Rust speedups, then."
