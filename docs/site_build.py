@@ -25,6 +25,7 @@ README = "README.md"
 
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s:]+)\)")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
+_DOUBLE_COLON = re.compile(r"::(?=</p>)")
 _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code)")
 
 
@@ -61,5 +62,5 @@ def on_page_markdown(markdown: str, page: Page, **_others: object) -> str:
 
 
 def on_page_content(html: str, **_others: object) -> str:
-    """Take away the roles of docstrings, which say what a name in code is."""
-    return _ROLE.sub("", html)
+    """Take away what docstrings write for Sphinx: roles, and the second colon before code."""
+    return _DOUBLE_COLON.sub(":", _ROLE.sub("", html))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.support import stores
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,9 +49,3 @@ def test_packages() -> None:
     frameworks = {"django", "fastapi", "flask"}
     named = row("instrumentation packages").partition("|")[0]
     assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", named)) == packages - frameworks
-
-
-@pytest.mark.parametrize("place", sorted(set(re.findall(r"`(tests/[\w/.]+)`", PAGE))))
-def test_places(place: str) -> None:
-    """Each test that the page names is there."""
-    assert (ROOT / place).exists()

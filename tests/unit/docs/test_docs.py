@@ -33,6 +33,16 @@ def test_links(page: Path) -> None:
             assert anchor in _anchors(place), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files(page: Path) -> None:
+    """Each test and each benchmark that a page names is there."""
+    text = page.read_text(encoding="utf-8")
+    for named in re.findall(r"\btests/[\w/]+(?:\.py)?", text):
+        assert (ROOT / named).exists(), named
+    for benchmark in re.findall(r"-m benchmarks\.(\w+)", text):
+        assert (ROOT / "benchmarks" / f"{benchmark}.py").exists(), benchmark
+
+
 WITH_CODE = [page for page in PAGES if page.name != "hooks.md"]
 """That one has signatures."""
 
