@@ -64,14 +64,15 @@ class Reader:
         programs = directory / "bin"
         programs.mkdir()
         (programs / "python3").symlink_to(python)
+        ours = ("OBSKIT_", "PROMETHEUS_", "PYTHON", "GUNICORN_", "VIRTUAL_ENV")
         self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
             "PATH": f"{programs}:{os.environ['PATH']}",
             "HOME": str(directory),
             "XDG_RUNTIME_DIR": str(directory),
             "OBSKIT_METRICS_BIND": f"{HOST}:{self.ports['9764']}",
             "PIP_FIND_LINKS": str(wheels),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            **{name: value for name, value in os.environ.items() if name in {"PIP_CONFIG_FILE"}},
         }
 
     def with_ports(self, text: str) -> str:
