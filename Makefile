@@ -71,6 +71,7 @@ generate: $(VENV)/.ready  ## Write what is made of the code and of the newest Gu
 	$(VENV)/bin/python docs/generate_settings.py
 	$(VENV)/bin/python docs/generate_hooks.py
 	$(VENV)/bin/python docs/generate_options.py
+	$(VENV)/bin/python docs/generate_rules.py
 
 format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
 	$(VENV)/bin/ruff check --fix .

@@ -35,17 +35,19 @@ class Config(ObskitGunicornConfig):
     def on_starting(self, server: Arbiter) -> bool | None:
         """Wait until the service answers; ``False`` ends the start."""
         super().on_starting(server)
+        log = server.log
+        assert log is not None  # to type checkers it could be; it is set before any hook
         address = os.environ.get("GATE_ADDRESS")
         if not address:
             return None
         if not address.rpartition(":")[2].isdigit():
-            server.log.error("Gate: GATE_ADDRESS is %r, expected host:port", address)
+            log.error("Gate: GATE_ADDRESS is %r, expected host:port", address)
             return False
         seconds = float(os.environ.get("GATE_SECONDS", "30"))
         if _answers_within(address, seconds):
-            server.log.info("Gate: %s answers", address)
+            log.info("Gate: %s answers", address)
             return None
-        server.log.error("Gate: %s did not answer within %g seconds", address, seconds)
+        log.error("Gate: %s did not answer within %g seconds", address, seconds)
         return False
 
 

@@ -465,28 +465,20 @@ class SlotDirectory:
         """Return the records; with ``None`` for ``by_flock`` of all slots, leased or not."""
         records: dict[str, dict[str, Any] | None] = {}
         for name in self._lease_names():
-            with contextlib.suppress(OSError):
-                records[name.removesuffix(".lease")] = self._record_of(name, by_flock=by_flock)
+            try:
+                descriptor = open_file(os.path.join(self.path, name), os.O_RDONLY)
+            except OSError:
+                continue
+            try:
+                is_held = by_flock is None or is_claimed(descriptor)
+                if not is_held and (by_flock or is_held is None):  # then the flock is what tells
+                    with self._open(name) as file:
+                        is_held = file.is_claimed(by_flock=True)
+                record = read_json(descriptor) or {"state": ""} if is_held else None
+            finally:
+                os.close(descriptor)
+            records[name.removesuffix(".lease")] = record
         return records
-
-    def _record_of(self, name: str, *, by_flock: bool | None) -> dict[str, Any] | None:
-        """Return the record of a lease, ``None`` if nobody holds it.
-
-        Raises:
-            OSError: It cannot be known.
-        """
-        descriptor = open_file(os.path.join(self.path, name), os.O_RDONLY)
-        try:
-            is_held = by_flock is None or is_claimed(descriptor)
-            if is_held:
-                return read_json(descriptor) or {"state": ""}
-            if is_held is False and not by_flock:
-                return None
-        finally:
-            os.close(descriptor)
-        with self._open(name) as file:  # the flock is what tells here
-            is_held = file.is_claimed(by_flock=True)
-            return read_json(file.descriptor) or {"state": ""} if is_held else None
 
     def _wipe(self, *, keep_unpublished: bool) -> OSError | None:
         """Wipe the directory; return why what was not published could not be kept, if so."""

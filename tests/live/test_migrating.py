@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.checks import check_counts
 from tests.support.client import Load
-from tests.support.process import GunicornProcess
+from tests.support.process import GunicornProcess, wait_until
 
 if TYPE_CHECKING:
     from tests.support.process import Interpreter
@@ -76,7 +76,7 @@ def test_migrated_file_does_what_it_did(
         with Load(server.port) as load:
             load.wait_for(20)
         check_counts(server, load)
-        assert server.metric("gunicorn_worker_boots_total") == 2
+        wait_until(lambda: server.metric("gunicorn_worker_boots_total") == 2, "both have booted")
         assert before is None or stop(server) == calls
         assert "Warning" not in server.log()
 

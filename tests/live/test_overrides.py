@@ -6,9 +6,7 @@ import contextlib
 import json
 import signal
 import socket
-import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +14,10 @@ import pytest
 from tests.support import apps
 from tests.support.checks import check_counts
 from tests.support.client import Load, Watch
-from tests.support.process import HOST, GunicornProcess, free_port, wait_until
+from tests.support.process import HOST, GunicornProcess, wait_until
 
 if TYPE_CHECKING:
     from tests.support.process import Interpreter
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 FORGETFUL = """
 from obskit_gunicorn import ObskitGunicornConfig
@@ -248,38 +244,6 @@ class Config(ObskitGunicornConfig):
         assert server.get("/").status == 200
 
 
-def test_readiness_gate_waits_for_the_service(interpreter: Interpreter) -> None:
-    """The example starts no worker and opens no port before the service that it needs answers."""
-    config = (EXAMPLES / "readiness_gate" / "gunicorn.conf.py").read_text()
-    needed = free_port()
-    with GunicornProcess(
-        interpreter,
-        config,
-        environment={"GATE_ADDRESS": f"{HOST}:{needed}", "GATE_SECONDS": "25"},
-        serving=False,
-    ) as server:
-        wait_until(lambda: "Starting gunicorn" in server.log(), "the arbiter is there")
-        never(lambda: connects(server.port) or bool(server.worker_pids()), seconds=0.7)
-        with socket.create_server((HOST, needed)):
-            server.wait_until_serving()
-            server.wait_for_workers(2)
-        assert server.stop() == 0
-
-
-def test_readiness_gate_gives_up(interpreter: Interpreter) -> None:
-    """The example ends the start in time if the service never answers."""
-    config = (EXAMPLES / "readiness_gate" / "gunicorn.conf.py").read_text()
-    with GunicornProcess(
-        interpreter,
-        config,
-        environment={"GATE_ADDRESS": f"{HOST}:{free_port()}", "GATE_SECONDS": "1"},
-        serving=False,
-    ) as server:
-        assert server.exit_status(seconds=20) == 1
-        assert "did not answer within 1 seconds" in server.log()
-        assert not connects(server.port)
-
-
 def test_events_tell_of_every_hook_but_those_of_requests(newest: Interpreter) -> None:
     """``hook_event`` hears of the hooks that ran, in their order, with process and duration."""
     config = """
@@ -355,19 +319,3 @@ def connects(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=2):
         return True
     return False
-
-
-def never(condition: Any, *, seconds: float) -> None:
-    """Fail if a condition comes true within some time."""
-    over = threading.Event()
-    timer = threading.Timer(seconds, over.set)
-    timer.start()
-
-    def came_true() -> bool:
-        assert over.is_set() or not condition()
-        return over.is_set()
-
-    try:
-        wait_until(came_true, "the time is over", seconds=seconds + 10)
-    finally:
-        timer.cancel()

@@ -77,5 +77,5 @@ def test_gunicorns_directory_hides_pythons(newest: Interpreter) -> None:
     server.command[1] = str(Path(gunicorn.__file__).with_name("__main__.py"))
     with server:
         (line,) = [line for line in server.log().splitlines() if "there are no metrics" in line]
-        assert "hides modules of Python's: start Gunicorn by its command" in line
+        assert "hides modules of Python's; start Gunicorn by its command" in line
         assert "pip install" not in line

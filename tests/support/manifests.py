@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE",
+    "CHART",
     "DEMO",
     "FLEET",
     "KUBERNETES",
+    "MESH",
     "ROOT",
+    "RULES",
+    "SERVICE_MONITOR",
     "SIDECAR",
     "Manifest",
     "all_problems",
@@ -50,6 +54,10 @@ KUBERNETES = ROOT / "k8s"
 BASE = KUBERNETES / "base"
 SIDECAR = KUBERNETES / "overlays" / "sidecar"
 FLEET = KUBERNETES / "overlays" / "fleet"
+SERVICE_MONITOR = KUBERNETES / "components" / "servicemonitor"
+MESH = KUBERNETES / "components" / "service-mesh"
+RULES = KUBERNETES / "rules"
+CHART = KUBERNETES / "chart"
 DEMO = ROOT / "examples" / "demo"
 
 Manifest = dict[str, Any]
@@ -326,11 +334,33 @@ def _port_problems(manifests: list[Manifest]) -> Iterator[str]:
     for kind, port in wanted:
         if port not in declared:
             yield f"{kind}: no container has a port {port}"
+    for monitor in _of_kind(manifests, "ServiceMonitor"):
+        names = {
+            port["name"]
+            for service in _of_kind(manifests, "Service")
+            if _is_selected(service, monitor)
+            for port in service["spec"]["ports"]
+        }
+        for end in monitor["spec"]["endpoints"]:
+            if end["port"] not in names:
+                yield f"ServiceMonitor: no Service that it selects has a port {end['port']}"
+
+
+def _of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def _is_selected(service: Manifest, monitor: Manifest) -> bool:
+    wanted: dict[str, str] = monitor["spec"]["selector"]["matchLabels"]
+    labels: dict[str, str] = service["metadata"]["labels"]
+    return wanted.items() <= labels.items()
 
 
 def _selector_problems(manifests: list[Manifest]) -> Iterator[str]:
     labels = _workload(manifests)["template"]["metadata"]["labels"]
     for manifest in manifests:
+        if manifest["kind"] == "ServiceMonitor":  # it selects Services
+            continue
         spec = manifest["spec"]
         selector = spec.get("selector", spec.get("podSelector"))
         wanted = selector if manifest["kind"] == "Service" else selector["matchLabels"]

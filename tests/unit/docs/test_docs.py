@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import Gauge
 
 ROOT = Path(__file__).parents[3]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def _anchors(page: Path) -> set[str]:
@@ -20,7 +25,7 @@ def _anchors(page: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links(page: Path) -> None:
     """Each relative link leads to a file that is there, and to a heading of it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
@@ -47,7 +52,7 @@ WITH_CODE = [page for page in PAGES if page.name != "hooks.md"]
 """That one has signatures."""
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_CODE, ids=_name)
 def test_code(page: Path) -> None:
     """Each piece of Python compiles, each piece of YAML is YAML."""
     text = page.read_text(encoding="utf-8")
@@ -64,3 +69,12 @@ def test_every_page_can_be_found() -> None:
     linked = set(re.findall(r"\]\(([\w-]+\.md)", first))
     assert linked == {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}
     assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_gauge_mode_is_explained() -> None:
+    """The table of modes has each that prometheus_client knows, and no other."""
+    page = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    table = page.partition("| what you measure | mode |")[2].partition("\n\n")[0]
+    cells = [line.split(" | ")[1] for line in table.splitlines()[2:]]
+    modes = [mode for cell in cells for mode in re.findall(r"`(\w+)`", cell)]
+    assert sorted(modes) == sorted(Gauge._MULTIPROC_MODES)

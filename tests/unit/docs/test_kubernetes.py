@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from obskit_gunicorn._fleet.address import StoreAddress
 from tests.support import metrics_page
@@ -19,7 +23,10 @@ from tests.support.manifests import (
     DEMO,
     FLEET,
     KUBERNETES,
+    MESH,
     ROOT,
+    RULES,
+    SERVICE_MONITOR,
     SIDECAR,
     Manifest,
     all_problems,
@@ -33,6 +40,8 @@ from tests.support.manifests import (
     render,
     schema_problems,
 )
+from tests.support.missing import find_program
+from tests.support.promtool import run_promtool
 
 NEWEST = "1.37"
 # Each kustomization with the oldest Kubernetes that it is for. Native sidecars are on since 1.29.
@@ -100,7 +109,9 @@ def test_manifests_are_sound(rendered: dict[Path, list[Manifest]], directory: Pa
             assert kinds == ["Deployment", "NetworkPolicy", "PodMonitor", "Service"]
 
 
-@pytest.mark.parametrize("directory", OLDEST, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "directory", [*OLDEST, SERVICE_MONITOR, MESH, RULES], ids=lambda path: path.name
+)
 def test_kustomizations_list_their_files(directory: Path) -> None:
     """A kustomization names every file beside it, and none that is missing."""
     assert kustomization_problems(directory) == []
@@ -109,7 +120,7 @@ def test_kustomizations_list_their_files(directory: Path) -> None:
 def test_every_kustomization_is_tested() -> None:
     """No kustomization of k8s/ is left out of these tests."""
     found = {path.parent for path in KUBERNETES.rglob("kustomization.yaml")}
-    assert found == set(OLDEST)
+    assert found == {*OLDEST, SERVICE_MONITOR, MESH, RULES}
 
 
 def test_application_listens_where_the_service_leads(base: list[Manifest]) -> None:
@@ -168,6 +179,175 @@ def test_probes_do_not_see_an_exporter_that_is_started_anew(base: list[Manifest]
     for kind in ("readinessProbe", "livenessProbe"):
         probe = application(base)[kind]
         assert probe["periodSeconds"] * (probe["failureThreshold"] - 1) > 5
+
+
+# ------------------------------------------------------------------------------------------------
+# What is added to them
+
+
+def with_components(place: Path, resource: Path, *components: Path) -> list[Manifest]:
+    """Return the manifests of a kustomization with components, as a user's overlay has them.
+
+    Args:
+        place: Where the overlay may be written.
+        resource: The kustomization.
+        components: What is added to it.
+    """
+    overlay = {
+        "resources": [os.path.relpath(resource, place)],
+        "components": [os.path.relpath(component, place) for component in components],
+    }
+    (place / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    return render(place)
+
+
+@pytest.mark.parametrize("directory", [BASE, SIDECAR], ids=lambda path: path.name)
+def test_a_service_monitor_takes_the_pod_monitors_place(tmp_path: Path, directory: Path) -> None:
+    """With the component one monitor is left, which finds the pods through a headless Service."""
+    manifests = with_components(tmp_path, directory, SERVICE_MONITOR)
+    assert all_problems(manifests, OLDEST[directory]) == []
+    assert schema_problems(manifests, NEWEST) == []
+    kinds = sorted(manifest["kind"] for manifest in manifests)
+    assert kinds == ["Deployment", "NetworkPolicy", "Service", "Service", "ServiceMonitor"]
+    (clients, scraped) = sorted(
+        (manifest for manifest in manifests if manifest["kind"] == "Service"),
+        key=lambda service: len(service["metadata"]["name"]),
+    )
+    monitor = find(manifests, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= scraped["metadata"]["labels"].items()
+    assert not wanted <= clients["metadata"]["labels"].items()
+    assert scraped["spec"]["clusterIP"] == "None"
+    assert monitor["spec"]["jobLabel"] in scraped["metadata"]["labels"]
+
+
+def test_both_monitors_scrape_alike(base: list[Manifest], tmp_path: Path) -> None:
+    """Port, path and times are those of the PodMonitor."""
+    (endpoint,) = find(base, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    other = with_components(tmp_path, BASE, SERVICE_MONITOR)
+    assert find(other, "ServiceMonitor")["spec"]["endpoints"] == [endpoint]
+
+
+def test_a_service_monitor_that_finds_nothing_is_refused(tmp_path: Path) -> None:
+    """A port that no Service has, and a selector that no Service meets, are found."""
+    manifests = with_components(tmp_path, BASE, SERVICE_MONITOR)
+    spec = find(manifests, "ServiceMonitor")["spec"]
+    spec["endpoints"][0]["port"] = "metric"
+    problem = "ServiceMonitor: no Service that it selects has a port "
+    assert all_problems(manifests, OLDEST[BASE]) == [f"{problem}metric"]
+    spec["endpoints"][0]["port"] = "metrics"
+    spec["selector"]["matchLabels"]["app.kubernetes.io/component"] = "metric"
+    assert all_problems(manifests, OLDEST[BASE]) == [f"{problem}metrics"]
+
+
+@pytest.mark.parametrize("directory", [BASE, SIDECAR], ids=lambda path: path.name)
+def test_meshes_leave_the_metrics_port_alone(tmp_path: Path, directory: Path) -> None:
+    """With the component the proxies pass on the port `metrics`, and no other."""
+    manifests = with_components(tmp_path, directory, MESH)
+    assert all_problems(manifests, OLDEST[directory]) == []
+    ports = [
+        str(port["containerPort"])
+        for container in containers(manifests)
+        for port in container["ports"]
+        if port["name"] == "metrics"
+    ]
+    template = find(manifests, "Deployment")["spec"]["template"]
+    assert list(template["metadata"]["annotations"].values()) == ports * 2
+
+
+@pytest.mark.parametrize("directory", [*OLDEST, RULES], ids=lambda path: path.name)
+def test_kube_prometheus_stack_finds_what_is_for_prometheus(directory: Path) -> None:
+    """Everything that the operator reads has the label that this chart's Prometheus selects."""
+    found = [
+        manifest["metadata"]["labels"].get("release")
+        for manifest in render(directory)
+        if manifest["apiVersion"].startswith("monitoring.coreos.com/")
+    ]
+    assert found
+    assert set(found) == {"kube-prometheus-stack"}
+
+
+def test_the_operator_has_the_rules_of_prometheus(tmp_path: Path) -> None:
+    """The PrometheusRule is made of docs/prometheus/rules.yml, is current, and is one."""
+    program = ROOT / "docs" / "generate_rules.py"
+    done = subprocess.run(
+        [sys.executable, str(program), "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (manifest,) = render(RULES)
+    assert schema_problems([manifest], NEWEST) == []
+    rules = yaml.safe_load((ROOT / "docs" / "prometheus" / "rules.yml").read_text())
+    assert manifest["spec"] == rules
+    path = tmp_path / "rules.yml"
+    path.write_text(yaml.safe_dump(manifest["spec"]))
+    assert run_promtool("check", "rules", path)[0] == 0
+
+
+def test_an_overlay_on_a_pinned_base(tmp_path: Path) -> None:
+    """The page's overlay makes another application of the base, as it was at the tag."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    manifests = Path(shutil.copytree(KUBERNETES, repository / "k8s"))
+    git = [find_program("git", "git"), "-C", str(repository)]
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, *identity, "commit", "--quiet", "--message=x"], check=True)
+    subprocess.run([*git, "tag", "v0.1.0"], check=True)
+    (manifests / "base" / "kustomization.yaml").write_text("kind: later\n")
+    subprocess.run([*git, *identity, "commit", "--quiet", "--all", "--message=y"], check=True)
+
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (code,) = re.findall(r"^```yaml\n(# kustomization.yaml\n[^`]*\?ref=[^`]*)^```", page, re.M)
+    assert code.count("https://git.example.com/obskit_gunicorn.git//k8s/base") == 1
+    place = tmp_path / "overlay"
+    place.mkdir()
+    (place / "kustomization.yaml").write_text(
+        code.replace("https://git.example.com/obskit_gunicorn.git", repository.as_uri())
+    )
+
+    rendered = render(place)
+    assert all_problems(rendered, OLDEST[BASE]) == []
+    assert {manifest["metadata"]["name"] for manifest in rendered} == {"shop"}
+    assert set(by_application(rendered)) == {"shop"}
+    assert "obskit-gunicorn-demo" not in json.dumps(rendered)
+    container = application(rendered)
+    assert container["image"] == "registry.example.com/shop:1.4.2"
+    assert container["command"][-1] == "shop.wsgi"
+    assert container["startupProbe"]["failureThreshold"] == 300
+
+
+def test_the_page_names_its_values(base: list[Manifest]) -> None:
+    """What the page explains of values is said of the values that the manifests have."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    _, _, rest = page.partition("\n## Why each value is as it is\n")
+    reasons, _, _ = rest.partition("\n## ")
+    spec, pod, container = find(base, "Deployment")["spec"], pod_spec(base), application(base)
+    sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"]]
+    probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+    (endpoint,) = find(base, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    update = spec["strategy"]["rollingUpdate"]
+    resources = container["resources"]
+    assert set(resources["limits"]) == {"memory"}
+    for said in (
+        f"`replicas: {spec['replicas']}`",
+        f"`maxSurge: {update['maxSurge']}`, `maxUnavailable: {update['maxUnavailable']}`",
+        f"`requests.cpu: {resources['requests']['cpu']}`",
+        f"`requests.memory: {resources['requests']['memory']}`",
+        f"`limits.memory: {resources['limits']['memory']}`",
+        f"`sizeLimit` {' and '.join(sizes)}",
+        f"probe every {', '.join(str(probe['periodSeconds']) for probe in probes)} s",
+        *(f"`timeoutSeconds: {probe['timeoutSeconds']}`" for probe in probes),
+        f"`terminationGracePeriodSeconds: {pod['terminationGracePeriodSeconds']}`",
+        f"`seccompProfile: {pod['securityContext']['seccompProfile']['type']}`",
+        f"`runAsUser: {pod['securityContext']['runAsUser']}`",
+        f"`imagePullPolicy: {container['imagePullPolicy']}`",
+        f"`interval: {endpoint['interval']}`, `scrapeTimeout: {endpoint['scrapeTimeout']}`",
+    ):
+        assert said in reasons, said
+    start = probes[0]["periodSeconds"] * probes[0]["failureThreshold"]
+    assert f"gives up after {start} failures" in page
+    assert probes[0]["periodSeconds"] == 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -428,6 +608,10 @@ FLAWS: dict[str, tuple[Change, str]] = {
     "path of a probe": (
         put(*APP, "readinessProbe", "httpGet", "path", value="/ready"),
         "the exporter has no /ready",
+    ),
+    "unknown field of a rule": (
+        put_in("PodMonitor", "kind", value="PrometheusRule"),
+        "unknown field .spec.podMetricsEndpoints",
     ),
     "no probe": (take(*APP, "livenessProbe"), "no container has a livenessProbe"),
     "selector": (

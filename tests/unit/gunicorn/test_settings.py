@@ -53,10 +53,15 @@ def _program(name: str) -> str:
 def _project(tmp_path: Path) -> Path:
     """Return the folder of a user who has the cases as configuration, and no settings of ours."""
     shutil.copy(CASES, tmp_path / "conf.py")
-    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = True\n", encoding="utf-8")
-    settings = {"typeCheckingMode": "strict"}
-    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    _write_strict(tmp_path)
     return tmp_path
+
+
+def _write_strict(folder: Path) -> None:
+    """Make checkers as strict as they can be in a folder."""
+    (folder / "mypy.ini").write_text("[mypy]\nstrict = True\n", encoding="utf-8")
+    settings = {"typeCheckingMode": "strict"}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _expected(*marks: str) -> set[int]:
@@ -167,6 +172,21 @@ def test_pyright_finds_each_mistake_and_no_other(project: Path) -> None:
     found = {each["range"]["start"]["line"] + 1 for each in said if each["severity"] == "error"}
     assert found == _expected("# wrong", "# wrong to pyright"), json.dumps(said, indent=1)
     assert any("DidYouMean[Literal['workers']]" in each["message"] for each in said)
+
+
+def test_examples_have_no_mistake(tmp_path: Path) -> None:
+    """The examples' configuration files are right to mypy and pyright, at their strictest."""
+    _write_strict(tmp_path)
+    for path in ROOT.glob("examples/*/gunicorn.conf.py"):
+        if path.parent.name != "fastapi":  # what obskit exports is an ``object`` to them
+            shutil.copy(path, tmp_path / f"{path.parent.name}_conf.py")  # a module's name
+    shutil.copy(ROOT / "examples" / "company_base" / "company.py", tmp_path)
+    for command in (
+        [_program("mypy"), "--python-executable", sys.executable, "."],
+        [_program("basedpyright"), "--pythonpath", sys.executable, "."],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_editors_complete_settings_and_show_what_they_are(project: Path) -> None:
