@@ -28,6 +28,9 @@ export PYTHONDONTWRITEBYTECODE =
 
 PIP := -m pip --disable-pip-version-check --quiet install
 
+# What builds the site, apart from what it describes.
+DOCS := .venvs/docs
+
 # prometheus_client's oldest release alone, to be found before the newest one.
 OLDEST_CLIENT := .venvs/oldest-client
 # The tests of what depends on its releases; the live tests of Gunicorn 22 have that release too.
@@ -36,7 +39,7 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
-.PHONY: help run test test-oldest test-quick check generate format bench soak clean
+.PHONY: help run test test-oldest test-quick check generate format docs bench soak clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -74,6 +77,9 @@ format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itsel
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(DOCS)/.ready  ## Build the site of the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --clean  # --quiet would let warnings pass
+
 bench: $(VENV)/.ready  ## Run the benchmarks
 	@$(VENV)/bin/python $(PIP) --group bench || echo "Without the Rust speedups, then."
 	@for benchmark in benchmarks/*.py; do \
@@ -83,7 +89,7 @@ soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make t
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
 
 clean:  ## Remove everything that the other targets have made
-	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venvs dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made anew when its requirements may have changed, and left alone otherwise.
@@ -101,6 +107,13 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --editable . --group servers $(REQUIRES_$*)
+	@touch $@
+
+$(DOCS)/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(PIP) --group docs
 	@touch $@
 
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready

@@ -1,18 +1,20 @@
-"""Write the table of options into README.md, from the rows of the options and the class.
+"""Write the table of options into the pages that have it, from their rows and the class.
 
 ``python docs/generate_options.py`` writes it; with ``--check`` it changes nothing and exits 1 if
-the table is out of date. Run it where the package can be imported.
+a table is out of date. Run it where the package can be imported.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from obskit_gunicorn import ObskitGunicornConfig
 from obskit_gunicorn._gunicorn.options import OPTIONS
 
-PAGE = Path(__file__).resolve().parent.parent / "README.md"
+_DOCS = Path(__file__).resolve().parent
+PAGES = (_DOCS.parent / "README.md", _DOCS / "options.md")
 BEGIN = "<!-- options: written by docs/generate_options.py -->\n"
 END = "<!-- end of options -->\n"
 
@@ -35,18 +37,20 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def main(arguments: list[str], page: Path = PAGE) -> int:
-    """Write the table, or check it; return the exit status."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    wanted = before + BEGIN + table() + END + after
-    if arguments == ["--check"]:
-        if text != wanted:
+def main(arguments: list[str], pages: Sequence[Path] = PAGES) -> int:
+    """Write the tables, or check them; return the exit status."""
+    status = 0
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        wanted = before + BEGIN + table() + END + after
+        if arguments != ["--check"]:
+            page.write_text(wanted, encoding="utf-8")
+        elif text != wanted:
             print(f"{page.name} is out of date; run: python {Path(__file__).name}", file=sys.stderr)
-        return int(text != wanted)
-    page.write_text(wanted, encoding="utf-8")
-    return 0
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

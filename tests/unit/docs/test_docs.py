@@ -38,6 +38,16 @@ def test_links(page: Path) -> None:
             assert anchor in _anchors(place), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files(page: Path) -> None:
+    """Each test and each benchmark that a page names is there."""
+    text = page.read_text(encoding="utf-8")
+    for named in re.findall(r"\btests/[\w/]+(?:\.py)?", text):
+        assert (ROOT / named).exists(), named
+    for benchmark in re.findall(r"-m benchmarks\.(\w+)", text):
+        assert (ROOT / "benchmarks" / f"{benchmark}.py").exists(), benchmark
+
+
 WITH_CODE = [page for page in PAGES if page.name != "hooks.md"]
 """That one has signatures."""
 
@@ -54,10 +64,11 @@ def test_code(page: Path) -> None:
 
 
 def test_every_page_can_be_found() -> None:
-    """Each page of docs/ is linked from the README."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", readme))
-    assert linked == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+    """Each page of docs/ is linked from the first one, and that from the README."""
+    first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", first))
+    assert linked == {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}
+    assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_gauge_mode_is_explained() -> None:

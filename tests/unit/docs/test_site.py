@@ -1,0 +1,74 @@
+"""The site: its navigation has every page once, and it builds without a warning."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.support.missing import missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / ".venvs" / "docs" / "bin" / "python"
+FROM_THE_ROOT = {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads MkDocs' file without the Python objects that are named in it."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def pages(navigation: list[Any]) -> Iterator[str]:
+    """Return the pages of a navigation, in its order."""
+    for entry in navigation:
+        for target in entry.values():
+            if isinstance(target, str):
+                yield target
+            else:
+                yield from pages(target)
+
+
+def test_navigation() -> None:
+    """Each page stands in it once, and nothing else does."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    found = list(pages(yaml.load(text, Loader=_Loader)["nav"]))
+    there = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+    assert sorted(found) == sorted(there | FROM_THE_ROOT)
+
+
+def test_strict_build(tmp_path: Path) -> None:
+    """The site builds without a warning, with each docstring that it shows and each diagram."""
+    if not PYTHON.exists():
+        missing("the environment that builds the site is missing: make docs")
+    done = subprocess.run(
+        [PYTHON, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    for directive in re.findall("^::: (.+)", (ROOT / "docs" / "reference.md").read_text(), re.M):
+        assert f'id="{directive}"' in reference, directive
+    diagrams = (tmp_path / "site" / "lifecycles.html").read_text(encoding="utf-8")
+    assert diagrams.count('<pre class="mermaid">') == 3
+
+
+def test_public_names_are_in_the_reference() -> None:
+    """The page that is made from docstrings has every public name."""
+    import obskit_gunicorn
+    from obskit_gunicorn import multiprocess
+
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    shown = {name.rpartition(".")[2] for name in re.findall("^::: (.+)", text, re.MULTILINE)}
+    assert shown == {*obskit_gunicorn.__all__, *multiprocess.__all__} - {"__version__"}
