@@ -73,6 +73,9 @@ generate: $(VENV)/.ready  ## Write what is made of the code and of the newest Gu
 	$(VENV)/bin/python docs/generate_options.py
 	$(VENV)/bin/python docs/generate_rules.py
 
+pictures: $(VENV)/.ready  ## Take the pictures of the documentation from a run; needs chromium
+	$(VENV)/bin/python docs/take_pictures.py
+
 format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .

@@ -406,9 +406,10 @@ def test_listen_backlog_of_a_shared_port(newest: Interpreter) -> None:
         workers = running.wait_for_workers(2)
         for pid in workers:
             running.send_signal(signal.SIGSTOP, pid)
-        waiting = [socket.create_connection((HOST, running.port)) for _ in range(9)]
+        # As many as one queue holds: the kernel may give all of them to one worker.
+        waiting = [socket.create_connection((HOST, running.port)) for _ in range(8)]
         wait_for(
-            running, lambda m: value(m, "gunicorn_listen_backlog", address=address) == 9, "nine"
+            running, lambda m: value(m, "gunicorn_listen_backlog", address=address) == 8, "eight"
         )
         for pid in workers:
             running.send_signal(signal.SIGCONT, pid)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Browser"]
 
 _AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 90.0
 
 
 class Browser:
