@@ -59,7 +59,7 @@ def main() -> None:
     ):
         wait_until_scraped(server)
         source = f"{HOST}:{server.metrics_port}"
-        browser.show(f"http://{source}/", width=1280, height=800)
+        browser.show(f"http://{source}/", width=1280, height=550)
         users = [
             threading.Thread(target=use, args=(server.port, is_over), daemon=True) for _ in range(3)
         ]
