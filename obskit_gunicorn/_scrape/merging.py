@@ -125,7 +125,7 @@ class Group:
         self._index: dict[bytes, int] = {}
         self._lines: dict[Keys, _Line] = {}
         self._layouts: dict[Values, Keys] = {}
-        self._aligned: dict[Values, tuple[bytes, bytes]] = {}
+        self._aligned: dict[Values, tuple[Keys | None, bytes, bytes]] = {}
         self._totals: list[float] = []
 
     def arrange(self, files: list[Member]) -> None:
@@ -179,7 +179,7 @@ class Group:
         if not changed and len(self._totals) == size:
             return self._totals
         totals = [*self._totals[:size], *repeat(0.0, size - len(self._totals))]
-        columns = [memoryview(aligned).cast("d") for _numbers, aligned in self._aligned.values()]
+        columns = [memoryview(aligned).cast("d") for *_, aligned in self._aligned.values()]
         for first, last in _runs(sorted(changed)):
             at, end = first * _PART_KEYS, min(last * _PART_KEYS, size)
             totals[at:end] = _sums([column[at:end] for column in columns])
@@ -193,12 +193,13 @@ class Group:
         changed: set[int] = set()
         is_anew = self.has_lost or before.keys() != {file for _holder, file in self.files}
         for _holder, file in self.files:
-            numbers, known = before.get(file, (b"", b""))
-            if numbers is file.numbers and len(known) == 8 * size and not self.has_lost:
-                self._aligned[file] = numbers, known
+            layout, numbers, known = before.get(file, (None, b"", b""))
+            is_same = layout is file.layout and numbers is file.numbers and len(known) == 8 * size
+            if is_same and not self.has_lost:
+                self._aligned[file] = file.layout, numbers, known
                 continue
             aligned = self._lines[file.layout].aligned(file.numbers, size)
-            self._aligned[file] = file.numbers, aligned
+            self._aligned[file] = file.layout, file.numbers, aligned
             if not is_anew and len(changed) < len(parts):
                 for part in parts:
                     at, end = part * _PART_BYTES, (part + 1) * _PART_BYTES

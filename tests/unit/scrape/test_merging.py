@@ -139,3 +139,24 @@ def test_no_negative_zero(tmp_path: Path, workers: int) -> None:
     text = DirectoryCollector(str(tmp_path)).collect().text()
     assert text.endswith(b" 0.0\n")
     assert b"-0.0" not in text
+
+
+def test_replaced_file_with_the_same_values(tmp_path: Path) -> None:
+    """A file that another one has replaced is read by its own keys, although no value differs."""
+    one, other = (keys_of("gauge_sum", 0, child)[0] for child in range(2))
+
+    def write(slot: int, keys: Sequence[bytes], number: bytes) -> None:
+        values = zip(keys, (1.0, 2.0), strict=True)
+        body = b"".join(pack_entry(key, value, 0.0) for key, value in values)
+        header = struct.pack("i", HEADER_BYTES + len(body)) + number
+        path = tmp_path / f"gauge_sum_slot{slot}.db"
+        path.with_suffix(".new").write_bytes(header + body)
+        path.with_suffix(".new").rename(path)
+
+    write(0, (one, other), b"1234")
+    write(1, (one, other), b"5678")
+    collector = DirectoryCollector(str(tmp_path))
+    assert b'{child="0"} 2.0\n' in collector.collect().text()
+    write(0, (other, one), b"9012")
+    text = collector.collect().text()
+    assert text.count(b" 3.0\n") == 2
