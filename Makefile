@@ -39,7 +39,7 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
-.PHONY: help run test test-oldest test-quick check generate format docs bench soak clean
+.PHONY: help run test test-oldest test-quick check generate format docs bench soak matrix clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -90,6 +90,9 @@ bench: $(VENV)/.ready  ## Run the benchmarks
 
 soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make test leaves out
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
+
+matrix: $(VENV)/.ready  ## Run the wheel with every release that it claims, in pairs; needs Python 3.10 to 3.13
+	$(VENV)/bin/python -m tests.matrix --jobs $(JOBS) $(ARGS)
 
 clean:  ## Remove everything that the other targets have made
 	rm -rf $(VENV) .venvs dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
