@@ -31,6 +31,9 @@ PIP := -m pip --disable-pip-version-check --quiet install
 # What builds the site, apart from what it describes.
 DOCS := .venvs/docs
 
+# What builds and checks the files for a package index.
+DIST := .venvs/dist
+
 # prometheus_client's oldest release alone, to be found before the newest one.
 OLDEST_CLIENT := .venvs/oldest-client
 # The tests of what depends on its releases; the live tests of Gunicorn 22 have that release too.
@@ -39,7 +42,7 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
-.PHONY: help run test test-oldest test-quick check generate format docs bench soak matrix clean
+.PHONY: help run test test-oldest test-quick check generate format docs bench soak matrix dist clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -94,6 +97,13 @@ soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make t
 matrix: $(VENV)/.ready  ## Run the wheel with every release that it claims, in pairs; needs Python 3.10 to 3.13
 	$(VENV)/bin/python -m tests.matrix --jobs $(JOBS) $(ARGS)
 
+dist: $(VENV)/.ready $(DIST)/.ready  ## Build wheel and sdist into dist/, check them, and test them as installed
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(DIST)/bin/check-wheel-contents dist/*.whl
+	OBSKIT_TEST_DIST=$(CURDIR)/dist $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/dist $(ARGS)
+
 clean:  ## Remove everything that the other targets have made
 	rm -rf $(VENV) .venvs dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -120,6 +130,13 @@ $(DOCS)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --group docs
+	@touch $@
+
+$(DIST)/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(PIP) --group dist
 	@touch $@
 
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready

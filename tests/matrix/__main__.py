@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from tests.matrix import index, page
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for version in missing:
         print(f"There is no Python {version}: not on PATH, nor of pyenv's or uv's.")
     try:
-        offers = {version: index.offer_for(path) for version, path in pythons.items()}
+        with ThreadPoolExecutor() as pool:
+            offers = dict(zip(pythons, pool.map(index.offer_for, pythons.values()), strict=True))
     except RuntimeError as error:
         print(f"The package index does not answer.\n{error}", file=sys.stderr)
         return 2

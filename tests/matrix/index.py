@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
 __all__ = ["claimed", "claimed_pythons", "ends_of_each_major", "newest_of_each_minor", "offer_for"]
+
+UNUSABLE = {"24.0.0"}
+"""Releases of Gunicorn that cannot replace a worker themselves, see docs/compatibility.md."""
 
 _PACKAGE = "obskit-gunicorn"
 _PYTHON = "Programming Language :: Python :: "
@@ -50,10 +54,11 @@ def offer_for(python: str) -> Offer:
     Raises:
         RuntimeError: pip has not reached an index; with what it has said.
     """
-    gunicorn, client = (
-        newest_of_each_minor(_versions(python, name), claimed(name))
-        for name in ("gunicorn", "prometheus-client")
-    )
+    with ThreadPoolExecutor() as pool:
+        gunicorn, client = pool.map(
+            lambda name: newest_of_each_minor(_versions(python, name), claimed(name)),
+            ("gunicorn", "prometheus-client"),
+        )
     return Offer(ends_of_each_major(gunicorn), client)
 
 
@@ -67,11 +72,11 @@ def _versions(python: str, name: str) -> list[str]:
 
 
 def newest_of_each_minor(versions: Iterable[str], claim: SpecifierSet) -> list[str]:
-    """Return the newest release of each minor one that is claimed, the oldest first."""
+    """Return the newest release of each minor one that is claimed and works, the oldest first."""
     newest = {
         version.release[:2]: str(version)
         for version in sorted(map(Version, versions))
-        if version in claim and not version.is_prerelease
+        if version in claim and not version.is_prerelease and str(version) not in UNUSABLE
     }
     return list(newest.values())
 
