@@ -94,7 +94,7 @@ def test_metadata(wheel: Path) -> None:
 
 
 @pytest.mark.load
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_tests_of_the_sdist_run(sdist: Path, tmp_path: Path) -> None:
     """Unpacked, the sdist has all that its quick tests need."""
     folder = unpacked(sdist, tmp_path)
@@ -106,7 +106,7 @@ def test_the_tests_of_the_sdist_run(sdist: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=840,
+        timeout=1700,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:]

@@ -135,14 +135,17 @@ def _differences(server: GunicornProcess, load: Load, watch: Watch) -> list[str]
     """Return what is wrong of the counts once nobody asks any more."""
     tally = server.tally()
     wrong = [f"exporter: {each}" for each in wrong_counts(server.scrape(), tally, load)]
-    # What Gunicorn counts is counted once it is over, which a client cannot see.
+    # What Gunicorn counts is counted once it is over, which a client cannot see, and one more
+    # worker may be about to be recycled: what was right is not looked at again.
+    events: list[str] = []
+
+    def are_counted() -> bool:
+        events[:] = _wrong_events(server, tally, load)
+        return not events
+
     with contextlib.suppress(AssertionError):
-        wait_until(
-            lambda: not _wrong_events(server, tally, load),
-            "requests and workers are counted",
-            seconds=_SETTLING_SECONDS,
-        )
-    wrong += [f"exporter: {each}" for each in _wrong_events(server, tally, load)]
+        wait_until(are_counted, "requests and workers are counted", seconds=_SETTLING_SECONDS)
+    wrong += [f"exporter: {each}" for each in events]
     wrong += [f"application: {each}" for each in wrong_counts(server.metrics(), tally, load)]
     wrong += watch.wrong
     for kind, names in metric_files(server.metrics_directory).items():
