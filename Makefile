@@ -102,7 +102,8 @@ dist: $(VENV)/.ready $(DIST)/.ready  ## Build wheel and sdist into dist/, check 
 	$(DIST)/bin/python -m build
 	$(DIST)/bin/python -m twine check --strict dist/*
 	$(DIST)/bin/check-wheel-contents dist/*.whl
-	OBSKIT_TEST_DIST=$(CURDIR)/dist $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/dist $(ARGS)
+	OBSKIT_TEST_DIST=$(CURDIR)/dist OBSKIT_TEST_PYTHONS=$(CURDIR)/$(VENV)/bin/python \
+		$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/dist $(ARGS)
 
 clean:  ## Remove everything that the other targets have made
 	rm -rf $(VENV) .venvs dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
