@@ -46,7 +46,7 @@ help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops it
-	@echo "Open http://127.0.0.1:8000/ for the demo, http://127.0.0.1:9764/metrics for its metrics."
+	@echo "Open http://127.0.0.1:8000/ for the demo, and http://127.0.0.1:9764/ to watch its metrics."
 	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
 
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn

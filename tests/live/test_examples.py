@@ -224,6 +224,7 @@ def test_readme(newest: Interpreter, name: str) -> None:
 
 
 QUICK_START = "## In five minutes"
+ORDERS = ("shop_orders_total", frozenset[tuple[str, str]]())
 
 
 def test_quick_start(newest: Interpreter) -> None:
@@ -240,6 +241,10 @@ def test_quick_start(newest: Interpreter) -> None:
         requests, question = look.commands.splitlines()
         answers = example.type(requests)
         wait_until(lambda: answers + example.type(question) == look.shown, "it is as shown")
+        (loop,) = re.findall(r"`(while curl .*? done)`", text)
+        asked = server.scrape()
+        example.type(f"timeout 1 sh -c '{loop}' || test $? = 124")
+        wait_until(lambda: server.scrape()[ORDERS] > asked[ORDERS], "it moves")
         assert "<title>" in example.type("curl -s http://127.0.0.1:9764/")
         top = example.type(f"obskit-gunicorn top {server.metrics_directory}")
         assert "4 ready of 4" in top  # once, because this is no terminal
