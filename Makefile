@@ -30,6 +30,9 @@ PIP := -m pip --disable-pip-version-check --quiet install
 
 # What builds the site, apart from what it describes.
 DOCS := .venvs/docs
+# Scripts that its pages would load from other hosts: what draws diagrams, and what lets the search
+# work in pages that are opened from the disk. Only npm has them, so it comes with the environment.
+SCRIPTS := mermaid@11.17.2/dist/mermaid.min.js iframe-worker@1.0.4/shim/index.js
 
 # prometheus_client's oldest release alone, to be found before the newest one.
 OLDEST_CLIENT := .venvs/oldest-client
@@ -117,6 +120,12 @@ $(DOCS)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --group docs
+	@mkdir -p $(@D)/share/scripts
+	@PATH="$(CURDIR)/$(@D)/bin:$$PATH"; set -e; cd $(@D)/share/scripts; for script in $(SCRIPTS); do \
+		npm pack --silent "$${script%%/*}" >/dev/null; \
+		tar -xzf *.tgz "package/$${script#*/}"; \
+		mv "package/$${script#*/}" "$${script%%@*}.js"; \
+		rm -r *.tgz package; done
 	@touch $@
 
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready
