@@ -4,8 +4,8 @@ The pages are written for a code host, where a link may lead to any file of the 
 site has the pages of docs/ and, in the same folder, those of the root that ``ROOT_PAGES`` names. A
 link to anything else becomes its text, because the site has no address for it.
 
-Two scripts the theme would load from another host: what draws diagrams, and what the search needs in
-pages that are opened from the disk. The site brings them along, so that it asks nobody else.
+Two scripts the theme would load from another host: what draws diagrams, and what the search needs
+in pages that are opened from the disk. The site brings them along, so that it asks nobody else.
 """
 
 from __future__ import annotations

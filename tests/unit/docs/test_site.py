@@ -11,6 +11,7 @@ import yaml
 
 from tests.support.browser import Browser
 from tests.support.missing import missing
+from tests.support.pages import all_blocks
 from tests.support.process import wait_until
 
 if TYPE_CHECKING:
@@ -62,20 +63,25 @@ def test_strict_build(tmp_path: Path) -> None:
     reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
     for directive in re.findall("^::: (.+)", (ROOT / "docs" / "reference.md").read_text(), re.M):
         assert f'id="{directive}"' in reference, directive
-    diagrams = (tmp_path / "site" / "lifecycles.html").read_text(encoding="utf-8")
-    assert diagrams.count('<pre class="mermaid">') == 3
-    pages = list((tmp_path / "site").rglob("*.html"))
+    pages, shown = list((tmp_path / "site").rglob("*.html")), 0
     assert not [
         (page.name, asked) for page in pages for asked in asked_of_others(page.read_text("utf-8"))
     ]
     with Browser() as browser:
-        browser.show((tmp_path / "site" / "lifecycles.html").as_uri())
-        wait_until(
-            lambda: browser.run("document.querySelectorAll('div.mermaid').length") == 3,
-            "the diagrams are drawn",
-        )
+        for page in pages:
+            diagrams = page.read_text(encoding="utf-8").count('<pre class="mermaid">')
+            if diagrams:
+                shown += diagrams
+                browser.show(page.as_uri())
+                wait_until(
+                    lambda diagrams=diagrams: (  # type: ignore[misc]
+                        browser.run("document.querySelectorAll('div.mermaid').length") == diagrams
+                    ),
+                    f"the diagrams of {page.name} are drawn",
+                )
         assert browser.errors == []
         assert not [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+    assert shown == sum(block.language == "mermaid" for block in all_blocks()) > 0
 
 
 def asked_of_others(html: str) -> list[str]:
