@@ -76,7 +76,8 @@ generate: $(VENV)/.ready  ## Write what is made of the code and of the newest Gu
 	$(VENV)/bin/python docs/generate_options.py
 	$(VENV)/bin/python docs/generate_rules.py
 
-pictures: $(VENV)/.ready  ## Take the pictures of the documentation from a run; needs chromium
+pictures: $(VENV)/.ready  ## Take the pictures of the documentation; needs chromium and prometheus
+	@$(VENV)/bin/python $(PIP) --group pictures
 	$(VENV)/bin/python docs/take_pictures.py
 
 format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
@@ -87,7 +88,7 @@ docs: $(DOCS)/.ready  ## Build the site of the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --clean  # --quiet would let warnings pass
 
 bench: $(VENV)/.ready  ## Run the benchmarks
-	@$(VENV)/bin/python $(PIP) --group bench || echo "Without the Rust speedups, then."
+	@$(VENV)/bin/python $(PIP) --group bench || echo "Without what cannot be installed, then."
 	@for benchmark in benchmarks/*.py; do \
 		$(VENV)/bin/python -m "benchmarks.$$(basename "$$benchmark" .py)" || exit 1; done
 

@@ -14,8 +14,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 import trustme
@@ -102,7 +103,11 @@ def test_no_fence_is_overlooked() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         fences = re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)
-        assert len(fences) == 2 * len(blocks_of(text, page.name)), page
+        blocks = blocks_of(text, page.name)
+        assert len(fences) == 2 * len(blocks), page
+        for block in blocks:
+            text = text.replace(textwrap.indent(block.text, "  "), "").replace(block.text, "")
+        assert not re.search(r"\n\n {4}(?![-*] )\S", text), f"{page}: indented code has no language"
 
 
 def test_nothing_is_said_of_what_is_not_there() -> None:
@@ -317,8 +322,9 @@ def test_findings() -> None:
         for line in block.text.splitlines():
             if not line.startswith(" "):
                 level, part, text = line.split(None, 2)
-                assert level == "ok" or level == "warning" or level == "error"  # noqa: PLR1714
+                assert level in {"ok", "warning", "error"}
                 assert part in PARTS
+                level = cast("Literal['ok', 'warning', 'error']", level)
                 assert Finding(part, level, text).lines() == line
 
 
