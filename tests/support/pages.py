@@ -203,6 +203,7 @@ KINDS = {
     r"(grep|obskit-gunicorn (check|fleet|inspect|top)) ?": "asks",
     r"watch -n1 '": "watches",
     r"promtool test rules ": "asks",
+    r"git grep .*\|\s*xargs ": "rewrites",
     r"password=|kubectl create secret .*": "secret",
 }
 """What is done with a command that begins so."""
@@ -221,11 +222,11 @@ def has_its_own_test(page: str) -> bool:
 
 def commands(text: str) -> list[Command]:
     """Return the commands of a block of commands."""
-    bare = re.sub(r"(  |^)# .*$", "", text, flags=re.MULTILINE).replace("\\\n", "")
+    bare = re.sub(r"(  |^)# .*$", "", text, flags=re.MULTILINE)
+    bare = re.sub(r"\\\n|(?<=\|)\n", "", bare)  # a line that goes on in the next one
     found = []
-    for line in re.findall(
-        r"(?:\"[^\"]*\"|'[^']*'|[^\n\"'])+", bare
-    ):  # a quotation goes over lines
+    # A quotation goes over lines, too.
+    for line in re.findall(r"(?:\"[^\"]*\"|'[^']*'|[^\n\"'])+", bare):
         for one in line.split(" && "):
             if not one.strip():
                 continue

@@ -416,9 +416,9 @@ def _check_requirement(text: str) -> None:
     """Check that pip is asked for this project and its extras, or for what tests use."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    if text.startswith("."):
+    if text.startswith((".", "/")):
         path, _, extras = text.partition("[")
-        assert path in {".", "../.."}
+        assert path in {".", "../..", "/path/to/the/clone"}
         text = f"obskit-gunicorn[{extras}" if extras else "obskit-gunicorn"
     requirement = Requirement(text)
     if requirement.name == "obskit-gunicorn":
@@ -427,6 +427,24 @@ def _check_requirement(text: str) -> None:
     groups = project["dependency-groups"].values()
     known = {Requirement(one).name for group in groups for one in group if isinstance(one, str)}
     assert requirement.name in known, text
+
+
+def test_rewrites(tmp_path: Path) -> None:
+    """A command that changes every file of a clone changes them as it says, and no other one."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for block in BLOCKS:
+        for command in commands(block.text):
+            if block.language == "sh" and command.kind == "rewrites":
+                (address,) = re.findall(r"git grep -lF (\S+)", command.text)
+                (tmp_path / "a.md").write_text(f"[x]({address}/blob/main/x)\n", encoding="utf-8")
+                (tmp_path / "b.md").write_text("https://gitaexample.com/\n", encoding="utf-8")
+                for action in (["init", "--quiet"], ["add", "."]):
+                    subprocess.run([*git, *action], cwd=tmp_path, check=True)
+                subprocess.run(
+                    ["bash", "-o", "pipefail", "-euc", command.text], cwd=tmp_path, check=True
+                )
+                assert (tmp_path / "a.md").read_text() == "[x](https://HOST/PATH/blob/main/x)\n"
+                assert (tmp_path / "b.md").read_text() == "https://gitaexample.com/\n"
 
 
 def test_secret() -> None:
