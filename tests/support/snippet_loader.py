@@ -22,7 +22,9 @@ def load() -> None:
     """Have Gunicorn load its configuration and the application, as ``--check-config`` does."""
     from gunicorn.app.wsgiapp import WSGIApplication
 
-    sys.argv = ["gunicorn", "--check-config", "shop:app"]
+    # Gunicorn's own default is the directory in which it was imported.
+    here = ["--chdir", os.getcwd(), "--config", os.path.abspath("gunicorn.conf.py")]
+    sys.argv = ["gunicorn", "--check-config", *here, "shop:app"]
     WSGIApplication("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn").run()
 
 

@@ -176,6 +176,10 @@ def test_python(tmp_path: Path) -> None:
         (folder / "metrics.key").write_bytes(certificate.private_key_pem.bytes())
         (folder / "prometheus-ca.crt").write_bytes(certificates.cert_pem.bytes())
         cases.append((str(folder), _files(block, folder)))
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "gunicorn.conf.py").write_text("workers = 'four'\n", encoding="utf-8")
+    cases.append((str(wrong), "load"))
     done = subprocess.run(
         [sys.executable, snippet_loader.__file__],
         input=json.dumps(cases),
@@ -188,7 +192,9 @@ def test_python(tmp_path: Path) -> None:
         check=True,
         timeout=120,
     )
-    found = json.loads(done.stdout)
+    *found, (status, said) = json.loads(done.stdout)
+    assert status == 1, "what is wrong is not found"
+    assert "four" in said
     failed = [
         f"{block.name}: {said}"
         for block, (status, said) in zip(blocks, found, strict=True)
