@@ -33,6 +33,9 @@ DEMO := .venvs/demo
 
 # What builds the site, apart from what it describes.
 DOCS := .venvs/docs
+# Scripts that its pages would load from other hosts: what draws diagrams, and what lets the search
+# work in pages that are opened from the disk. Only npm has them, so it comes with the environment.
+SCRIPTS := mermaid@11.17.2/dist/mermaid.min.js iframe-worker@1.0.4/shim/index.js
 
 # prometheus_client's oldest release alone, to be found before the newest one.
 OLDEST_CLIENT := .venvs/oldest-client
@@ -76,7 +79,8 @@ generate: $(VENV)/.ready  ## Write what is made of the code and of the newest Gu
 	$(VENV)/bin/python docs/generate_options.py
 	$(VENV)/bin/python docs/generate_rules.py
 
-pictures: $(VENV)/.ready  ## Take the pictures of the documentation from a run; needs chromium
+pictures: $(VENV)/.ready  ## Take the pictures of the documentation; needs chromium and prometheus
+	@$(VENV)/bin/python $(PIP) --group pictures
 	$(VENV)/bin/python docs/take_pictures.py
 
 format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
@@ -87,7 +91,7 @@ docs: $(DOCS)/.ready  ## Build the site of the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --clean  # --quiet would let warnings pass
 
 bench: $(VENV)/.ready  ## Run the benchmarks
-	@$(VENV)/bin/python $(PIP) --group bench || echo "Without the Rust speedups, then."
+	@$(VENV)/bin/python $(PIP) --group bench || echo "Without what cannot be installed, then."
 	@for benchmark in benchmarks/*.py; do \
 		$(VENV)/bin/python -m "benchmarks.$$(basename "$$benchmark" .py)" || exit 1; done
 
@@ -126,6 +130,12 @@ $(DOCS)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --group docs
+	@mkdir -p $(@D)/share/scripts
+	@PATH="$(CURDIR)/$(@D)/bin:$$PATH"; set -e; cd $(@D)/share/scripts; for script in $(SCRIPTS); do \
+		npm pack --silent "$${script%%/*}" >/dev/null; \
+		tar -xzf *.tgz "package/$${script#*/}"; \
+		mv "package/$${script#*/}" "$${script%%@*}.js"; \
+		rm -r *.tgz package; done
 	@touch $@
 
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready
