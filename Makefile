@@ -37,6 +37,9 @@ DOCS := .venvs/docs
 # work in pages that are opened from the disk. Only npm has them, so it comes with the environment.
 SCRIPTS := mermaid@11.17.2/dist/mermaid.min.js iframe-worker@1.0.4/shim/index.js
 
+# What builds and checks the files for a package index.
+DIST := .venvs/dist
+
 # prometheus_client's oldest release alone, to be found before the newest one.
 OLDEST_CLIENT := .venvs/oldest-client
 # The tests of what depends on its releases; the live tests of Gunicorn 22 have that release too.
@@ -45,7 +48,7 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
-.PHONY: help run test test-oldest test-quick check generate format docs bench soak clean
+.PHONY: help run test test-oldest test-quick check generate format docs bench soak matrix dist clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -98,6 +101,16 @@ bench: $(VENV)/.ready  ## Run the benchmarks
 soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make test leaves out
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
 
+matrix: $(VENV)/.ready  ## Run the wheel with every release that it claims, in pairs; needs Python 3.10 to 3.13
+	$(VENV)/bin/python -m tests.matrix --jobs $(JOBS) $(ARGS)
+
+dist: $(VENV)/.ready $(DIST)/.ready  ## Build wheel and sdist into dist/, check them, and test them as installed
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(DIST)/bin/check-wheel-contents dist/*.whl
+	OBSKIT_TEST_DIST=$(CURDIR)/dist $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/dist $(ARGS)
+
 clean:  ## Remove everything that the other targets have made
 	rm -rf $(VENV) .venvs dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -136,6 +149,13 @@ $(DOCS)/.ready: pyproject.toml Makefile
 		tar -xzf *.tgz "package/$${script#*/}"; \
 		mv "package/$${script#*/}" "$${script%%@*}.js"; \
 		rm -r *.tgz package; done
+	@touch $@
+
+$(DIST)/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(PIP) --group dist
 	@touch $@
 
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready
