@@ -37,6 +37,9 @@ class Config:
     metrics_certfile: object = None
     metrics_keyfile: object = None
     metrics_ca_certs: object = None
+    metrics_bearer_token_file: object = None
+    metrics_auth_file: object = None
+    metrics_auth_probes: object = False
     metrics_collectors: object = ()
     metrics_requests: object = True
     metrics_buckets: object = (0.1, 1.0)
@@ -228,6 +231,9 @@ class TestExporter:
             "metrics_certfile": None,
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
+            "metrics_bearer_token_file": None,
+            "metrics_auth_file": None,
+            "metrics_auth_probes": False,
             "metrics_collectors": (),
             "metrics_redis": None,
             "metrics_redis_name": "default",
