@@ -117,10 +117,12 @@ def read_file(path: str, descriptor: int | None = None) -> bytes:
         _check_same(path, descriptor)
         data = os.pread(descriptor, _MOST_BYTES + 1, 0)
     else:
-        with open(opened, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(opened).st_mode):
                 raise OSError(errno.EINVAL, "it is no regular file")
-            data = file.read(_MOST_BYTES + 1)
+            data = os.pread(opened, _MOST_BYTES + 1, 0)
+        finally:
+            os.close(opened)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
     return data
