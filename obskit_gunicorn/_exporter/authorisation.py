@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.pages import STRICT
 from obskit_gunicorn._exporter.passwords import Passwords
-from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, READY_PATH
+from obskit_gunicorn._exporter.protocol import HEALTHY_PATH, NOT_AUTHORISED, READY_PATH
 from obskit_gunicorn._exporter.secret_files import SecretFile, summary, token_in, users_in
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.apps import complete
@@ -32,7 +32,7 @@ _REALM = 'realm="metrics"'
 _VERDICT = "obskit.authorisation"
 _RETRY_SECONDS = 1
 
-_REFUSED = "Not authorised: {}.\n"
+_REFUSED = f"{NOT_AUTHORISED}: {{}}.\n"
 _BUSY = "Too many passwords to check at once: try again in a second.\n"
 
 

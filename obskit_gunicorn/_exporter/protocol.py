@@ -44,6 +44,9 @@ SCRIPT_PATH = "/-/page.js"
 STYLE_PATH = "/-/page.css"
 
 
+NOT_AUTHORISED = "Not authorised"
+"""What the body of a 401 begins with."""
+
 SECRET_FILES = ("metrics_bearer_token_file", "metrics_auth_file")
 """The options that name files of who may ask. Root may have them for itself alone."""
 

@@ -281,6 +281,7 @@
     const limit = setTimeout(() => abort.abort(), TIMEOUT_SECONDS * 1000);
     try {
       const answer = await fetch("-/status", { cache: "no-store", signal: abort.signal });
+      if (answer.status === 401) throw new Error("it asks who you are: load the page again");
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       const status = await answer.json();
       if (status.version !== 1) throw new Error("another release: load the page again");

@@ -78,9 +78,14 @@ def made(path: Path) -> Passwords:
 
 def patiently(judged: Passwords, user: bytes, password: bytes) -> str:
     """Judge a password until there is time for it."""
-    return wait_until(
-        lambda: (verdict := judged.judge(user, password)) != "busy" and verdict, "it is judged"
-    )
+    verdicts: list[str] = []
+
+    def is_judged() -> bool:
+        verdicts.append(judged.judge(user, password))
+        return verdicts[-1] != "busy"
+
+    wait_until(is_judged, "it is judged")
+    return verdicts[-1]
 
 
 def in_thread(function: Callable[[], object]) -> threading.Thread:

@@ -115,6 +115,12 @@ def watched(path: Path, descriptor: int | None = None) -> SecretFile[bytes]:
     return SecretFile(str(path), token_in, what="token", descriptor=descriptor)
 
 
+def made_a_pipe(path: Path) -> None:
+    """Put a pipe in the place of a file."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the errors that were logged since the last call."""
     found = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
@@ -157,7 +163,7 @@ def test_a_file_that_was_just_written_is_read_again(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(b"a b"), "more than one token"),
         (lambda path: path.write_bytes(b"a" * (1 << 20) + b"b"), "longer than"),
         (lambda path: (path.unlink(), path.mkdir()), "no regular file"),
-        (lambda path: (path.unlink(), os.mkfifo(path)), "no regular file"),
+        (lambda path: made_a_pipe(path), "no regular file"),
         (lambda path: (path.unlink(), path.symlink_to(path)), "symbolic links"),
     ],
 )
