@@ -163,7 +163,7 @@ def test_a_file_that_was_just_written_is_read_again(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(b"a b"), "more than one token"),
         (lambda path: path.write_bytes(b"a" * (1 << 20) + b"b"), "longer than"),
         (lambda path: (path.unlink(), path.mkdir()), "no regular file"),
-        (lambda path: made_a_pipe(path), "no regular file"),
+        (made_a_pipe, "no regular file"),
         (lambda path: (path.unlink(), path.symlink_to(path)), "symbolic links"),
     ],
 )
