@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -250,12 +251,17 @@ def tmp_path_in(directory: Path, name: str) -> Path:
     return path
 
 
-def test_live_page(files: Files) -> None:
-    """The live page goes on by itself in a browser that knows the password."""
+@pytest.mark.parametrize("is_typed", [True, False], ids=["typed", "in the address"])
+def test_live_page(files: Files, is_typed: bool) -> None:
+    """The live page goes on by itself in a browser whose reader gives the password."""
     with server(NEW, files.settings()) as running, Browser() as browser:
         wait_until_scraped(running)
-        browser.credentials = (USER, PASSWORD)
-        browser.show(f"http://{HOST}:{running.metrics_port}/")
+        page = f"{HOST}:{running.metrics_port}/"
+        if is_typed:
+            browser.credentials = (USER, PASSWORD)
+            browser.show(f"http://{page}")
+        else:
+            browser.show(f"http://{USER}:{urllib.parse.quote(PASSWORD)}@{page}")
         wait_until(
             lambda: browser.run("document.getElementById('state').textContent") == "Live",
             "the page has asked for figures",

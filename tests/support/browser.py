@@ -6,6 +6,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -129,9 +130,10 @@ class Browser:
         if self.credentials is not None:
             self._call("Fetch.enable", handleAuthRequests=True)
         self._call("Page.navigate", url=url)
+        shown = re.sub("//[^/@]*@", "//", url)  # the page does not learn who asks
         wait_until(
             lambda: (
-                self.run("document.readyState") == "complete" and self.run("location.href") == url
+                self.run("document.readyState") == "complete" and self.run("location.href") == shown
             ),
             "the page is loaded",
         )
