@@ -128,6 +128,30 @@ def test_72_bytes_are_all_of_them(path: Path) -> None:
     assert judged.judge(b"prom", b"x" * 73) == "wrong"
 
 
+def test_what_bcrypt_does_not_look_at_is_not_checked(path: Path, slow: Slow) -> None:
+    """Releases of the library differ in what they do with it: it is refused before."""
+    judged = made(path)
+    for password in (b"x" * 73, b"right" + b"\0" * 68, b"right\0"):
+        assert judged.judge(b"prom", password) == "wrong"
+    assert slow.checked == []
+
+
+def test_a_stranger_is_wrong_whatever_comes_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who is not in the file is checked too, for the time that it takes, and is wrong."""
+    checked: list[bytes] = []
+
+    def check(password: bytes, against: bytes) -> bool:
+        checked.append(against)
+        return True
+
+    monkeypatch.setattr(passwords, "find_bcrypt", lambda: check)
+    judged = made(path)
+    assert judged.judge(b"nobody", b"right") == "wrong"
+    assert [each[:7] for each in checked] == [b"$2b$04$"]
+
+
 def test_a_hash_that_the_library_refuses(path: Path) -> None:
     """A hash that looks right, and is none to the library, is a wrong password and no error."""
     write(path, {b"prom": b"$2b$04$" + b"z" * 53})
@@ -227,15 +251,22 @@ class TestTurns:
         assert verdicts == ["right"]
         assert slow.checked == [b"guess", b"right"]
 
-    def test_whoever_was_wrong_does_not_go_first(self, path: Path, slow: Slow) -> None:
+    def test_whoever_was_wrong_does_not_go_first(
+        self, path: Path, slow: Slow, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A password that came out wrong has no place in the line again."""
+        monkeypatch.setattr(passwords, "_LINE_SECONDS", 60.0)
         judged = made(path)
         assert judged.judge(b"prom", b"wrong") == "wrong"
         slow.may_end.clear()
         checking = in_thread(lambda: patiently(judged, b"prom", b"guess"))
         wait_until(lambda: b"guess" in slow.checked, "a guess is checked")
-        for _ in range(3):
-            assert judged.judge(b"prom", b"wrong") == "busy"
+        verdicts: list[str] = []
+        again = in_thread(
+            lambda: verdicts.extend(judged.judge(b"prom", b"wrong") for _ in range(3))
+        )
+        again.join(15)
+        assert verdicts == ["busy"] * 3  # while the guess is being checked
         slow.may_end.set()
         checking.join(10)
 
