@@ -42,7 +42,8 @@ _MOST_IN_LINE = 8
 _LINE_SECONDS = 5.0
 _BYTES_OF_FILTER = 1 << 18
 _MOST_IN_FILTER = 100_000
-_NOBODY = b"1" * 53  # a salt and a digest
+_NOBODY = b"." * 53
+"""A salt, which the library accepts, and a digest that no password has."""
 
 
 def find_bcrypt() -> Callable[[bytes, bytes], bool] | None:
