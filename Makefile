@@ -28,6 +28,9 @@ export PYTHONDONTWRITEBYTECODE =
 
 PIP := -m pip --disable-pip-version-check --quiet install
 
+# What the demo needs, so that nobody waits for more.
+DEMO := .venvs/demo
+
 # What builds the site, apart from what it describes.
 DOCS := .venvs/docs
 
@@ -45,9 +48,9 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops it
-	@echo "Open http://127.0.0.1:8000/ for the demo, http://127.0.0.1:9764/metrics for its metrics."
-	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
+run: $(DEMO)/.ready  ## Run the demo application with four workers; Ctrl-C stops it
+	@echo "Open http://127.0.0.1:8000/ for the demo, and http://127.0.0.1:9764/ to watch its metrics."
+	@cd examples/demo && exec ../../$(DEMO)/bin/gunicorn --config gunicorn.conf.py app:application
 
 test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
 	@$(VENV)/bin/python -m compileall -q obskit_gunicorn  # once, and not in each server of a test
@@ -110,6 +113,12 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --editable . --group servers $(REQUIRES_$*)
+	@touch $@
+
+$(DEMO)/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --editable ".[cli]"
 	@touch $@
 
 $(DOCS)/.ready: pyproject.toml Makefile

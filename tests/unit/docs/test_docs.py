@@ -59,7 +59,7 @@ def test_code(page: Path) -> None:
     for language, code in re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
         if language == "python":
             compile(code, page.name, "exec")
-        elif language == "yaml" and page.name != "README.md":  # two parts of a manifest there
+        elif language == "yaml":
             yaml.safe_load(code)
 
 
@@ -69,6 +69,25 @@ def test_every_page_can_be_found() -> None:
     linked = set(re.findall(r"\]\(([\w-]+\.md)", first))
     assert linked == {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}
     assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_is_short_and_its_figures_are_measured() -> None:
+    """It is little more than a screen, and its figures stand on the page that says how."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 110
+    measured = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): set(re.findall(r"[\d.,]*\d", line))
+        for line in measured.splitlines()
+    }
+    table = readme.partition("| measured ([how]")[2].partition("\n\n")[0]
+    scrape, answer, count = [line.split(" | ")[1:] for line in table.splitlines()[2:]]
+    for cells, row in (
+        (scrape, "32 \u00d7 9,000"),
+        (answer, "734 ms"),
+        (count, "`Counter.inc()`"),
+    ):
+        assert {re.findall(r"[\d.]+", cell)[0] for cell in cells} <= rows[row], row
 
 
 def test_every_gauge_mode_is_explained() -> None:
