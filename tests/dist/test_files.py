@@ -87,7 +87,8 @@ def test_metadata(wheel: Path) -> None:
     assert told["License-Expression"] == "Apache-2.0"
     assert licence == (REPOSITORY / "LICENSE").read_bytes()
     assert told["Requires-Python"] == ">=3.10"
-    assert set(told.get_all("Provides-Extra") or ()) == {"redis", "push", "cli", "typing"}
+    extras = {"auth", "cli", "push", "redis", "typing"}
+    assert set(told.get_all("Provides-Extra") or ()) == extras
     needed = [line for line in told.get_all("Requires-Dist") or () if "extra ==" not in line]
     assert needed == ["gunicorn>=22", "prometheus-client<1.0,>=0.20"]
     assert "Typing :: Typed" in (told.get_all("Classifier") or ())

@@ -46,6 +46,7 @@ WRONG = CONFIG + """
 """
 
 EXTRAS = {
+    "auth": "import bcrypt, obskit_gunicorn._exporter.passwords",
     "redis": "import redis, obskit_gunicorn._fleet.store",
     "push": "import cramjam, obskit_gunicorn._fleet.push",
     "cli": "import rich, obskit_gunicorn._terminal.top",
