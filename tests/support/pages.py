@@ -187,8 +187,8 @@ NOT_RUN = {
     r"helm install ": "changes a cluster; the chart is rendered with the values of the page",
     r"pip install ": "asks an index; extras and requirements are looked up, and the tutorial's"
     " test runs pip",
-    r"make (run|test|check|docs|bench|soak|pictures)\b": "runs for minutes, or for ever; make says"
-    " what it would run",
+    r"make (run|test|check|docs|bench|soak|pictures|matrix|dist)\b": "runs for minutes, or for"
+    " ever; make says what it would run",
     r"prometheus --config\.file=": "runs for ever; promtool checks its configuration, and"
     " the tutorial's test runs one",
 }

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCKS = all_blocks()
+USERS = "prometheus:$2b$04$A6r/SeLdl6gnI3/hdl66EedB6tx3kL.3fzjG6yCgDedgRIKkccoc2\n"
 KUBERNETES_RELEASE = "1.30"
 
 
@@ -153,9 +154,8 @@ def _files(block: Block, folder: Path) -> str:
     if "ObskitGunicornConfig" not in text.partition("class ")[0] and "class Config(Obskit" in text:
         text = f"from obskit_gunicorn import ObskitGunicornConfig\n\n\n{text}"
     if rule.kind == "configuration":
-        (folder / "gunicorn.conf.py").write_text(
-            text.replace("/etc/shop/tls", str(folder)), "utf-8"
-        )
+        here = re.sub(r"/etc/shop(/tls)?|/run/secrets", str(folder), text)
+        (folder / "gunicorn.conf.py").write_text(here, "utf-8")
         return "load"
     named = re.match(r"# ([\w/]+\.py)\n", text)
     path = folder / (named[1] if named else "statements.py")
@@ -175,6 +175,8 @@ def test_python(tmp_path: Path) -> None:
         (folder / "metrics.crt").write_bytes(certificate.cert_chain_pems[0].bytes())
         (folder / "metrics.key").write_bytes(certificate.private_key_pem.bytes())
         (folder / "prometheus-ca.crt").write_bytes(certificates.cert_pem.bytes())
+        (folder / "metrics-token").write_text("0123456789abcdef\n", "utf-8")
+        (folder / "metrics.htpasswd").write_text(USERS, "utf-8")
         cases.append((str(folder), _files(block, folder)))
     wrong = tmp_path / "wrong"
     wrong.mkdir()
@@ -469,7 +471,8 @@ def test_secret() -> None:
             assert done.returncode == 0, done.stderr
             secret = yaml.safe_load(done.stdout)
             assert schema_problems([secret], KUBERNETES_RELEASE) == []
-            assert set(secret["data"]) == {"password", "users.acl"}
+            keys = re.findall(r"--from-(?:literal|file)=(\S+?)=", script)
+            assert set(secret["data"]) == set(keys) > set()
 
 
 def test_bash_is_there() -> None:
