@@ -19,6 +19,8 @@ Messages = list[dict[str, Any]]
 class Counts:
     """Stands for the metrics: notes what is counted, and when."""
 
+    by_route = None
+
     def __init__(self) -> None:
         self.in_progress = 0
         self.ended: list[tuple[str, int]] = []
