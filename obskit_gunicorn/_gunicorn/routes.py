@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import threading
 import types
@@ -147,11 +148,17 @@ class _Router:
 
     def template(self, scope: Any) -> str:
         """Return the template of the route that a scope says, with what contains it."""
-        route = _innermost(scope)
+        route, is_sure = _innermost(scope)
         if route is None:
             return ""
         places = self._places.get(id(route)) or self._look_again(route)
-        return places[0].template if len(places) == 1 else _nearest(places, scope)
+        if is_sure and len(places) == 1:
+            return places[0].template
+        return (
+            _matching(places, scope)
+            or _matching(self._look_again(route), scope)
+            or places[0].template
+        )
 
     def _look_again(self, route: Any) -> list[_Place]:
         """Find a route that was added, or that stands where nobody can look."""
@@ -172,21 +179,24 @@ def _alone(route: Any) -> _Place:
     return _Place(path if isinstance(path, str) else "", route, ())
 
 
-def _innermost(scope: Any) -> Any:
-    """Return the route that has matched last, or its endpoint; ``None`` if none has."""
+def _innermost(scope: Any) -> tuple[Any, bool]:
+    """Return what has matched last, and whether it is the route itself and not its endpoint.
+
+    ``None`` if nothing has.
+    """
     route, endpoint = scope.get("route"), scope.get("endpoint")
     if route is not None:
         fastapi = scope.get("fastapi")  # there since routers are included without copying routes
         if fastapi is not None:
             context = fastapi.get("effective_route_context")
             if getattr(context, "original_route", None) is route:
-                return context
+                return context, True
         # Not every release and not every kind of route leaves itself in the scope, and then that is
         # a route further out.
         own = _endpoint(route)
         if endpoint is None or own is None or own is endpoint:
-            return route
-    return endpoint
+            return route, True
+    return endpoint, False
 
 
 def _endpoint(route: Any) -> Any:
@@ -248,7 +258,7 @@ def _place_route(
         _place(inner.routes, template, patterns, places)
 
 
-def _nearest(places: list[_Place], scope: Any) -> str:
+def _matching(places: list[_Place], scope: Any) -> str:
     """Return the template of that of several places which matches the path of a request."""
     path, root = scope["path"], scope.get("app_root_path", scope.get("root_path", ""))
     if root and path.startswith(root.rstrip("/") + "/"):
@@ -262,7 +272,7 @@ def _nearest(places: list[_Place], scope: Any) -> str:
             rest = "/" + match.groupdict().get("path", "")
         else:
             return place.template
-    return places[0].template
+    return ""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -376,8 +386,7 @@ def _telling(kind: Any) -> Any:
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             # A copy, and one that is unpickled elsewhere, tells nothing.
-            make, (_kind, *arguments), *rest = super().__reduce_ex__(protocol)
-            return make, (kind, *arguments), *rest
+            return object.__new__, (kind,), *super().__reduce_ex__(protocol)[2:]
 
     Telling.__name__, Telling.__qualname__ = kind.__name__, kind.__qualname__
     Telling.__module__ = kind.__module__
@@ -390,13 +399,15 @@ _PLAIN = (str, bytes, int, float, complex, type, type(None), types.ModuleType)
 def _reachable(application: Any) -> Iterator[Any]:
     """Yield an application, and the objects that it may hand requests to, the nearest first."""
     waiting, seen = deque([application]), {id(application): application}
-    while waiting and len(seen) <= _MOST_OBJECTS:
+    while waiting:
         one = waiting.popleft()
         yield one
         if _is_starlette(type(one)):  # it says by itself what it has mounted
             continue
         try:
-            inside = [*_inside(one), *(_named(one) if one is application else ())]
+            inside = list(itertools.islice(_inside(one), _MOST_OBJECTS - len(seen)))
+            if one is application:
+                inside += _named(one)
         except Exception:  # the application's objects may do anything when they are looked at
             continue
         for each in inside:
@@ -407,15 +418,16 @@ def _reachable(application: Any) -> Iterator[Any]:
 
 def _inside(one: Any) -> Iterator[Any]:
     """Yield what an object holds."""
-    if isinstance(one, dict):
+    kind = type(one)
+    if issubclass(kind, dict):
         yield from one.values()
-    elif isinstance(one, (list, tuple)):
+    elif issubclass(kind, (list, tuple)):
         yield from one
-    elif isinstance(one, functools.partial):
+    elif issubclass(kind, functools.partial):
         yield from (one.func, *one.args, *one.keywords.values())
-    elif isinstance(one, types.MethodType):
+    elif kind is types.MethodType:
         yield from (one.__self__, one.__func__)
-    elif isinstance(one, types.FunctionType):
+    elif kind is types.FunctionType:
         yield from vars(one).values()
         for cell in one.__closure__ or ():
             with contextlib.suppress(ValueError):  # it is empty
@@ -423,9 +435,9 @@ def _inside(one: Any) -> Iterator[Any]:
     else:
         with contextlib.suppress(AttributeError):
             yield from object.__getattribute__(one, "__dict__").values()
-        for base in type(one).__mro__:
+        for base in kind.__mro__:
             for member in vars(base).values():
-                if isinstance(member, types.MemberDescriptorType):  # of __slots__
+                if type(member) is types.MemberDescriptorType:  # of __slots__
                     with contextlib.suppress(AttributeError):  # it is not set
                         yield member.__get__(one)
 
@@ -433,7 +445,7 @@ def _inside(one: Any) -> Iterator[Any]:
 def _named(application: Any) -> Iterator[Any]:
     """Yield what an application uses by global names, if its code is Python."""
     function = getattr(application, "__func__", application)
-    if not isinstance(function, types.FunctionType):
+    if type(function) is not types.FunctionType:
         function = getattr(type(application), "__call__", None)  # noqa: B004
-    if isinstance(function, types.FunctionType):
+    if type(function) is types.FunctionType:
         yield from map(function.__globals__.get, function.__code__.co_names)
