@@ -39,6 +39,10 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
+# A FastAPI that copies the routes of routers that it includes, with a Starlette that does not say
+# which of its routes has matched; to be found before the newest ones.
+OLDER_FASTAPI := .venvs/older-fastapi
+
 .PHONY: help run test test-oldest test-quick check generate format docs bench soak clean
 .DELETE_ON_ERROR:
 
@@ -49,14 +53,16 @@ run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 	@echo "Open http://127.0.0.1:8000/ for the demo, http://127.0.0.1:9764/metrics for its metrics."
 	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
 
-test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
+test: $(VENV)/.ready $(ENVIRONMENTS) $(OLDER_FASTAPI)/.ready  ## Run all tests but the long ones, on four releases of Gunicorn
 	@$(VENV)/bin/python -m compileall -q obskit_gunicorn  # once, and not in each server of a test
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
 	@$(if $(ARGS),,$(MAKE) --no-print-directory test-oldest)
 
-test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready  ## Run the tests that depend on prometheus_client with its oldest release
+test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready $(OLDER_FASTAPI)/.ready  ## Run the tests that depend on prometheus_client or FastAPI with older releases
 	PYTHONPATH=$(CURDIR)/$(OLDEST_CLIENT) $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal \
 		-m "not live and not load" $(OF_CLIENTS) $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(OLDER_FASTAPI) $(VENV)/bin/python -m pytest \
+		tests/unit/gunicorn/test_routes.py $(ARGS)
 
 test-quick: $(VENV)/.ready  ## Run unit and conformance tests, which start no Gunicorn: less than a minute
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not live and not load" \
@@ -88,7 +94,7 @@ bench: $(VENV)/.ready  ## Run the benchmarks
 	@for benchmark in benchmarks/*.py; do \
 		$(VENV)/bin/python -m "benchmarks.$$(basename "$$benchmark" .py)" || exit 1; done
 
-soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make test leaves out
+soak: $(VENV)/.ready $(ENVIRONMENTS) $(OLDER_FASTAPI)/.ready  ## Run the long tests, and all that make test leaves out
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
 
 clean:  ## Remove everything that the other targets have made
@@ -122,4 +128,9 @@ $(DOCS)/.ready: pyproject.toml Makefile
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready
 	@rm -rf $(@D)
 	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "prometheus-client==0.20.*"
+	@touch $@
+
+$(OLDER_FASTAPI)/.ready: $(VENV)/.ready
+	@rm -rf $(@D)
+	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "fastapi==0.115.*" "starlette==0.46.*"
 	@touch $@
