@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.live.test_telemetry import by_label, value, wait_for
+from tests.support.metrics_page import documented
 from tests.support.process import HOST, GunicornProcess
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ def test_websockets(newest: Interpreter, worker_class: str) -> None:
             ),
             "ready",
         )
+        shown = {(name, *sorted(dict(labels))) for name, labels in found if "_websockets_" in name}
+        assert shown == {
+            (name, *labels)
+            for name, (_kind, labels) in documented().items()
+            if "_websockets_" in name
+        }
         assert by_label(found, "gunicorn_websockets_total") == dict.fromkeys(
             [("abandoned",), ("accepted",), ("refused",)], 0
         )
