@@ -220,13 +220,16 @@ def _place(
     if len(patterns) > _MOST_NESTED:
         return
     for route in routes:
-        contexts = getattr(route, "effective_route_contexts", None)  # a router that is included
-        if contexts is None:
-            _place_route(route, (), prefix, patterns, places)
-            continue
-        for context in contexts():
-            one = context.starlette_route or context
-            _place_route(one, (context,), prefix, patterns, places)
+        try:
+            included = getattr(route, "effective_route_contexts", None)
+            if included is None:
+                _place_route(route, (), prefix, patterns, places)
+                continue
+            for context in included():
+                one = context.starlette_route or context
+                _place_route(one, (context,), prefix, patterns, places)
+        except Exception as error:  # the others are as they should be
+            found.fail(error)
 
 
 def _place_route(

@@ -250,6 +250,26 @@ def test_a_scope_of_another_shape(found: routes.Found, caplog: pytest.LogCapture
     assert found.of_scope({"router": Router([]), "route": Route("/x", ok)}) == "/x"
 
 
+class Odd(Route):
+    """A route of another shape."""
+
+    @property
+    def path_regex(self) -> Any:
+        """Fail."""
+        raise ZeroDivisionError
+
+    @path_regex.setter
+    def path_regex(self, value: Any) -> None:
+        pass
+
+
+def test_one_route_of_another_shape(caplog: pytest.LogCaptureFixture) -> None:
+    """The others are known, and one line says that something is not."""
+    scope = {"router": Router([Odd("/odd", ok), known := Route("/x/{x}", ok)]), "route": known}
+    assert routes.found.of_scope({**scope, "path": "/x/1"}) == "/x/{x}"
+    assert "ZeroDivisionError" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------
 # Flask
 
