@@ -378,6 +378,29 @@ def test_a_websocket(steps: list[Any], expected: list[object]) -> None:
     assert converse(*steps, incoming=[CONNECT, LEFT, LEFT]) == expected
 
 
+def test_a_websocket_that_is_closed_while_something_receives() -> None:
+    """What the server says of its own close does not count in its place."""
+    sockets, is_told = Sockets(), asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        await asyncio.gather(send({**CLOSE, "code": 4000}), receive())
+
+    async def receive() -> dict[str, Any]:
+        is_told.set()
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.close":  # Gunicorn waits for the client's answer
+            await is_told.wait()
+            await asyncio.sleep(0)
+
+    arguments: Any = application, None, None, sockets
+    counted: Any = CountedApplication(*arguments)
+    asyncio.run(counted({"type": "websocket"}, receive, send))
+    assert sockets.noted == ["accepted", 4000]
+
+
 def test_a_websocket_whose_client_is_gone() -> None:
     """What the server cannot send shows it, too, before and after the handshake."""
     text = {"type": "websocket.send", "text": "x"}

@@ -215,6 +215,37 @@ def test_fastapi(path: str, template: str) -> None:
     assert asgi(application, path) == (200, template)  # now it is known
 
 
+def test_a_route_that_does_not_say_so_below_one_that_does() -> None:
+    """Not each kind of route leaves itself in the scope; the mount above it is not taken for it."""
+    application = Starlette(routes=[Mount("/below", fastapi.FastAPI())])
+    assert asgi(application, "/below/docs") == (200, "/below/docs")
+
+
+def test_another_framework_below_a_mount() -> None:
+    """It has the template of the mount, because its own would begin nowhere."""
+    below: Any = falcon.asgi.App()
+    below.add_route("/items/{item}", AsyncItem())
+    application = Starlette(routes=[Mount("/below", below)])
+    routes.watch(application)
+    assert asgi(application, "/below/items/5") == (404, "/below")
+    assert routes.found.frameworks >= {"Starlette"}
+    assert "Falcon" not in routes.found.frameworks
+
+
+def test_an_endpoint_that_another_route_gets_later(found: routes.Found) -> None:
+    """Where only the endpoint is in the scope, the path says which of its routes it was."""
+
+    async def endpoint(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    router = Router([Route("/first/{x}", endpoint)])
+    scope: dict[str, Any] = {"router": router, "endpoint": endpoint}
+    assert found.of_scope({**scope, "path": "/first/1"}) == "/first/{x}"
+    router.routes.append(Route("/second/{x}", endpoint))
+    assert found.of_scope({**scope, "path": "/second/1"}) == "/second/{x}"
+    assert found.of_scope({**scope, "path": "/first/1"}) == "/first/{x}"
+
+
 def test_routes_that_are_added_later() -> None:
     """A route is known from its first request on, and those of before stay known."""
     application = starlette()
