@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import sys
 import threading
@@ -299,7 +300,7 @@ def watch(application: Any) -> None:
             _tell("Falcon", _watch_falcon, one)
         elif _is_starlette(kind):
             found.frameworks.add("Starlette")
-        elif _is(kind, "aiohttp.web", "Application"):
+        elif _is(kind, "aiohttp.web", "Application") or _is_factory(one):
             found.frameworks.add("aiohttp")
         elif _is(kind, "werkzeug.middleware.dispatcher", "DispatcherMiddleware"):
             mounts.update(filter(None, one.mounts))
@@ -325,6 +326,12 @@ def _is(kind: type, module: str, name: str) -> bool:
 def _is_starlette(kind: type) -> bool:
     names = (("starlette.applications", "Starlette"), ("starlette.routing", "Router"))
     return any(_is(kind, *name) for name in names)
+
+
+def _is_factory(one: Any) -> bool:
+    """Return whether something makes applications of aiohttp, while their server starts."""
+    is_function = type(one) is types.FunctionType and "aiohttp.web" in sys.modules
+    return is_function and inspect.iscoroutinefunction(one) and not one.__code__.co_argcount
 
 
 def _note(where: Any, template: object) -> None:

@@ -148,6 +148,23 @@ application = Starlette(
 )
 """
 
+AIOHTTP = """
+from aiohttp import web
+
+
+async def get_item(request):
+    return web.Response(text=str(1 // int(request.match_info.get("item", 1))))
+
+
+async def application():
+    shop = web.Application()
+    shop.router.add_get("/items/{item:[0-9]+}", get_item)
+    made = web.Application()
+    made.router.add_get("/pid", get_item)
+    made.add_subapp("/shop", shop)
+    return made
+"""
+
 UVICORN = "uvicorn_worker.UvicornWorker"
 DJANGO_WSGI = DJANGO.format(protocol="wsgi", handler="WSGIHandler")
 DJANGO_ASGI = DJANGO.format(protocol="asgi", handler="ASGIHandler")
@@ -165,6 +182,7 @@ CASES = {
     "older-fastapi-asgi": ("asgi", FASTAPI, "/shop/items/{item}", None),
     "older-fastapi-uvicorn": (UVICORN, FASTAPI, "/shop/items/{item}", None),
     "starlette-asgi": ("asgi", STARLETTE, "/shop/items/{item:int}", None),
+    "aiohttp": ("aiohttp.GunicornWebWorker", AIOHTTP, "/shop/items/{item}", ""),
     "starlette-uvicorn": (UVICORN, STARLETTE, "/shop/items/{item:int}", None),
 }
 """Worker class, application, the template, and that of a method that it does not have."""
