@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from contextlib import ExitStack
@@ -21,10 +22,20 @@ LARGE = b"x" * (8 << 20)  # more than both sockets hold
 
 
 class Application:
-    """Its scrapes are large, all else is small."""
+    """Its scrapes are large, all else is small, and one page is slow.
+
+    Attributes:
+        may_end: Set where the slow page is made.
+    """
+
+    def __init__(self) -> None:
+        """Make the slow page when it is told."""
+        self.may_end = threading.Event()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer."""
+        if environ["PATH_INFO"] == "/slow":
+            assert self.may_end.wait(30)
         body = LARGE if self.is_scrape(environ) else b"fine"
         start_response("200 OK", [("Content-Length", str(len(body)))])
         return [body]
@@ -40,9 +51,9 @@ class Application:
 class Room:
     """The server, and clients of it."""
 
-    def __init__(self, server: MetricsServer, stack: ExitStack) -> None:
+    def __init__(self, server: MetricsServer, application: Application, stack: ExitStack) -> None:
         """Keep what clients need."""
-        self.server = server
+        self.server, self.application = server, application
         self._stack = stack
 
     def connect(self, request: bytes = b"") -> socket.socket:
@@ -68,17 +79,23 @@ def _room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     monkeypatch.setattr(server, "_RECEIVE_SECONDS", 0.0)
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((HOST, 0)))
-        serving = MetricsServer(listener, Application(), None)
+        application = Application()
+        serving = MetricsServer(listener, application, None)
         thread = threading.Thread(target=serving.serve)
         thread.start()
         stack.callback(thread.join)
         stack.callback(serving.shutdown)
-        yield Room(serving, stack)
+        stack.callback(application.may_end.set)
+        yield Room(serving, application, stack)
 
 
 def answer(client: socket.socket) -> bytes:
-    """Return what a client is answered, whole."""
-    return b"".join(iter(lambda: client.recv(65536), b""))
+    """Return what a client is answered, up to its end; one that is closed may be reset."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := client.recv(65536):
+            received += chunk
+    return bytes(received)
 
 
 def test_young_ones_that_say_nothing_yet(room: Room) -> None:
@@ -113,6 +130,44 @@ def test_scrapes_that_wait_for_room(room: Room, monkeypatch: pytest.MonkeyPatch)
     _connect_late(room)
     for client in queueing:
         assert b"503" in answer(client).partition(b"\r\n")[0]
+
+
+SLOW = b"GET /slow HTTP/1.0\r\n\r\n"
+
+
+def test_answers_that_are_in_the_making(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all places are taken by slow answers, the oldest is given up; few are at once."""
+    monkeypatch.setattr(server, "_WORK_SECONDS", 0.0)
+    monkeypatch.setattr(server, "MOST_ABANDONED", 2)
+    slow = []
+    for number in range(1, 5):
+        slow.append(room.connect(SLOW))
+        wait_until(lambda n=number: room.stages() == ["working"] * n, "it works")  # type: ignore[misc]
+    assert answer(_connect_late(room)).endswith(b"fine")
+    assert answer(slow[0]) == b""
+    slow.append(room.connect(SLOW))
+    wait_until(lambda: room.stages() == ["working"] * 4, "it works")
+    assert answer(_connect_late(room)).endswith(b"fine")
+    assert answer(slow[1]) == b""
+    slow.append(room.connect(SLOW))
+    wait_until(lambda: room.stages() == ["working"] * 4, "it works")
+    assert answer(_connect_late(room)) == b""  # no third one is given up
+    room.application.may_end.set()
+    for client in slow[2:]:
+        assert answer(client).endswith(b"fine")
+    wait_until(lambda: not room.server._abandoned, "their threads have ended")
+    assert answer(_connect_late(room)).endswith(b"fine")
+
+
+def test_answers_that_were_just_begun(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that has not been in the making for long is not given up."""
+    monkeypatch.setattr(server, "_WORK_SECONDS", 60.0)
+    slow = [room.connect(SLOW) for _ in range(4)]
+    wait_until(lambda: room.stages() == ["working"] * 4, "all work")
+    assert answer(_connect_late(room)) == b""
+    room.application.may_end.set()
+    for client in slow:
+        assert answer(client).endswith(b"fine")
 
 
 def _connect_late(room: Room) -> socket.socket:
