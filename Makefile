@@ -48,6 +48,10 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py
 
+# A FastAPI that copies the routes of routers that it includes, with a Starlette that does not say
+# which of its routes has matched; to be found before the newest ones.
+OLDER_FASTAPI := .venvs/older-fastapi
+
 .PHONY: help run test test-oldest test-quick check generate format docs bench soak matrix dist clean
 .DELETE_ON_ERROR:
 
@@ -58,14 +62,16 @@ run: $(DEMO)/.ready  ## Run the demo application with four workers; Ctrl-C stops
 	@echo "Open http://127.0.0.1:8000/ for the demo, and http://127.0.0.1:9764/ to watch its metrics."
 	@cd examples/demo && exec ../../$(DEMO)/bin/gunicorn --config gunicorn.conf.py app:application
 
-test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
+test: $(VENV)/.ready $(ENVIRONMENTS) $(OLDER_FASTAPI)/.ready  ## Run all tests but the long ones, on four releases of Gunicorn
 	@$(VENV)/bin/python -m compileall -q obskit_gunicorn  # once, and not in each server of a test
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
 	@$(if $(ARGS),,$(MAKE) --no-print-directory test-oldest)
 
-test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready  ## Run the tests that depend on prometheus_client with its oldest release
+test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready $(OLDER_FASTAPI)/.ready  ## Run the tests that depend on prometheus_client or FastAPI with older releases
 	PYTHONPATH=$(CURDIR)/$(OLDEST_CLIENT) $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal \
 		-m "not live and not load" $(OF_CLIENTS) $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(OLDER_FASTAPI) $(VENV)/bin/python -m pytest \
+		tests/unit/gunicorn/test_routes.py $(ARGS)
 
 test-quick: $(VENV)/.ready  ## Run unit and conformance tests, which start no Gunicorn: less than a minute
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not live and not load" \
@@ -98,7 +104,7 @@ bench: $(VENV)/.ready  ## Run the benchmarks
 	@for benchmark in benchmarks/*.py; do \
 		$(VENV)/bin/python -m "benchmarks.$$(basename "$$benchmark" .py)" || exit 1; done
 
-soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make test leaves out
+soak: $(VENV)/.ready $(ENVIRONMENTS) $(OLDER_FASTAPI)/.ready  ## Run the long tests, and all that make test leaves out
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
 
 matrix: $(VENV)/.ready  ## Run the wheel with every release that it claims, in pairs; needs Python 3.10 to 3.13
@@ -162,4 +168,9 @@ $(DIST)/.ready: pyproject.toml Makefile
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready
 	@rm -rf $(@D)
 	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "prometheus-client==0.20.*"
+	@touch $@
+
+$(OLDER_FASTAPI)/.ready: $(VENV)/.ready
+	@rm -rf $(@D)
+	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "fastapi==0.115.*" "starlette==0.46.*"
 	@touch $@

@@ -160,6 +160,14 @@ class ObskitGunicornConfig(Settings):
         do. With ``False`` there is neither, and no cost.
         """
 
+        metrics_routes: bool = False
+        """Whether requests are counted by route too: ``gunicorn_route_requests_total{route}``.
+
+        A route is the template in the application's code, such as ``/items/{id}``; paths that
+        clients ask for are never shown. Known are the routes of Django, Falcon, FastAPI, Flask,
+        Starlette and aiohttp; other applications can say them, see docs/metrics.md.
+        """
+
         metrics_buckets: Sequence[float] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
         """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
 

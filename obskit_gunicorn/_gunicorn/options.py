@@ -432,6 +432,12 @@ OPTIONS = (
     ),
     Option("metrics_requests", _flag, "whether requests are counted", "false"),
     Option(
+        "metrics_routes",
+        _flag,
+        "whether requests are counted by the template of their route, too",
+        "true",
+    ),
+    Option(
         "metrics_buckets",
         _buckets,
         "upper bounds of the buckets of request durations, in seconds; commas separate them",
@@ -614,6 +620,11 @@ def read_options(
         raise found["metrics_fleet_path"].wrong(
             f"another path than metrics_path, which is {options.metrics_path}",
             "Change one of them.",
+        )
+    if options.metrics_routes and not options.metrics_requests:
+        raise found["metrics_routes"].wrong(
+            "requests that are counted, and metrics_requests is False",
+            "Set metrics_requests = True, or metrics_routes = False.",
         )
     for name in ("metrics_redis", "metrics_push"):
         if getattr(options, name) and options.metrics_bind is None:

@@ -379,6 +379,17 @@ def test_metrics_that_cannot_be_shown(newest: Interpreter) -> None:
         check_both(server, "metrics", 1, text, "with metrics_collectors")
 
 
+def test_routes_that_nothing_says(newest: Interpreter) -> None:
+    """An application of no framework that is known has none; of one that is, it is named."""
+    config = f"{CONFIG}    metrics_routes = True\n"
+    with GunicornProcess(newest, config, PLAIN_APP, exporter=True) as server:
+        check_both(server, "metrics", 1, "no framework was found", "obskit_gunicorn.route")
+        (server.root / "app.py").write_text("import flask\napplication = flask.Flask(__name__)\n")
+        found = check(server)
+        assert problems(found) == []
+        assert "requests are counted by the routes of Flask" in texts(found, "metrics")
+
+
 HOOKS = """
 from obskit_gunicorn import ObskitGunicornConfig
 

@@ -435,7 +435,9 @@ def _shown(manifests: list[Manifest], labels: dict[str, str], name: str) -> bool
 def test_each_metric_is_scraped_once(fleet: dict[str, list[Manifest]]) -> None:
     """Counts come from the fleet's page, what describes a pod from the pod; nothing is left out."""
     either = {
-        *("gunicorn_connections", "gunicorn_requests_in_progress"),  # a pod's, and the sum
+        # A pod's, and the sum.
+        *("gunicorn_connections", "gunicorn_requests_in_progress"),
+        "gunicorn_websockets_in_progress",
         "obskit_gunicorn_info",  # by which alerts know a target
     }
     for row in metrics_page.rows():

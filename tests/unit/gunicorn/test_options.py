@@ -42,6 +42,7 @@ class Config:
     metrics_auth_probes: object = False
     metrics_collectors: object = ()
     metrics_requests: object = True
+    metrics_routes: object = False
     metrics_buckets: object = (0.1, 1.0)
     metrics_redis: object = None
     metrics_redis_name: object = "default"
@@ -311,6 +312,7 @@ class TestExporter:
             ("metrics_collectors", [1]),
             ("metrics_collectors", None),
             ("metrics_requests", 1),
+            ("metrics_routes", "yes"),
             ("metrics_buckets", ()),
             ("metrics_buckets", "0.1"),
             ("metrics_buckets", 1),
@@ -379,6 +381,13 @@ class TestRequests:
         """Requests need not be counted."""
         assert options(metrics_requests=False).metrics_requests is False
         assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False
+
+    def test_routes(self) -> None:
+        """They are asked for, and need requests that are counted."""
+        assert options().metrics_routes is False
+        assert options({"OBSKIT_METRICS_ROUTES": "on"}).metrics_routes is True
+        with pytest.raises(ConfigurationError, match="metrics_requests is False"):
+            options(metrics_routes=True, metrics_requests=False)
 
 
 class TestFleet:
