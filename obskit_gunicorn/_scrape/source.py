@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
@@ -12,9 +13,9 @@ from obskit_gunicorn._scrape.blocks import Block
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Names, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from obskit_gunicorn._scrape.families import Family
+    from obskit_gunicorn._scrape.families import Examples, Family
 
 
 class Part(NamedTuple):
@@ -49,8 +50,10 @@ class Snapshot:
         totals: dict[str, Sequence[float]],
         others: list[Metric],
         parts: Sequence[Part] = (),
+        exemplars: Mapping[str, Examples] = MappingProxyType({}),
     ) -> None:
         self.parts = parts
+        self._exemplars = exemplars
         self._families = families
         self._values = [family.values(totals[family.prefix]) for family in families]
         self._others = others
@@ -58,7 +61,7 @@ class Snapshot:
     def metrics(self) -> Iterator[Metric]:
         """Return fresh metric families."""
         for family, values in zip(self._families, self._values, strict=True):
-            yield family.metric(values)
+            yield family.metric(values, self._exemplars.get(family.name))
         for other in self._others:
             metric = Metric(other.name, other.documentation, other.type)
             metric.samples = [
@@ -119,8 +122,10 @@ class Snapshot:
         """
         if names is None:
             return b"".join([block.text for block in self.blocks(format_)])
-        families = zip(self._families, self._values, strict=True)
-        shown = [_restricted(family, values, format_, names) for family, values in families]
+        shown = [
+            _restricted(family, values, self._exemplars.get(family.name), format_, names)
+            for family, values in zip(self._families, self._values, strict=True)
+        ]
         return b"".join([*shown, format_.render(restricted(self._others, names))])
 
     def blocks(self, format_: Format) -> list[Block]:
@@ -131,25 +136,34 @@ class Snapshot:
         """
         blocks: list[Block] = []
         for family, values in zip(self._families, self._values, strict=True):
+            exemplars = self._exemplars.get(family.name)
             try:
-                blocks += family.rendered(format_, values)
+                blocks += family.rendered(format_, values, exemplars)
             except ValueError:
-                blocks.append(Block(format_.render([family.metric(values)])))
+                blocks.append(Block(format_.render([family.metric(values, exemplars)])))
         if self._others:
             blocks.append(Block(format_.render(self._others)))
         return blocks
 
 
-def _restricted(family: Family, values: Sequence[float], format_: Format, names: Names) -> bytes:
+def _restricted(
+    family: Family,
+    values: Sequence[float],
+    exemplars: Examples | None,
+    format_: Format,
+    names: Names,
+) -> bytes:
     """Return the text of the samples of a family that have these names."""
     try:
         head, prefixes, _ = family.lines(format_)
     except ValueError:
-        return format_.render(restricted([family.metric(values)], names))
+        return format_.render(restricted([family.metric(values, exemplars)], names))
     shown = [at for at, (name, _labels) in enumerate(family.samples) if name in names]
     if not shown:
         return b""
     texts = written([values[at] for at in shown])
+    notes = {} if exemplars is None else dict(exemplars.texts(format_))
+    texts = [text + notes.get(at, "") for at, text in zip(shown, texts, strict=True)]
     lines = chain.from_iterable(zip([prefixes[at] for at in shown], texts, strict=True))
     return f"{head[1:]}{''.join(lines)}\n".encode()
 
