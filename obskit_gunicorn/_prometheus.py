@@ -7,6 +7,7 @@ They are used here and nowhere else, and each has a fallback for releases that n
 from __future__ import annotations
 
 import contextlib
+import time
 from bisect import bisect_left
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Exemplar
 
 from obskit_gunicorn._problem import Problem
 
@@ -264,6 +266,25 @@ def observer(metric: Any, bounds: Sequence[float]) -> Callable[[float], None]:
         buckets[bisect_left(bounds, number)](1)
 
     return add_to_bucket
+
+
+def exemplar_adder(metric: Any, bounds: Sequence[float]) -> Callable[[float, dict[str, str]], None]:
+    """Return a function that gives the bucket of a number an exemplar with these labels.
+
+    It does nothing if it is not known where the histogram's buckets are.
+
+    Args:
+        metric: The histogram.
+        bounds: The upper bounds of its buckets, except infinity.
+    """
+    _sum, buckets = values_of(metric)
+
+    def add(number: float, labels: dict[str, str]) -> None:
+        if buckets:
+            exemplar = Exemplar(labels, number, time.time())
+            buckets[bisect_left(bounds, number)].set_exemplar(exemplar)
+
+    return add
 
 
 def collector_path(collector: object) -> str | None:

@@ -140,6 +140,16 @@ class ObskitGunicornConfig(Settings):
         In the environment, separate them by commas.
         """
 
+        metrics_exemplars: bool = False
+        """Whether request durations carry the trace of a request as an exemplar.
+
+        Each bucket of ``gunicorn_request_duration_seconds`` then names the last sampled trace that
+        fell into it, by ``trace_id`` and ``span_id``, where OpenTelemetry traces the application.
+        Only OpenMetrics shows exemplars, and Prometheus keeps them with
+        ``--enable-feature=exemplar-storage``. Under WSGI the span is known to a few
+        instrumentations only; see docs/metrics.md.
+        """
+
         metrics_redis: str | None = None
         """A Redis or Valkey in which the metrics of many hosts meet: ``redis://host:6379/0``.
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._gunicorn import traces
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class CountedApplication:
                 or kind == "http.response.pathsend"
             ):
                 is_counted = True
-                requests.answered(method, code or 500, started)
+                # The instrumentation's span is current here, and has ended when it returns.
+                exemplar = traces.of_context() if requests.has_exemplars else None
+                requests.answered(method, code or 500, started, exemplar)
 
         try:
             await self._application(scope, received, sent)

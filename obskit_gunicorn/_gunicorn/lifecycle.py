@@ -386,7 +386,10 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
     """Begin to count requests: by the request hooks, or where its class shows them."""
     from obskit_gunicorn._gunicorn import seams, telemetry
 
-    make = functools.partial(telemetry.requests, publication.options.metrics_buckets)
+    options = publication.options
+    make = functools.partial(
+        telemetry.requests, options.metrics_buckets, has_exemplars=options.metrics_exemplars
+    )
     seen_by = worker_classes.kind_of(type(worker)).requests
     if seen_by == worker_classes.HOOKS:
         counting.requests = make()

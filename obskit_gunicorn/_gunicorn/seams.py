@@ -14,6 +14,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from obskit_gunicorn._gunicorn import traces
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests
 from obskit_gunicorn._log import log
 
@@ -73,7 +74,8 @@ def _tornado(worker: Any, make: MakeRequests) -> str:
     def counted(handler: Any) -> None:
         request = handler.request
         started = perf_counter() - request.request_time()
-        requests.answered(request.method, handler.get_status(), started)
+        exemplar = traces.of_headers(request.headers) if requests.has_exemplars else None
+        requests.answered(request.method, handler.get_status(), started, exemplar)
         log_request(handler)
 
     application.log_request = counted
@@ -135,7 +137,8 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
             code = CLIENT_CLOSED
             raise
         finally:
-            requests.answered(request.method, code, started)
+            exemplar = traces.of_headers(request.headers) if requests.has_exemplars else None
+            requests.answered(request.method, code, started, exemplar)
         return response
 
     application.middlewares.insert(0, counted)

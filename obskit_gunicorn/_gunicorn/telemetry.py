@@ -12,11 +12,12 @@ import errno
 import functools
 import sys
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._gunicorn import traces
 from obskit_gunicorn._gunicorn.exits import REASONS
 from obskit_gunicorn._values.values import end_of_work
 
@@ -56,22 +57,36 @@ class _Child(NamedTuple):
     end: Callable[[float], None]
     """Counts one that took so many seconds, and is no longer in progress."""
 
+    add_exemplar: Callable[[float, dict[str, str]], None]
+    """Keeps the labels of an exemplar of one that took so many seconds."""
+
 
 class Requests:
     """The requests of this process. Thread-safe; the calls never raise.
 
     The metrics are in no registry. They are shared by file, and the application's registry may have
     metrics with the same names.
+
+    Attributes:
+        has_exemplars: Whether durations are to have the traces of their requests as exemplars.
     """
 
-    def __init__(self, buckets: tuple[float, ...], *, sees_arrivals: bool = True) -> None:
+    def __init__(
+        self,
+        buckets: tuple[float, ...],
+        *,
+        sees_arrivals: bool = True,
+        has_exemplars: bool = False,
+    ) -> None:
         """Make the metrics; the value class must be installed.
 
         Args:
             buckets: Upper bounds of the durations, in seconds.
             sees_arrivals: Whether :meth:`arrived` is called; if not, nothing says how many requests
                 are in progress.
+            has_exemplars: Whether durations are to have the traces of their requests as exemplars.
         """
+        self.has_exemplars = has_exemplars
         self._total = Counter(
             "gunicorn_requests",
             "Requests that workers have answered, by method and status code.",
@@ -98,19 +113,29 @@ class Requests:
         self._count_in_progress(1.0)
         return perf_counter()
 
-    def answered(self, method: str | None, code: int, started: float | None) -> None:
+    def answered(
+        self,
+        method: str | None,
+        code: int,
+        started: float | None,
+        exemplar: dict[str, str] | None = None,
+    ) -> None:
         """Note that a request was answered.
 
         Args:
             method: Its method, as the client has sent it.
             code: The status code of the response.
             started: The result of :meth:`arrived`; ``None`` if it was not called.
+            exemplar: The labels of its trace, if its duration is to have them.
         """
         child = self._children.get((method, code)) or self._child(method, code)
         if started is None:
             child.add_one(1.0)
-        else:
-            child.end(perf_counter() - started)
+            return
+        seconds = perf_counter() - started
+        child.end(seconds)
+        if exemplar is not None:
+            child.add_exemplar(seconds, exemplar)
 
     def arrived_hook(self, req: Request) -> None:
         """Note in ``pre_request`` that a request has arrived."""
@@ -120,7 +145,7 @@ class Requests:
         except AttributeError:  # without the attribute there is no duration
             self._count_in_progress(-1.0)
 
-    def answered_hook(self, req: Request, resp: Response | None) -> None:
+    def answered_hook(self, req: Request, resp: Response | None, environ: Any = None) -> None:
         """Note in ``post_request`` that a request was answered.
 
         Gunicorn calls that hook in a ``finally``, so an exception of the application may be in
@@ -137,7 +162,8 @@ class Requests:
             )
         if code is None or not is_sent:
             code = code_of(sys.exc_info()[1], code)
-        self.answered(method, code, started)
+        exemplar = traces.of_environ(environ) if self.has_exemplars else None
+        self.answered(method, code, started, exemplar)
 
     def _child(self, method: str | None, code: int) -> _Child:
         name = method if method in _METHODS else _OTHER
@@ -146,7 +172,8 @@ class Requests:
         except (TypeError, ValueError):
             code = 500
         total, duration = self._total.labels(name, str(code)), self._duration.labels(name)
-        child = _Child(_prometheus.adder(total), self._end(total, duration))
+        add_exemplar = _prometheus.exemplar_adder(duration, self._bounds)
+        child = _Child(_prometheus.adder(total), self._end(total, duration), add_exemplar)
         if name is not _OTHER:  # otherwise clients could fill the memory with names
             self._children[name, code] = child
         return child
@@ -195,9 +222,11 @@ def _ignore(_amount: float) -> None:
 
 
 @functools.cache
-def requests(buckets: tuple[float, ...], *, sees_arrivals: bool = True) -> Requests:
+def requests(
+    buckets: tuple[float, ...], *, sees_arrivals: bool = True, has_exemplars: bool = False
+) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
-    return Requests(buckets, sees_arrivals=sees_arrivals)
+    return Requests(buckets, sees_arrivals=sees_arrivals, has_exemplars=has_exemplars)
 
 
 class Connections(NamedTuple):

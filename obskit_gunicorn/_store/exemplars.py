@@ -171,16 +171,17 @@ class ExemplarFile:
 
         Returns:
             Whether an exposition can have it. If not, the one before stays: the labels are too long
-            or not text (a lone surrogate, say), or a name would need quotes.
+            or not text (a lone surrogate, say), or a name would need quotes, or there is a NUL, at
+            which Prometheus gives up the whole scrape.
         """
         try:
             texts = labels.values()
             content = _packed_names(tuple(labels)) + bytes(map(len, texts))  # type: ignore[operator]
-            content += "".join(texts).encode()
+            content += (text := "".join(texts)).encode()
         except (TypeError, ValueError, AttributeError):  # a UnicodeEncodeError is a ValueError
             return False
         size = len(content)
-        if size > _MOST_BYTES:
+        if size > _MOST_BYTES or "\0" in text:
             return False
         place = self._places.pop(key, None)
         if place is None:
@@ -347,6 +348,7 @@ def _unpacked(cell: bytes, start: int) -> Exemplar | None:
     labels = dict(zip(names, texts, strict=True))
     length = sum(map(len, (*names, *texts)))
     is_fit = len(labels) == pairs and not rest and length <= _LONGEST
+    is_fit = is_fit and not any("\0" in text for text in texts)  # Prometheus gives up the scrape
     if not (is_fit and _packed_names(tuple(names)) and 0 <= timestamp < _LATEST_SECONDS):
         return None
     return Exemplar(tuple(sorted(labels.items())), value, timestamp)

@@ -553,8 +553,8 @@ def _note_unfit(key: Key) -> None:
         _notices.append(
             (
                 logging.WARNING,
-                f"obskit: an exemplar of {metric} is left out: its labels must be text, and their "
-                "names made of letters, digits and underscores",
+                f"obskit: an exemplar of {metric} is left out: its labels must be text without "
+                "NUL, and their names made of letters, digits and underscores",
             )
         )
 
