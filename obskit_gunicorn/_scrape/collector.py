@@ -33,6 +33,7 @@ from obskit_gunicorn._scrape.exemplars import Exemplars
 from obskit_gunicorn._scrape.merging import Member, Merger
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
+from obskit_gunicorn._scrape.states import States
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.column import column_path
@@ -68,6 +69,7 @@ class DirectoryCollector(Source):
         self._readers: dict[str, MetricFileReader] = {}
         self._merger = Merger(self._skip, self._warn_of_size)
         self._exemplars = Exemplars()
+        self._states = States()
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._begun = self._number = 0
@@ -201,7 +203,8 @@ class DirectoryCollector(Source):
         )
         if self._merger.strange:
             self._doubt()
-        return snapshot
+        self._states.refresh(self.path, names, self._skip)
+        return snapshot.beside(self._states.stated(snapshot.types, self._skip))
 
     def _refresh(self, found: dict[str, MetricFileName], names: Mapping[str, int]) -> None:
         """Read every file, and forget the files that no longer exist."""

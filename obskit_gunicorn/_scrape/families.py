@@ -26,6 +26,7 @@ from obskit_gunicorn._scrape.formats import (
     Format,
     Labels,
     Lines,
+    are_plain_labels,
     exemplar_text,
     go_float,
     lines_of,
@@ -555,6 +556,43 @@ def _may_be_labels(names: tuple[str, ...]) -> bool:
     """Return whether labels may be called so; raises if a name is not text."""
     "".join(names).encode()
     return not any(not name or name.startswith("__") or name.endswith("\n") for name in names)
+
+
+def may_be_exposed(name: str, help_text: str, labels: Iterable[tuple[str, ...]]) -> bool:
+    """Return whether a metric that no metric file holds may be exposed.
+
+    Args:
+        name: Its name.
+        help_text: Its help.
+        labels: The names of the labels of each of its samples.
+    """
+    try:
+        if not _may_be_exposed(name, name, help_text):
+            return False
+        if not all(map(_may_be_labels, labels)):
+            return False
+    except (TypeError, ValueError):
+        return False
+    return _prometheus.escapes_names() or all(map(are_plain_labels, labels))
+
+
+_SUFFIXES = {
+    "counter": ("_total", "_created"),
+    "summary": ("_sum", "_count", "_created"),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+    "info": ("_info",),
+}
+
+
+def exposed_names(name: str, type_: str) -> set[str]:
+    """Return the names that a family occupies in a registry."""
+    return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
+
+
+def names_of(types: Mapping[str, str]) -> frozenset[str]:
+    """Return the names that families occupy together, given their types by their names."""
+    return frozenset(each for family in types.items() for each in exposed_names(*family))
 
 
 def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:

@@ -265,6 +265,11 @@ def _plain_line_prefixes(family: RenderedFamily) -> list[str]:
     return prefixes
 
 
+def are_plain_labels(names: Iterable[str]) -> bool:
+    """Return whether names of labels need neither quotes nor escapes in any format."""
+    return all(map(_PLAIN_LABEL.fullmatch, names))
+
+
 def _plain_label(name: str, value: str) -> str:
     """Return a label as it is written in a line.
 

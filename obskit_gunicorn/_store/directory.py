@@ -21,6 +21,7 @@ The directory contains::
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
     <type>_slotN.col        the values of one once more (see obskit_gunicorn._store.column)
     slotN.exemplars         examples of what was counted (see obskit_gunicorn._store.exemplars)
+    slotN.states            what Infos and Enums say (see obskit_gunicorn._store.states)
     <type>_slotN.new        a metric file that is not complete yet, and so *.col.new and others
     *.db.damaged            a file that was found damaged, kept for people
 
@@ -56,6 +57,7 @@ from obskit_gunicorn._store.locks import (
     open_directory,
     open_file,
 )
+from obskit_gunicorn._store.states import SUFFIX as STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -651,4 +653,4 @@ def is_ours(name: str) -> bool:
     if MetricFileName.parse(metric_file_path(name) or name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
-    return is_slot(holder) and name.endswith((".lease", ".new", EXEMPLARS))
+    return is_slot(holder) and name.endswith((".lease", ".new", EXEMPLARS, STATES))

@@ -29,7 +29,6 @@ fits. Names and values are told apart by their lengths, for every character is a
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import re
@@ -38,13 +37,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
+from obskit_gunicorn._store.beside import open_beside
 from obskit_gunicorn._store.fileformat import Damage
-from obskit_gunicorn._store.locks import LockedFile, NotAFileError, is_claimed, open_file
+from obskit_gunicorn._store.locks import NotAFileError, is_claimed, open_file
 from obskit_gunicorn._store.mapping import Mapping, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Mapping as Dictionary
+
+    from obskit_gunicorn._store.locks import LockedFile
 
 SUFFIX = ".exemplars"
 MAGIC = b"obskexm1"
@@ -55,7 +57,6 @@ MOST_CELLS = 512
 
 _FIRST_CELLS = 16
 _COUNT_INDEX = 2
-_ASKING_SECONDS = 0.1
 _MOST_LOOKS = 8
 _LATEST_SECONDS = 1e11
 _MOST_NUMBERS = 1 << 60
@@ -142,13 +143,14 @@ class ExemplarFile:
                 is full.
         """
         self.path = path
-        self.replaced: str | None = None
         self._places: dict[tuple[str, bytes], _Place] = {}
         self._left: dict[bytes, int] = {}
         self._free: list[int] = []
         self._number = 0
         self._mapping: Mapping | None = None
-        self._file = self._open(by_flock)
+        self._file, self.replaced = open_beside(
+            path, by_flock=by_flock, wrong=_wrong_with, make=_make
+        )
         try:
             size = os.fstat(self._file.descriptor).st_size
             reserve(self._file.descriptor, 0, size)  # it may be sparse
@@ -245,47 +247,6 @@ class ExemplarFile:
         before.unmap()
         self._free += _offsets(before.size, mapping.size)
 
-    def _open(self, by_flock: bool) -> LockedFile:
-        while True:
-            try:
-                file = LockedFile(self.path, os.O_RDWR)
-            except FileNotFoundError:
-                return self._make()
-            try:
-                if not file.claim(by_flock=by_flock, wait_seconds=_ASKING_SECONDS):
-                    if file.is_claimed(by_flock=by_flock):
-                        raise OSError(errno.EBUSY, "another process writes this file", self.path)
-                    file.lock()  # a process that may only read is in the way; we have the lease
-                if file.is_in_place():
-                    status = os.fstat(file.descriptor)
-                    header = os.pread(file.descriptor, _HEADER.size, 0)
-                    self.replaced = _wrong(header, status.st_size)
-                    if self.replaced is None:
-                        return file
-                    return self._make()
-            except BaseException:
-                file.close()
-                raise
-            file.close()
-
-    def _make(self) -> LockedFile:
-        unfinished = self.path + ".new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            file.claim(by_flock=False)
-            reserve(file.descriptor, 0, HEADER_BYTES + _FIRST_CELLS * CELL_BYTES)
-            os.pwrite(file.descriptor, _HEADER.pack(MAGIC, os.urandom(8), 0), 0)
-            os.rename(unfinished, self.path)
-            file.path = self.path
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            file.close()
-            raise
-        return file
-
     def _load(self, mapping: Mapping) -> None:
         """Find out what each cell holds, and which half of it is written next."""
         found: list[tuple[int, bytes, int]] = []
@@ -310,6 +271,16 @@ def _offsets(start: int, end: int) -> Iterator[int]:
     """Yield where the cells of a section of a file begin."""
     last = min(end, HEADER_BYTES + MOST_CELLS * CELL_BYTES) - CELL_BYTES
     yield from range(start, last + 1, CELL_BYTES)
+
+
+def _make(file: LockedFile) -> None:
+    reserve(file.descriptor, 0, HEADER_BYTES + _FIRST_CELLS * CELL_BYTES)
+    os.pwrite(file.descriptor, _HEADER.pack(MAGIC, os.urandom(8), 0), 0)
+
+
+def _wrong_with(file: LockedFile) -> str | None:
+    header = os.pread(file.descriptor, _HEADER.size, 0)
+    return _wrong(header, os.fstat(file.descriptor).st_size)
 
 
 def _wrong(header: bytes, size: int) -> str | None:

@@ -26,7 +26,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from obskit_gunicorn._store import exemplars, forks
+from obskit_gunicorn._store import exemplars, forks, states
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ class Store:
         files: The metric files, by prefix.
         cells: The cells in them.
         exemplars: The file of exemplars, once there was one to keep.
+        states: The file of what Infos and Enums say, once one has said something.
     """
 
     def __init__(self, lease: Lease, earlier: dict[Key, Cell] | None = None) -> None:
@@ -163,6 +164,7 @@ class Store:
         self.cells: dict[Key, Cell] = {}
         self._look_at: dict[str, float] = {}
         self.exemplars: exemplars.ExemplarFile | None = None
+        self.states: states.StatesFile | None = None
         self._has_room_beside = True
 
     def add(self, key: Key, carried: Cell | None) -> Cell:
@@ -261,11 +263,25 @@ class Store:
             self.exemplars = exemplars.ExemplarFile(path, by_flock=self.lease.by_flock)
         return self.exemplars
 
+    def open_states(self) -> states.StatesFile:
+        """Open the file of what Infos and Enums say; it is in :attr:`states` from then on.
+
+        Raises:
+            OSError: The file cannot be opened or created, or the volume is full.
+        """
+        path = self.lease.path_beside(states.SUFFIX)
+        with forks.guard():
+            self.states = states.StatesFile(path, by_flock=self.lease.by_flock)
+        return self.states
+
     def keep_beside(self) -> None:
         """Let go of files beside the metric files that were removed; they are made again."""
         if self.exemplars is not None and not self.exemplars.is_linked():
             self.exemplars.release()
             self.exemplars = None
+        if self.states is not None and not self.states.is_linked():
+            self.states.release()
+            self.states = None
 
     def is_in_place(self) -> bool:
         """Return whether readers still find the lease and all files."""
@@ -302,5 +318,6 @@ class Store:
         """Unmap and close the files; in a forked child this does not affect the parent's."""
         for file in list(self.files.values()):
             file.release()
-        if self.exemplars is not None:
-            self.exemplars.release()
+        for beside in (self.exemplars, self.states):
+            if beside is not None:
+                beside.release()

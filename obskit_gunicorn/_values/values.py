@@ -88,6 +88,10 @@ _closed: Store | None = None
 _memory: dict[Key, Cell] = {}
 """The cells without a file."""
 
+beside: list[Callable[[Store], object]] = []
+"""What other modules keep beside the values: called with the files of this process, under the lock,
+whenever it looks after its place. Must not raise, log, or use a value."""
+
 _elsewhere = 0
 """How many values of other classes no scrape sees."""
 
@@ -363,7 +367,30 @@ def share(*, now: bool = False) -> None:
             _open_store()
         _move_in()
         _settle()
+        _keep_beside()
     _say()
+
+
+def use_store(use: Callable[[Store | None], object]) -> None:
+    """Call a function with the files of this process, or ``None`` if there are none now.
+
+    Args:
+        use: Is called under the lock; must not raise, log, or use a value.
+    """
+    if not _here[0]:
+        forks.start_over()
+    with _lock, forks.guard():
+        store = _store
+        if store is None and time.monotonic() >= _retry_at:
+            store = _open_store()
+            _settle()
+        use(store)
+    _say()
+
+
+def note_later(level: int, line: str) -> None:
+    """Log a line when the lock is released; for functions that are called under it."""
+    _notices.append((level, line))
 
 
 def keep_place() -> None:
@@ -391,6 +418,7 @@ def keep_place() -> None:
             _open_store()
             _move_in()
             _settle()
+        _keep_beside()
     _say()
 
 
@@ -430,6 +458,12 @@ def note_elsewhere(count: int) -> None:
 
 
 # Below: the caller holds _lock. Nothing may log or yield to another greenlet.
+
+
+def _keep_beside() -> None:
+    if _store is not None:
+        for keep in beside:
+            keep(_store)
 
 
 def _find(key: Key) -> Cell | None:
