@@ -81,6 +81,7 @@ class SharedRegistry(CollectorRegistry):
         Prometheus rejects a whole exposition in which a name occurs twice.
         """
         types = scrape.snapshot.types()
+        stated = {family.name: family.type for family in scrape.snapshot.stated}
         for gauge in scrape.gauges():
             types[gauge.name] = gauge.type
             yield gauge
@@ -89,7 +90,9 @@ class SharedRegistry(CollectorRegistry):
             scrape.others(),
             (family for collector in self._others for family in collector.collect()),
         )
-        yield from exposed_once(others, taken, self._reported)
+        # An Info or Enum may be a collector too; workers that import its module say the same.
+        unsaid = (each for each in others if stated.get(each.name) != each.type)
+        yield from exposed_once(unsaid, taken, self._reported)
 
 
 class Exposition:

@@ -201,7 +201,7 @@ class StatesFile:
         replaced: What was wrong with the file that was there before, or ``None``.
     """
 
-    __slots__ = ("_end", "_file", "_live", "_size", "path", "replaced")
+    __slots__ = ("_anew_at", "_end", "_file", "_live", "path", "replaced")
 
     def __init__(self, path: str, *, by_flock: bool = False) -> None:
         """Open or create the file; one that is none of ours is replaced by an empty one.
@@ -215,18 +215,17 @@ class StatesFile:
                 is full.
         """
         self.path = path
-        self._live: dict[Series, tuple[Said, int]] = {}
-        self._end, self._size = HEADER_BYTES, 0
+        self._live: dict[Series, Said] = {}
+        self._end, self._anew_at = HEADER_BYTES, _LEAST_BYTES
         self._file, self.replaced = open_beside(
             path, by_flock=by_flock, wrong=_wrong_with, make=_make
         )
         try:
             data = os.pread(self._file.descriptor, os.fstat(self._file.descriptor).st_size, 0)
             for end, said in _records(data[HEADER_BYTES:]):
-                if said is not None:
-                    self._live[said.what.series] = said, HEADER_BYTES + end - self._end
                 self._end = HEADER_BYTES + end
-            self._size = sum(size for _said, size in self._live.values())
+                if said is not None:
+                    self._note(said)
             os.ftruncate(self._file.descriptor, self._end)
         except BaseException:
             self.release()
@@ -242,9 +241,7 @@ class StatesFile:
             OSError: The volume is full; some records may be there.
         """
         for each in said:
-            series = each.what.series
-            before, size_before = self._live.get(series, (None, 0))
-            if before == each:
+            if self._live.get(each.what.series) == each:
                 continue
             if not self._file.is_open():  # its number may belong to another file by now
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
@@ -257,9 +254,8 @@ class StatesFile:
                     os.ftruncate(self._file.descriptor, self._end)
                 raise
             self._end += len(record)
-            self._live[series] = each, len(record)
-            self._size += len(record) - size_before
-        if self._end > max(_LEAST_BYTES, _TIMES_LARGER * self._size):
+            self._note(each)
+        if self._end > self._anew_at:
             self._write_anew()
 
     def is_linked(self) -> bool:
@@ -272,11 +268,14 @@ class StatesFile:
 
     def _write_anew(self) -> None:
         """Put a file with the records that count in the place of this one, if there is room."""
-        said = [each for each, _size in self._live.values()]
-        states = [each for each in (*said, *self._elsewhere()) if isinstance(each.what, State)]
-        kept = [each for each in said if _is_needed(each, states)]
-        records = {each.what.series: (each, _packed(each)) for each in kept}
-        content = b"".join(record for _said, record in records.values())
+        own = self._live.values()
+        said = _Said((*own, *self._elsewhere()))
+        kept = [
+            each
+            for each in own
+            if isinstance(each.what, State) or said.is_removed_by(each.time, each.what)
+        ]
+        content = b"".join(map(_packed, kept))
 
         def make(file: LockedFile) -> None:
             _make(file)
@@ -286,11 +285,25 @@ class StatesFile:
         try:
             file = make_beside(self.path, make)
         except OSError:
+            self._anew_at = 2 * self._end
             return
         self._file.close()
-        self._file = file
-        self._live = {key: (each, len(record)) for key, (each, record) in records.items()}
-        self._end, self._size = HEADER_BYTES + len(content), len(content)
+        self._file, self._live = file, {each.what.series: each for each in kept}
+        self._end = HEADER_BYTES + len(content)
+        self._anew_at = max(_LEAST_BYTES, _TIMES_LARGER * self._end)
+
+    def _note(self, said: Said) -> None:
+        """Note what is in the file now; what a removal removes need not be there any more."""
+        what = said.what
+        if isinstance(what, Removal):
+            own: Iterable[Series] = ((*what.series[:3], is_set) for is_set in (True, False))
+            there = [series for series in own if series in self._live]
+            for series in there or list(self._live):
+                each = self._live[series]
+                is_older = each.time <= said.time
+                if is_older and isinstance(each.what, State) and what.removes(each.what):
+                    del self._live[series]
+        self._live[what.series] = said
 
     def _elsewhere(self) -> list[Said]:
         """Return what other slots say, which a removal of ours may hide."""
@@ -304,13 +317,6 @@ class StatesFile:
                         reader.refresh()
                     found += reader.said.values()
         return found
-
-
-def _is_needed(said: Said, states: list[Said]) -> bool:
-    """Return whether a record is still needed: not a removal of what is nowhere any more."""
-    if isinstance(said.what, State):
-        return True
-    return any(isinstance(each.what, State) and _is_gone(each, each.what, said) for each in states)
 
 
 def _make(file: LockedFile) -> None:
@@ -403,30 +409,65 @@ def shown(said: Iterable[Said]) -> list[State]:
 
     What was removed since is left out, and what was only made counts less than what was set.
     """
-    removals: dict[tuple[str, str], list[Said]] = {}
-    states: list[Said] = []
+    removals, states = _Removals(), list[tuple[float, State]]()
     for each in said:
         if isinstance(each.what, Removal):
-            removals.setdefault(each.what[:2], []).append(each)
+            removals.add(each.time, each.what)
         else:
-            states.append(each)
-    newest: dict[tuple[str, str, Labels], Said] = {}
-    for each in states:
-        assert isinstance(each.what, State)
-        gone = removals.get(each.what[:2], ())
-        if any(_is_gone(each, each.what, removal) for removal in gone):
-            continue
-        series = each.what.type, each.what.name, each.what.labels
-        before = newest.get(series)
-        if before is None or _rank(each) >= _rank(before):
-            newest[series] = each
-    return [each.what for each in newest.values() if isinstance(each.what, State)]
+            states.append((each.time, each.what))
+    newest: dict[tuple[str, str, Labels], tuple[bool, float, State]] = {}
+    for time, state in states:
+        if not removals.are_of(time, state):
+            series, found = state.series[:3], (state.is_set, time, state)
+            before = newest.get(series)
+            if before is None or found[:2] >= before[:2]:
+                newest[series] = found
+    return [state for _is_set, _time, state in newest.values()]
 
 
-def _rank(said: Said) -> tuple[bool, float]:
-    return isinstance(said.what, State) and said.what.is_set, said.time
+class _Removals:
+    """What was removed, to be looked up: there may be many that remove one series each."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], dict[int, dict[Labels, float]]] = {}
+
+    def add(self, time: float, removal: Removal) -> None:
+        by_count = self._last.setdefault((removal.type, removal.name), {})
+        last = by_count.setdefault(len(removal.labels), {})
+        last[removal.labels] = max(time, last.get(removal.labels, 0.0))
+
+    def are_of(self, time: float, state: State) -> bool:
+        """Return whether a state was removed after this time."""
+        for count, last in self._last.get((state.type, state.name), {}).items():
+            if count == len(state.labels):
+                if last.get(state.labels, -1.0) >= time:
+                    return True
+            elif count < len(state.labels):
+                labels = set(state.labels)
+                if any(last[each] >= time and labels.issuperset(each) for each in last):
+                    return True
+        return False
 
 
-def _is_gone(said: Said, state: State, removal: Said) -> bool:
-    assert isinstance(removal.what, Removal)
-    return removal.time >= said.time and removal.what.removes(state)
+class _Said:
+    """What is said, to be looked up: whether there is anything for a removal to remove."""
+
+    def __init__(self, said: Iterable[Said]) -> None:
+        self._first: dict[tuple[str, str], dict[int, dict[Labels, float]]] = {}
+        for time, what in said:
+            if isinstance(what, State):
+                by_count = self._first.setdefault((what.type, what.name), {})
+                first = by_count.setdefault(len(what.labels), {})
+                first[what.labels] = min(time, first.get(what.labels, time))
+
+    def is_removed_by(self, time: float, removal: Removal) -> bool:
+        """Return whether something was said up to this time that a removal removes."""
+        for count, first in self._first.get((removal.type, removal.name), {}).items():
+            if count == len(removal.labels):
+                if first.get(removal.labels, _LATEST_SECONDS) <= time:
+                    return True
+            elif count > len(removal.labels):
+                wanted = set(removal.labels)
+                if any(first[each] <= time and wanted.issubset(each) for each in first):
+                    return True
+        return False

@@ -92,6 +92,9 @@ beside: list[Callable[[Store], object]] = []
 """What other modules keep beside the values: called with the files of this process, under the lock,
 whenever it looks after its place. Must not raise, log, or use a value."""
 
+_is_wanted = False
+"""Whether :func:`use_store` was called while there were no files."""
+
 _elsewhere = 0
 """How many values of other classes no scrape sees."""
 
@@ -363,7 +366,7 @@ def share(*, now: bool = False) -> None:
     global _retry_at  # noqa: PLW0603
     with _lock, forks.guard():
         _retry_at = 0.0
-        if now:
+        if now or _is_wanted:
             _open_store()
         _move_in()
         _settle()
@@ -377,6 +380,7 @@ def use_store(use: Callable[[Store | None], object]) -> None:
     Args:
         use: Is called under the lock; must not raise, log, or use a value.
     """
+    global _is_wanted  # noqa: PLW0603
     if not _here[0]:
         forks.start_over()
     with _lock, forks.guard():
@@ -384,6 +388,7 @@ def use_store(use: Callable[[Store | None], object]) -> None:
         if store is None and time.monotonic() >= _retry_at:
             store = _open_store()
             _settle()
+        _is_wanted = store is None
         use(store)
     _say()
 
@@ -414,7 +419,8 @@ def keep_place() -> None:
                 has_moved = True
                 line = f"obskit: files of this process were removed; it goes on in {lease.slot}"
                 _notices.append((logging.INFO, line))
-        if has_moved or (now >= _retry_at and (membership.lease is None or _memory)):
+        is_due = membership.lease is None or _memory or _is_wanted
+        if has_moved or (now >= _retry_at and is_due):
             _open_store()
             _move_in()
             _settle()
@@ -461,7 +467,9 @@ def note_elsewhere(count: int) -> None:
 
 
 def _keep_beside() -> None:
+    global _is_wanted  # noqa: PLW0603
     if _store is not None:
+        _is_wanted = False
         for keep in beside:
             keep(_store)
 
@@ -646,11 +654,12 @@ def _say() -> None:
 
 def _start_over() -> None:
     """Start over in a forked child. The cost does not depend on the number of values."""
-    global _lock, _store, _settled, _closed, _memory, _retry_at, _exemplars_at  # noqa: PLW0603
+    global _lock, _store, _settled, _closed, _memory, _is_wanted
+    global _retry_at, _exemplars_at
     store, _store, _settled, _closed = _store, None, None, None
     _lock, _retry_at, _exemplars_at = Lock(), 0.0, 0.0
     if not membership.is_configuring:  # as it is in a child that daemonizes
-        _memory = {}
+        _memory, _is_wanted = {}, False
     _here[0] = 1
     if store is not None:
         store.release()
@@ -658,7 +667,7 @@ def _start_over() -> None:
 
 def _last_try() -> None:
     """Move values from memory into the files before the process ends."""
-    if _memory:
+    if _memory or _is_wanted:
         share()
 
 

@@ -15,7 +15,8 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 def families(text: str) -> dict[str, Metric]:
     """Return the families of an exposition, by name; fails if it is not valid."""
-    return {family.name: family for family in text_string_to_metric_families(text)}
+    found = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    return {family.name: family for family in found}
 
 
 def exemplars(text: str) -> dict[str, dict[str, str]]:
