@@ -2415,7 +2415,7 @@ else:
         """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 
         Each names an object with a method ``collect()``, or a class of such objects. Use them for
-        what shared metrics cannot express: an Info, an Enum, a callback, the depth of a queue. They
+        what shared metrics cannot express: a callback, the depth of a queue. They
         are imported in the exporter, with the arbiter's ``sys.path``, working directory and
         environment. A collector that raises an exception, or takes longer than two seconds, is left
         out of that scrape and counted in ``obskit_gunicorn_collector_failures_total``. In the
