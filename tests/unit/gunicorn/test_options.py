@@ -40,6 +40,7 @@ class Config:
     metrics_collectors: object = ()
     metrics_requests: object = True
     metrics_buckets: object = (0.1, 1.0)
+    metrics_exemplars: object = False
     metrics_redis: object = None
     metrics_redis_name: object = "default"
     metrics_redis_interval: object = 5.0
@@ -341,7 +342,7 @@ class TestExporter:
 
 
 class TestRequests:
-    """``metrics_requests`` and ``metrics_buckets``."""
+    """``metrics_requests``, ``metrics_buckets`` and ``metrics_exemplars``."""
 
     def test_buckets(self) -> None:
         """Bounds are numbers; the infinite one need not be said."""
@@ -353,6 +354,16 @@ class TestRequests:
         """Requests need not be counted."""
         assert options(metrics_requests=False).metrics_requests is False
         assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False
+
+    def test_exemplars(self) -> None:
+        """They need requests that are counted."""
+        assert options(metrics_exemplars=True).metrics_exemplars is True
+        assert options({"OBSKIT_METRICS_EXEMPLARS": "on"}).metrics_exemplars is True
+        for wrong in ({"metrics_exemplars": 1}, {"metrics_exemplars": "yes"}):
+            with pytest.raises(ConfigurationError, match="True or False"):
+                options(**wrong)
+        with pytest.raises(ConfigurationError, match="metrics_requests is False"):
+            options(metrics_exemplars=True, metrics_requests=False)
 
 
 class TestFleet:
