@@ -50,6 +50,10 @@ class Exemplars:
         self._hashed: dict[str, Sequence[bytes]] = {}
         self._is_matched = True
 
+    def __bool__(self) -> bool:
+        """Return whether there are any, or were at the last scrape."""
+        return bool(self._newest or self.found)
+
     def refresh(
         self, directory: str, names: Iterable[str], skip: Callable[[str, Damage], object]
     ) -> None:

@@ -319,7 +319,7 @@ class Merger:
                 totals[prefix] = adjust(prefix, self._groups[prefix].keys, before)
         parts = list(self._parts(totals)) if with_parts else []
         others = self._other_metrics()
-        if exemplars is None:
+        if not exemplars:
             return Snapshot(self._families, totals, others, parts)
         exemplars.match({prefix: self._groups[prefix].keys for prefix in self._groups})
         self._find_examples(exemplars.found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import urllib.request
@@ -85,6 +86,8 @@ class Config(ObskitGunicornConfig):
     worker_class = {worker_class!r}
     threads = 3 if worker_class == "gthread" else 1
     metrics_exemplars = True
+    preload_app = {preload}
+    metrics_collectors = ["app:BUILD"]
 """
 
 
@@ -114,7 +117,7 @@ def test_what_was_said_last(newest: Interpreter, worker_class: str) -> None:
     if not has_class(newest, worker_class):
         pytest.skip(f"this Gunicorn has no {worker_class}")
     is_asgi = worker_class in ("asgi", UVICORN)
-    config = CONFIG.format(worker_class=worker_class)
+    config = CONFIG.format(worker_class=worker_class, preload=worker_class == "gthread")
     with GunicornProcess(newest, config, ASGI if is_asgi else WSGI, exporter=True) as server:
         wait_until(lambda: len(server.booted_pids()) == 2, "both workers have booted")
         asked = 0
@@ -168,6 +171,23 @@ def test_what_was_said_last(newest: Interpreter, worker_class: str) -> None:
         check()
         ask(4)
         check()
+        if worker_class == "sync":
+            old = server.arbiter_pid
+            server.send_signal(signal.SIGUSR2)
+            new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
+            wait_until(lambda: len(server.worker_pids(new)) == 2, "it has workers")
+            ask(4)
+            server.send_signal(signal.SIGTERM, old)
+
+            def is_replaced() -> bool:
+                with contextlib.suppress(FileNotFoundError):  # while the file is renamed
+                    return server.arbiter_pid == new
+                return False
+
+            wait_until(is_replaced, "the old one has ended")
+            check()
+            ask(4)
+            check()
         assert server.get("/?remove=odd").status == 200
         assert not [name for name in states(server) if 'kind="odd"' in name]
         ask(2)
@@ -178,7 +198,7 @@ def test_what_was_said_last(newest: Interpreter, worker_class: str) -> None:
 
 def test_prometheus_keeps_exemplars(newest: Interpreter, tmp_path: Path) -> None:
     """A real Prometheus with exemplar storage shows them, and no scrape of it fails."""
-    config = CONFIG.format(worker_class="sync")
+    config = CONFIG.format(worker_class="sync", preload=False)
     with GunicornProcess(newest, config, WSGI, exporter=True) as server:
         target = f"{HOST}:{server.metrics_port}"
         prometheus = Prometheus(tmp_path, [target], features="exemplar-storage")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from obskit_gunicorn import _prometheus
 from obskit_gunicorn._store.directory import SlotDirectory
 from tests.support import forks
 from tests.support.forks import (
@@ -150,6 +151,8 @@ def test_what_cannot_be_exposed(
     holder: RemoteProcess, directory: str, unfit: dict[str, Any]
 ) -> None:
     """It costs the exemplar, not the count and not the scrape; one line names the metric."""
+    if "a b" in unfit and not _prometheus.escapes_names():
+        pytest.skip("this prometheus_client refuses it at the call")
     holder.call(count, trace(1))
     holder.call(count, unfit)
     holder.call(count, unfit)
