@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import prometheus_client.metrics
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client import values as prometheus_values
@@ -115,7 +115,12 @@ def test_as_in_one_process(nursery: Nursery) -> None:
     """Whatever is observed by whom, and with whatever labels; also while workers are replaced."""
     judge = nursery.start()
 
-    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=6,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],  # each history costs processes
+        suppress_health_check=list(HealthCheck),
+    )
     @given(STEPS, st.sets(st.integers(0, 24)))
     def play(steps: list[Step], ends: set[int]) -> None:
         directory = tempfile.mkdtemp(prefix="obskit-exemplars-")

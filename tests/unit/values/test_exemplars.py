@@ -77,7 +77,9 @@ def test_the_newest_of_any_process(nursery: Nursery, directory: str) -> None:
     one.call(observe, 1.5, trace("one"))
     two.call(observe, 1.7, trace("two"))
     two.call(observe, 100, trace("large"))
+    one.call(observe, 1.5, trace("of another"), "other")
     expected = {
+        'h_bucket{le="2.0",n="other"}': trace("of another"),
         "c_total": trace(1),
         'h_bucket{le="2.0",n=""}': trace("two"),
         'h_bucket{le="+Inf",n=""}': trace("large"),
@@ -107,6 +109,8 @@ def test_only_openmetrics_shows_them(holder: RemoteProcess, directory: str) -> N
         "slots.generation",
         "slots.lock",
     ]
+    mode = Path(directory, "slot0.exemplars").stat().st_mode
+    assert mode == Path(directory, "counter_slot0.db").stat().st_mode  # for the same readers
 
 
 def test_who_uses_none_has_no_file(holder: RemoteProcess, directory: str) -> None:
@@ -279,20 +283,26 @@ def test_a_full_volume(nursery: Nursery, directory: str) -> None:
 
 @needs_root
 def test_they_give_way_to_counts(nursery: Nursery, directory: str) -> None:
-    """A metric file that finds no room gets theirs."""
+    """A metric file that finds no room gets theirs, and they do not take it back soon."""
     process = nursery.start()
     process.call(mount_small, directory, 200)
     process.call(join, directory)
     process.call(count, trace(1))
-    process.call(forks.fill_volume, directory)
+    ballast = process.call(forks.fill_volume, directory)
     for number in range(60):
         process.call(act, "counter", "d", "inc", 1, labels={"n": f"{number:0100}"})
     found = process.call(read, directory)
     assert sum(found.values()) == 61.0
     assert "slot0.exemplars" not in process.call(os.listdir, directory)
+    process.call(os.unlink, ballast)
     process.call(count, trace(2))
     (line,) = process.call(log_lines)
     assert "exemplars are not shown for now" in line
+    assert "slot0.exemplars" not in process.call(os.listdir, directory)
+    process.call(_close)
+    process.call(_try_again)
+    process.call(count, trace(3))
+    assert process.call(shown, directory) == {"c_total": trace(3)}
 
 
 def test_what_did_not_change_is_not_rendered_again(holder: RemoteProcess, directory: str) -> None:
