@@ -116,6 +116,32 @@ class ObskitGunicornConfig(Settings):
         All other clients are refused.
         """
 
+        metrics_bearer_token_file: str | None = None
+        """A file with a token: whoever asks the exporter must send it.
+
+        That is ``Authorization: Bearer ...``, Prometheus' ``authorization`` with
+        ``credentials_file``. Everything but the probes needs it. White space around the token is no
+        part of it. A renewed file is used for the next request; while it is gone, empty or damaged,
+        nobody is let in. As root, Gunicorn hands the file to an exporter that may not read it, and
+        a renewed one at the next SIGHUP. See ``docs/security.md``.
+        """
+
+        metrics_auth_file: str | None = None
+        """A file of users: whoever asks the exporter must send a user's name and password.
+
+        Its lines are ``user:hash`` with hashes of bcrypt, as ``htpasswd -B`` writes them. With
+        ``metrics_bearer_token_file`` too, either is enough. A token is cheaper to check, and cannot
+        be guessed; passwords are for browsers. Needs ``pip install "obskit-gunicorn[auth]"``:
+        without it no password is right.
+        """
+
+        metrics_auth_probes: bool = False
+        """Whether ``/-/healthy`` and ``/-/ready`` need a token or a password too.
+
+        A kubelet asks them without one, so they are open by default; they say only that the
+        exporter answers, and whether a worker is ready.
+        """
+
         metrics_collectors: Sequence[str] = ()
         """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 

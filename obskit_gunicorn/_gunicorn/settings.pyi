@@ -278,6 +278,12 @@ class NearlySettings(Configuration):
     @_nearly
     def maxrequestsjitter(self) -> DidYouMean[Literal["max_requests_jitter"]]: ...
     @_nearly
+    def metric_auth_file(self) -> DidYouMean[Literal["metrics_auth_file"]]: ...
+    @_nearly
+    def metric_auth_probes(self) -> DidYouMean[Literal["metrics_auth_probes"]]: ...
+    @_nearly
+    def metric_bearer_token_file(self) -> DidYouMean[Literal["metrics_bearer_token_file"]]: ...
+    @_nearly
     def metric_bind(self) -> DidYouMean[Literal["metrics_bind"]]: ...
     @_nearly
     def metric_buckets(self) -> DidYouMean[Literal["metrics_buckets"]]: ...
@@ -311,6 +317,12 @@ class NearlySettings(Configuration):
     def metric_redis_name(self) -> DidYouMean[Literal["metrics_redis_name"]]: ...
     @_nearly
     def metric_requests(self) -> DidYouMean[Literal["metrics_requests"]]: ...
+    @_nearly
+    def metrics_auth_files(self) -> DidYouMean[Literal["metrics_auth_file"]]: ...
+    @_nearly
+    def metrics_auth_probe(self) -> DidYouMean[Literal["metrics_auth_probes"]]: ...
+    @_nearly
+    def metrics_bearer_token_files(self) -> DidYouMean[Literal["metrics_bearer_token_file"]]: ...
     @_nearly
     def metrics_binds(self) -> DidYouMean[Literal["metrics_bind"]]: ...
     @_nearly
@@ -347,6 +359,10 @@ class NearlySettings(Configuration):
     def metrics_redis_names(self) -> DidYouMean[Literal["metrics_redis_name"]]: ...
     @_nearly
     def metrics_request(self) -> DidYouMean[Literal["metrics_requests"]]: ...
+    @_nearly
+    def metricsauthfile(self) -> DidYouMean[Literal["metrics_auth_file"]]: ...
+    @_nearly
+    def metricsauthprobes(self) -> DidYouMean[Literal["metrics_auth_probes"]]: ...
     @_nearly
     def metricsbind(self) -> DidYouMean[Literal["metrics_bind"]]: ...
     @_nearly
@@ -802,6 +818,12 @@ if MYPY:
         def metrics_keyfile(self) -> str | None: ...
         @_setting
         def metrics_ca_certs(self) -> str | None: ...
+        @_setting
+        def metrics_bearer_token_file(self) -> str | None: ...
+        @_setting
+        def metrics_auth_file(self) -> str | None: ...
+        @_setting
+        def metrics_auth_probes(self) -> bool: ...
         @_setting
         def metrics_collectors(self) -> Sequence[str]: ...
         @_setting
@@ -2409,6 +2431,32 @@ else:
         """A PEM file with the authorities whose client certificates are accepted: mutual TLS.
 
         All other clients are refused.
+        """
+
+        metrics_bearer_token_file: str | None | Computed[str | None]
+        """A file with a token: whoever asks the exporter must send it.
+
+        That is ``Authorization: Bearer ...``, Prometheus' ``authorization`` with
+        ``credentials_file``. Everything but the probes needs it. White space around the token is no
+        part of it. A renewed file is used for the next request; while it is gone, empty or damaged,
+        nobody is let in. As root, Gunicorn hands the file to an exporter that may not read it, and
+        a renewed one at the next SIGHUP. See ``docs/security.md``.
+        """
+
+        metrics_auth_file: str | None | Computed[str | None]
+        """A file of users: whoever asks the exporter must send a user's name and password.
+
+        Its lines are ``user:hash`` with hashes of bcrypt, as ``htpasswd -B`` writes them. With
+        ``metrics_bearer_token_file`` too, either is enough. A token is cheaper to check, and cannot
+        be guessed; passwords are for browsers. Needs ``pip install "obskit-gunicorn[auth]"``:
+        without it no password is right.
+        """
+
+        metrics_auth_probes: bool | Computed[bool]
+        """Whether ``/-/healthy`` and ``/-/ready`` need a token or a password too.
+
+        A kubelet asks them without one, so they are open by default; they say only that the
+        exporter answers, and whether a worker is ready.
         """
 
         metrics_collectors: Sequence[str] | Computed[Sequence[str]]

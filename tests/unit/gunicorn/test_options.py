@@ -37,6 +37,9 @@ class Config:
     metrics_certfile: object = None
     metrics_keyfile: object = None
     metrics_ca_certs: object = None
+    metrics_bearer_token_file: object = None
+    metrics_auth_file: object = None
+    metrics_auth_probes: object = False
     metrics_collectors: object = ()
     metrics_requests: object = True
     metrics_buckets: object = (0.1, 1.0)
@@ -229,6 +232,9 @@ class TestExporter:
             "metrics_certfile": None,
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
+            "metrics_bearer_token_file": None,
+            "metrics_auth_file": None,
+            "metrics_auth_probes": False,
             "metrics_collectors": (),
             "metrics_redis": None,
             "metrics_redis_name": "default",
@@ -291,6 +297,14 @@ class TestExporter:
             ("metrics_certfile", 1),
             ("metrics_keyfile", __file__),
             ("metrics_ca_certs", __file__),
+            ("metrics_bearer_token_file", "/nowhere/token"),
+            ("metrics_bearer_token_file", __file__),
+            ("metrics_bearer_token_file", 1),
+            ("metrics_auth_file", "/nowhere/users"),
+            ("metrics_auth_file", __file__),
+            ("metrics_auth_file", os.path.dirname(__file__)),
+            ("metrics_auth_probes", "yes"),
+            ("metrics_auth_probes", True),  # without a file that would close them
             ("metrics_collectors", "myapp:depth"),
             ("metrics_collectors", ["myapp.depth"]),
             ("metrics_collectors", ["myapp:"]),
@@ -332,6 +346,18 @@ class TestExporter:
         found = options(metrics_certfile=file, metrics_keyfile=relative, metrics_ca_certs=str(file))
         files = (found.metrics_certfile, found.metrics_keyfile, found.metrics_ca_certs)
         assert files == (str(file),) * 3
+
+    def test_files_of_who_may_ask(self, tmp_path: Path) -> None:
+        """They are read once, made absolute, and each closes probes where that is wished."""
+        token, users = tmp_path / "token", tmp_path / "users"
+        token.write_text("some-token\n")
+        users.write_text(f"prometheus:$2y$10${'a' * 53}\n")
+        relative = os.path.relpath(token)
+        found = options({"OBSKIT_METRICS_BEARER_TOKEN_FILE": relative}, metrics_auth_file=users)
+        files = (found.metrics_bearer_token_file, found.metrics_auth_file)
+        assert files == (str(token), str(users))
+        assert options(metrics_auth_file=users, metrics_auth_probes=True).metrics_auth_probes
+        assert options({"OBSKIT_METRICS_AUTH_FILE": ""}).metrics_auth_file is None
 
     def test_collectors(self) -> None:
         """Collectors are import strings, in the environment separated by commas."""
