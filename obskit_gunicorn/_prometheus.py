@@ -7,9 +7,10 @@ They are used here and nowhere else, and each has a fallback for releases that n
 from __future__ import annotations
 
 import contextlib
+import functools
+import time
 from bisect import bisect_left
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import prometheus_client
 from prometheus_client import (
@@ -25,6 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Exemplar
 
 from obskit_gunicorn._problem import Problem
 
@@ -66,7 +68,7 @@ class _Probe:
         self.arguments = args
 
 
-@cache
+@functools.cache
 def problem() -> Problem | None:
     """Return why this release of prometheus_client cannot be used; ``None`` if it can.
 
@@ -182,6 +184,101 @@ def callback_labels(metric: object) -> list[dict[str, str]]:
     ]
 
 
+class Told(NamedTuple):
+    """What an Info or Enum, or one of its children, says now."""
+
+    type: str
+    """``info`` or ``stateset``."""
+
+    name: str
+    help: str
+    labels: dict[str, str]
+    content: dict[str, str]
+    """Of an Info its names and values; of an Enum each of its states with ``1`` or ``0``."""
+
+
+def told_by(metric: Any) -> Told | None:
+    """Return what an Info or Enum says; ``None`` if it has children that do, or does not tell."""
+    try:
+        if metric._labelnames and not metric._labelvalues:
+            return None
+        labels = dict(zip(metric._labelnames, metric._labelvalues, strict=True))
+        said, content = metric._value, dict[str, str]()
+        if isinstance(metric, Enum):
+            for number, state in enumerate(metric._states):
+                content.setdefault(state, "1" if number == said else "0")
+        else:
+            content = {str(name): str(said[name]) for name in sorted(said)}
+        return Told(metric._type, metric._name, metric._documentation, labels, content)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+
+
+def is_told(told: Told) -> bool:
+    """Return whether something else is said than by one that was only made."""
+    content = told.content
+    return bool(content) if told.type == "info" else next(iter(content.values())) != "1"
+
+
+def is_state_metric(found: object) -> bool:
+    """Return whether an object is an Info or Enum, or a child of one with labels."""
+    return issubclass(type(found), (Info, Enum))
+
+
+def notice_states(
+    made: Callable[[Any], object],
+    told: Callable[[Any], object],
+    removed: Callable[[Any, float, dict[str, str]], object],
+) -> None:
+    """Notice from now on when an Info or Enum is made, when it is told something, or removed.
+
+    There is no value class for them, as there is for numbers: what they say is in the object. So
+    those of their methods that say something are replaced by methods that call these functions
+    afterwards. May be called again; then nothing changes.
+
+    Args:
+        made: Called with one that was made, or with a child.
+        told: Called with one whose ``info()`` or ``state()`` has returned.
+        removed: Called with one of whose children some were removed, with the time before that,
+            Unix seconds, and with labels that all these children have.
+    """
+    if hasattr(Info.info, "obskit_noticed"):
+        return
+
+    def call_after(kind: Any, name: str, after: Callable[..., object]) -> None:
+        method = getattr(kind, name)
+
+        @functools.wraps(method)
+        def noticed(self: Any, *args: Any, **keywords: Any) -> Any:
+            began = time.time()
+            result = method(self, *args, **keywords)
+            after(self, began, *args, **keywords)
+            return result
+
+        noticed.obskit_noticed = True  # type: ignore[attr-defined]
+        setattr(kind, name, noticed)
+
+    def after_remove(metric: Any, began: float, *values: Any) -> None:
+        labels = dict(zip(metric._labelnames, map(str, values), strict=False))
+        removed(metric, began, labels)
+
+    def after_remove_by_labels(metric: Any, began: float, labels: dict[str, Any]) -> None:
+        if labels:
+            removed(metric, began, {name: str(value) for name, value in labels.items()})
+
+    def after_clear(metric: Any, began: float) -> None:
+        if metric._labelnames:
+            removed(metric, began, {})
+
+    for kind, tell in ((Info, "info"), (Enum, "state")):
+        call_after(kind, "__init__", lambda metric, *_, **__: made(metric))
+        call_after(kind, tell, lambda metric, *_, **__: told(metric))
+        call_after(kind, "remove", after_remove)
+        call_after(kind, "clear", after_clear)
+        if hasattr(kind, "remove_by_labels"):
+            call_after(kind, "remove_by_labels", after_remove_by_labels)
+
+
 def make_values_anew(metric: Any) -> bool:
     """Make a metric create its values again, at 0; return whether this is possible."""
     make = getattr(metric, "_metric_init", None)
@@ -266,6 +363,25 @@ def observer(metric: Any, bounds: Sequence[float]) -> Callable[[float], None]:
     return add_to_bucket
 
 
+def exemplar_adder(metric: Any, bounds: Sequence[float]) -> Callable[[float, dict[str, str]], None]:
+    """Return a function that gives the bucket of a number an exemplar with these labels.
+
+    It does nothing if it is not known where the histogram's buckets are.
+
+    Args:
+        metric: The histogram.
+        bounds: The upper bounds of its buckets, except infinity.
+    """
+    _sum, buckets = values_of(metric)
+
+    def add(number: float, labels: dict[str, str]) -> None:
+        if buckets:
+            exemplar = Exemplar(labels, number, time.time())
+            buckets[bisect_left(bounds, number)].set_exemplar(exemplar)
+
+    return add
+
+
 def collector_path(collector: object) -> str | None:
     """Return the directory of one of prometheus_client's collectors, if known."""
     return getattr(collector, "_path", None)
@@ -296,7 +412,7 @@ def escapes_names() -> bool:
     return is_metric_name("a.b")
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def is_metric_name(name: str) -> bool:
     """Return whether this release accepts the name of a metric."""
     try:

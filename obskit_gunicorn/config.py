@@ -146,7 +146,7 @@ class ObskitGunicornConfig(Settings):
         """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 
         Each names an object with a method ``collect()``, or a class of such objects. Use them for
-        what shared metrics cannot express: an Info, an Enum, a callback, the depth of a queue. They
+        what shared metrics cannot express: a callback, the depth of a queue. They
         are imported in the exporter, with the arbiter's ``sys.path``, working directory and
         environment. A collector that raises an exception, or takes longer than two seconds, is left
         out of that scrape and counted in ``obskit_gunicorn_collector_failures_total``. In the
@@ -172,6 +172,16 @@ class ObskitGunicornConfig(Settings):
         """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
 
         In the environment, separate them by commas.
+        """
+
+        metrics_exemplars: bool = False
+        """Whether request durations carry the trace of a request as an exemplar.
+
+        Each bucket of ``gunicorn_request_duration_seconds`` then names the last sampled trace that
+        fell into it, by ``trace_id`` and ``span_id``, where OpenTelemetry traces the application.
+        Only OpenMetrics shows exemplars, and Prometheus keeps them with
+        ``--enable-feature=exemplar-storage``. Under WSGI the span is known to a few
+        instrumentations only; see docs/metrics.md.
         """
 
         metrics_redis: str | None = None

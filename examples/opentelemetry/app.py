@@ -25,4 +25,9 @@ def take_order(environ: WSGIEnvironment, start_response: StartResponse) -> Itera
     return [b"Thank you\n"]
 
 
-application = OpenTelemetryMiddleware(take_order)
+def keep_span(span: trace.Span, environ: WSGIEnvironment) -> None:
+    """Keep the span of a request until the request is counted."""
+    environ["obskit_gunicorn.span"] = span
+
+
+application = OpenTelemetryMiddleware(take_order, request_hook=keep_span)

@@ -17,6 +17,7 @@ class Config(ObskitGunicornConfig):
 
     bind = "127.0.0.1:8000"
     workers = 2
+    metrics_exemplars = True
 
     def post_fork(self, server: Arbiter, worker: Worker) -> None:
         """Begin tracing in the worker: the thread that sends spans does not survive a fork."""

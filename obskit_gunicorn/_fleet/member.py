@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from hashlib import blake2b
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -230,7 +231,7 @@ class _Host:
             self._has_id = before.is_id
             figures = (
                 family
-                for family in self._own.beside(scrape)
+                for family in chain(scrape.snapshot.stated, self._own.beside(scrape))
                 if not family.name.startswith(_PREFIX) or family.name == _CONFLICTS
             )
             return Reading(scrape.collector.path, before.name, scrape.snapshot.parts, figures)

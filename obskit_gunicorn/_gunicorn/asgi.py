@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn import routes
+from obskit_gunicorn._gunicorn import routes, traces
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ class CountedApplication:
                 or kind == "http.response.pathsend"
             ):
                 is_counted = True
-                requests.answered(method, code or 500, started)
+                # The instrumentation's span is current here, and has ended when it returns.
+                exemplar = traces.of_context() if requests.has_exemplars else None
+                requests.answered(method, code or 500, started, exemplar)
                 if requests.by_route is not None:
                     route = routes.found.of_scope(scope)
                     requests.by_route.answered(route, method, code or 500, started)

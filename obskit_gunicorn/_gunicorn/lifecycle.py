@@ -388,7 +388,10 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
 
     options = publication.options
     make = functools.partial(
-        telemetry.requests, options.metrics_buckets, has_routes=options.metrics_routes
+        telemetry.requests,
+        options.metrics_buckets,
+        has_exemplars=options.metrics_exemplars,
+        has_routes=options.metrics_routes,
     )
     seen_by = worker_classes.kind_of(type(worker)).requests
     if options.metrics_routes:

@@ -444,6 +444,13 @@ OPTIONS = (
         "0.01,0.1,1,10",
     ),
     Option(
+        "metrics_exemplars",
+        _flag,
+        "whether request durations carry the id of the trace as an exemplar, where OpenTelemetry "
+        "is on",
+        "true",
+    ),
+    Option(
         "metrics_redis",
         _store,
         "the Redis or Valkey in which the metrics of many hosts come together; a password comes "
@@ -625,6 +632,11 @@ def read_options(
         raise found["metrics_routes"].wrong(
             "requests that are counted, and metrics_requests is False",
             "Set metrics_requests = True, or metrics_routes = False.",
+        )
+    if options.metrics_exemplars and not options.metrics_requests:
+        raise found["metrics_exemplars"].wrong(
+            "requests that are counted, and metrics_requests is False",
+            "Set metrics_requests = True, or unset metrics_exemplars.",
         )
     for name in ("metrics_redis", "metrics_push"):
         if getattr(options, name) and options.metrics_bind is None:

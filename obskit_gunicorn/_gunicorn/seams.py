@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from obskit_gunicorn._gunicorn import routes
+from obskit_gunicorn._gunicorn import routes, traces
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests, websockets
 from obskit_gunicorn._log import log
 
@@ -74,7 +74,8 @@ def _tornado(worker: Any, make: MakeRequests) -> str:
     def counted(handler: Any) -> None:
         request = handler.request
         started = perf_counter() - request.request_time()
-        requests.answered(request.method, handler.get_status(), started)
+        exemplar = traces.of_headers(request.headers) if requests.has_exemplars else None
+        requests.answered(request.method, handler.get_status(), started, exemplar)
         if requests.by_route is not None:  # it does not say which of its rules has matched
             requests.by_route.answered("", request.method, handler.get_status(), started)
         log_request(handler)
@@ -138,7 +139,8 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
             code = CLIENT_CLOSED
             raise
         finally:
-            requests.answered(request.method, code, started)
+            exemplar = traces.of_headers(request.headers) if requests.has_exemplars else None
+            requests.answered(request.method, code, started, exemplar)
             if requests.by_route is not None:
                 route = routes.found.of_aiohttp(request)
                 requests.by_route.answered(route, request.method, code, started)

@@ -294,6 +294,8 @@ class NearlySettings(Configuration):
     @_nearly
     def metric_collectors(self) -> DidYouMean[Literal["metrics_collectors"]]: ...
     @_nearly
+    def metric_exemplars(self) -> DidYouMean[Literal["metrics_exemplars"]]: ...
+    @_nearly
     def metric_fleet_path(self) -> DidYouMean[Literal["metrics_fleet_path"]]: ...
     @_nearly
     def metric_host(self) -> DidYouMean[Literal["metrics_host"]]: ...
@@ -336,6 +338,8 @@ class NearlySettings(Configuration):
     @_nearly
     def metrics_collector(self) -> DidYouMean[Literal["metrics_collectors"]]: ...
     @_nearly
+    def metrics_exemplar(self) -> DidYouMean[Literal["metrics_exemplars"]]: ...
+    @_nearly
     def metrics_fleet_paths(self) -> DidYouMean[Literal["metrics_fleet_path"]]: ...
     @_nearly
     def metrics_hosts(self) -> DidYouMean[Literal["metrics_host"]]: ...
@@ -373,6 +377,8 @@ class NearlySettings(Configuration):
     def metricscertfile(self) -> DidYouMean[Literal["metrics_certfile"]]: ...
     @_nearly
     def metricscollectors(self) -> DidYouMean[Literal["metrics_collectors"]]: ...
+    @_nearly
+    def metricsexemplars(self) -> DidYouMean[Literal["metrics_exemplars"]]: ...
     @_nearly
     def metricsfleetpath(self) -> DidYouMean[Literal["metrics_fleet_path"]]: ...
     @_nearly
@@ -832,6 +838,8 @@ if MYPY:
         def metrics_routes(self) -> bool: ...
         @_setting
         def metrics_buckets(self) -> Sequence[float]: ...
+        @_setting
+        def metrics_exemplars(self) -> bool: ...
         @_setting
         def metrics_redis(self) -> str | None: ...
         @_setting
@@ -2463,7 +2471,7 @@ else:
         """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 
         Each names an object with a method ``collect()``, or a class of such objects. Use them for
-        what shared metrics cannot express: an Info, an Enum, a callback, the depth of a queue. They
+        what shared metrics cannot express: a callback, the depth of a queue. They
         are imported in the exporter, with the arbiter's ``sys.path``, working directory and
         environment. A collector that raises an exception, or takes longer than two seconds, is left
         out of that scrape and counted in ``obskit_gunicorn_collector_failures_total``. In the
@@ -2489,6 +2497,16 @@ else:
         """Upper bounds of the buckets of ``gunicorn_request_duration_seconds``, in seconds.
 
         In the environment, separate them by commas.
+        """
+
+        metrics_exemplars: bool | Computed[bool]
+        """Whether request durations carry the trace of a request as an exemplar.
+
+        Each bucket of ``gunicorn_request_duration_seconds`` then names the last sampled trace that
+        fell into it, by ``trace_id`` and ``span_id``, where OpenTelemetry traces the application.
+        Only OpenMetrics shows exemplars, and Prometheus keeps them with
+        ``--enable-feature=exemplar-storage``. Under WSGI the span is known to a few
+        instrumentations only; see docs/metrics.md.
         """
 
         metrics_redis: str | None | Computed[str | None]

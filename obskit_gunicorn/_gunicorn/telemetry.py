@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prometheus_client import Counter, Gauge, Histogram
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._gunicorn import routes
+from obskit_gunicorn._gunicorn import routes, traces
 from obskit_gunicorn._gunicorn.exits import REASONS
 from obskit_gunicorn._values.values import end_of_work
 
@@ -72,6 +72,9 @@ class _Child(NamedTuple):
     end: Callable[[float], None]
     """Counts one that took so many seconds, and is no longer in progress."""
 
+    add_exemplar: Callable[[float, dict[str, str]], None]
+    """Keeps the labels of an exemplar of one that took so many seconds."""
+
 
 class Requests:
     """The requests of this process. Thread-safe; the calls never raise.
@@ -81,6 +84,7 @@ class Requests:
 
     Attributes:
         by_route: Where requests are counted by their routes too; ``None`` if they are not.
+        has_exemplars: Whether durations are to have the traces of their requests as exemplars.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Requests:
         buckets: tuple[float, ...],
         *,
         sees_arrivals: bool = True,
+        has_exemplars: bool = False,
         has_routes: bool = False,
     ) -> None:
         """Make the metrics; the value class must be installed.
@@ -96,8 +101,10 @@ class Requests:
             buckets: Upper bounds of the durations, in seconds.
             sees_arrivals: Whether :meth:`arrived` is called; if not, nothing says how many requests
                 are in progress.
+            has_exemplars: Whether durations are to have the traces of their requests as exemplars.
             has_routes: Whether requests are counted by their routes too.
         """
+        self.has_exemplars = has_exemplars
         self.by_route = RouteRequests(buckets) if has_routes else None
         self._total = Counter(
             "gunicorn_requests",
@@ -125,19 +132,29 @@ class Requests:
         self._count_in_progress(1.0)
         return perf_counter()
 
-    def answered(self, method: str | None, code: int, started: float | None) -> None:
+    def answered(
+        self,
+        method: str | None,
+        code: int,
+        started: float | None,
+        exemplar: dict[str, str] | None = None,
+    ) -> None:
         """Note that a request was answered.
 
         Args:
             method: Its method, as the client has sent it.
             code: The status code of the response.
             started: The result of :meth:`arrived`; ``None`` if it was not called.
+            exemplar: The labels of its trace, if its duration is to have them.
         """
         child = self._children.get((method, code)) or self._child(method, code)
         if started is None:
             child.add_one(1.0)
-        else:
-            child.end(perf_counter() - started)
+            return
+        seconds = perf_counter() - started
+        child.end(seconds)
+        if exemplar is not None:
+            child.add_exemplar(seconds, exemplar)
 
     def arrived_hook(self, req: Request) -> None:
         """Note in ``pre_request`` that a request has arrived."""
@@ -164,7 +181,8 @@ class Requests:
             )
         if code is None or not is_sent:
             code = code_of(sys.exc_info()[1], code)
-        self.answered(method, code, started)
+        exemplar = traces.of_environ(environ) if self.has_exemplars else None
+        self.answered(method, code, started, exemplar)
         if self.by_route is not None:
             self.by_route.answered(routes.found.of_environ(environ), method, code, started)
 
@@ -172,7 +190,8 @@ class Requests:
         name = method if method in _METHODS else _OTHER
         code = _number(code)
         total, duration = self._total.labels(name, str(code)), self._duration.labels(name)
-        child = _Child(_prometheus.adder(total), self._end(total, duration))
+        add_exemplar = _prometheus.exemplar_adder(duration, self._bounds)
+        child = _Child(_prometheus.adder(total), self._end(total, duration), add_exemplar)
         if name is not _OTHER:  # otherwise clients could fill the memory with names
             self._children[name, code] = child
         return child
@@ -301,10 +320,16 @@ def _ignore(_amount: float) -> None:
 
 @functools.cache
 def requests(
-    buckets: tuple[float, ...], *, sees_arrivals: bool = True, has_routes: bool = False
+    buckets: tuple[float, ...],
+    *,
+    sees_arrivals: bool = True,
+    has_exemplars: bool = False,
+    has_routes: bool = False,
 ) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
-    return Requests(buckets, sees_arrivals=sees_arrivals, has_routes=has_routes)
+    return Requests(
+        buckets, sees_arrivals=sees_arrivals, has_exemplars=has_exemplars, has_routes=has_routes
+    )
 
 
 class Websockets:

@@ -42,6 +42,22 @@ class Block:
         self.size = len(text) if size is None else size
 
 
+class Notes:
+    """What follows the values of some lines, such as exemplars. Never changed.
+
+    Attributes:
+        by_block: Line and text of each, by the number of the block.
+    """
+
+    __slots__ = ("by_block",)
+
+    def __init__(self, texts: Iterable[tuple[int, str]] = ()) -> None:
+        """Keep the text of each line."""
+        self.by_block: dict[int, list[tuple[int, str]]] = {}
+        for line, text in sorted(texts):
+            self.by_block.setdefault(line // _LINES, []).append((line % _LINES, text))
+
+
 class KeptLines:
     """The lines of a family in a format, as they were rendered last.
 
@@ -49,7 +65,7 @@ class KeptLines:
         prefixes: The text before each value, beginning with a line break.
     """
 
-    __slots__ = ("_blocks", "_last", "prefixes")
+    __slots__ = ("_blocks", "_last", "_noted", "prefixes")
 
     def __init__(self, prefixes: list[str], before: KeptLines | None = None) -> None:
         """Create the lines.
@@ -63,9 +79,30 @@ class KeptLines:
         kept = [] if before is None else before._blocks[: len(before.prefixes) // _LINES]
         self._blocks: list[Block | None] = kept + [None] * (count - len(kept))
         self._last: tuple[Sequence[float], list[Block]] = ((), [])
+        self._noted: dict[int, tuple[Block, list[tuple[int, str]], Block]] = {}
 
-    def rendered(self, values: Sequence[float]) -> list[Block]:
-        """Return the lines with these values, which are never changed."""
+    def rendered(self, values: Sequence[float], notes: Notes | None = None) -> list[Block]:
+        """Return the lines with these values, which are never changed.
+
+        Args:
+            values: The values.
+            notes: What follows some of them; blocks without any are those of all other formats.
+        """
+        blocks = self._plain(values)
+        if notes is None or not notes.by_block:
+            return blocks
+        blocks, before, noted = blocks[:], self._noted, {}
+        for number, texts in notes.by_block.items():
+            plain = blocks[number]
+            known = before.get(number)
+            if known is None or known[0] is not plain or known[1] != texts:
+                known = plain, texts, self._with_notes(number * _LINES, plain, texts)
+            noted[number] = known
+            blocks[number] = known[2]
+        self._noted = noted
+        return blocks
+
+    def _plain(self, values: Sequence[float]) -> list[Block]:
         known, blocks = self._last
         if known is values:
             return blocks
@@ -78,6 +115,14 @@ class KeptLines:
             blocks.append(block)
         self._last = values, blocks
         return blocks
+
+    def _with_notes(self, at: int, plain: Block, notes: list[tuple[int, str]]) -> Block:
+        texts = written(plain.values)
+        for line, text in notes:
+            texts[line] += text
+        prefixes = self.prefixes[at : at + _LINES]
+        lines = chain.from_iterable(zip(prefixes, texts, strict=True))
+        return Block(f"{''.join(lines)[1:]}\n".encode(), plain.values, plain.size)
 
     def _rendered(self, at: int, values: Sequence[float]) -> Block:
         prefixes = self.prefixes[at : at + _LINES]

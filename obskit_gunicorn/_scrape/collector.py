@@ -29,9 +29,11 @@ from prometheus_client.registry import Collector
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.exemplars import Exemplars
 from obskit_gunicorn._scrape.merging import Member, Merger
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
+from obskit_gunicorn._scrape.states import States
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.column import column_path
@@ -66,6 +68,8 @@ class DirectoryCollector(Source):
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
         self._merger = Merger(self._skip, self._warn_of_size)
+        self._exemplars = Exemplars()
+        self._states = States()
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._begun = self._number = 0
@@ -193,10 +197,14 @@ class DirectoryCollector(Source):
             for prefix, holder, reader in self._removed.members():
                 members.setdefault(prefix, []).append(Member(_holder(holder), reader))
         adjust = None if self._removed is None else self._removed.not_lower
-        snapshot = self._merger.merge(members, adjust, with_parts=self._keeps_parts)
+        self._exemplars.refresh(self.path, names, self._skip)
+        snapshot = self._merger.merge(
+            members, adjust, with_parts=self._keeps_parts, exemplars=self._exemplars
+        )
         if self._merger.strange:
             self._doubt()
-        return snapshot
+        self._states.refresh(self.path, names, self._skip)
+        return snapshot.beside(self._states.stated(snapshot.types, self._skip))
 
     def _refresh(self, found: dict[str, MetricFileName], names: Mapping[str, int]) -> None:
         """Read every file, and forget the files that no longer exist."""

@@ -41,11 +41,11 @@ def replace_registry() -> None:
     and ``restricted_registry`` of the object ``REGISTRY``, so it also affects earlier imports.
     Calling it again changes nothing, and it cannot be undone.
 
-    Then the registry shows what all processes of the server share; and what files cannot hold (an
-    Info, an Enum, a gauge with ``set_function``, collectors of your own), as the process that
-    answers has it. ``process_*`` and ``python_gc_*`` are left out, because they describe only that
-    process. A ``MultiProcessCollector`` that is registered too is skipped. Gunicorn's own metrics
-    are shown by the exporter only. Outside of a server nothing changes.
+    Then the registry shows what all processes of the server share; and what files cannot hold (a
+    gauge with ``set_function``, collectors of your own), as the process that answers has it.
+    ``process_*`` and ``python_gc_*`` are left out, because they describe only that process. A
+    ``MultiProcessCollector`` that is registered too is skipped. Gunicorn's own metrics are shown by
+    the exporter only. Outside of a server nothing changes.
 
     Do not call it if workers push the registry to a gateway: each would push the totals of all.
     ``REGISTRY.get_sample_value`` returns totals too.

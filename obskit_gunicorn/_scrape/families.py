@@ -20,13 +20,25 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._scrape.blocks import Block, KeptLines
-from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Lines, go_float, lines_of
+from obskit_gunicorn._scrape.blocks import Block, KeptLines, Notes
+from obskit_gunicorn._scrape.formats import (
+    TEXT,
+    Format,
+    Labels,
+    Lines,
+    are_plain_labels,
+    exemplar_text,
+    go_float,
+    lines_of,
+    their_exemplar,
+)
 from obskit_gunicorn._store.fileformat import key_text
 from obskit_gunicorn._store.reader import MetricFileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from obskit_gunicorn._store.exemplars import Exemplar
 
 ADDING = frozenset({"counter", "histogram", "summary", "gauge_sum", "gauge_livesum"})
 """The file prefixes whose values are summed."""
@@ -42,6 +54,37 @@ class Series(NamedTuple):
     name: str
     labels: Labels
     help: str
+
+
+class Examples:
+    """The exemplars of a family's samples. Never changed.
+
+    Attributes:
+        of_rows: Each exemplar, by the number of its sample.
+    """
+
+    def __init__(self, of_rows: Mapping[int, Exemplar]) -> None:
+        """Keep them."""
+        self.of_rows = of_rows
+        self._notes: dict[str, Notes] = {}
+
+    def texts(self, format_: Format) -> Iterable[tuple[int, str]]:
+        """Return sample and text of each in a format; nothing in one that has no exemplars."""
+        if not format_.has_exemplars:
+            return ()
+        return ((row, exemplar_text(each, format_)) for row, each in self.of_rows.items())
+
+    def notes(self, format_: Format) -> Notes:
+        """Return the same for lines that are kept."""
+        notes = self._notes.get(format_.name)
+        if notes is None:
+            notes = self._notes[format_.name] = Notes(self.texts(format_))
+        return notes
+
+
+def may_have_exemplar(type_: str, sample: str) -> bool:
+    """Return whether OpenMetrics and prometheus_client allow a sample to have an exemplar."""
+    return (type_, sample.rpartition("_")[2]) in (("counter", "total"), ("histogram", "bucket"))
 
 
 class Family:
@@ -61,6 +104,7 @@ class Family:
         self._lines = {TEXT.name: lines_of(self, TEXT)}
         self._kept: dict[str, tuple[Block, KeptLines]] = {}
         self._last: tuple[Sequence[float] | None, Sequence[float]] = (None, ())
+        self._rows: dict[int, int] = {}
 
     def extended(self, more: Family) -> Family:
         """Return a family with the samples of another one after those of this one.
@@ -103,7 +147,22 @@ class Family:
             if name in family._lines and kept.prefixes is text.prefixes
         }
         family._last = None, ()
+        family._rows = {}
         return family
+
+    def row(self, key: int) -> int | None:
+        """Return which sample shows a key, by the key's number; ``None`` if there is none."""
+        if not self._rows:
+            rows: dict[int, int] = {}
+            at = row = 0
+            for count, is_buckets in self._steps or [(len(self._keys), False)]:
+                for number in self._keys[at : at + count]:
+                    rows[number] = row
+                    row += 1
+                at += count
+                row += is_buckets  # the count of all observations, which has no key
+            self._rows = rows
+        return self._rows.get(key)
 
     def lines(self, format_: Format) -> Lines:
         """Return the family's lines in a format, without the values.
@@ -116,12 +175,15 @@ class Family:
             lines = self._lines[format_.name] = lines_of(self, format_, self._lines[TEXT.name])
         return lines
 
-    def rendered(self, format_: Format, values: Sequence[float]) -> list[Block]:
+    def rendered(
+        self, format_: Format, values: Sequence[float], exemplars: Examples | None = None
+    ) -> list[Block]:
         """Return the family's text in a format.
 
         Args:
             format_: The format.
             values: What :meth:`values` has returned.
+            exemplars: The exemplars of its samples, for a format that has them.
 
         Raises:
             ValueError: prometheus_client does not render the family one line a sample.
@@ -134,7 +196,8 @@ class Family:
             head = Block(f"{lines.head[1:]}\n".encode())
             kept = self._kept[format_.name] = head, (*same, KeptLines(lines.prefixes))[0]
         head, kept_lines = kept
-        return [head, *kept_lines.rendered(values)]
+        notes = None if exemplars is None else exemplars.notes(format_)
+        return [head, *kept_lines.rendered(values, notes)]
 
     def values(self, totals: Sequence[float]) -> Sequence[float]:
         """Return the value of every sample, in the order of :attr:`samples`.
@@ -164,13 +227,15 @@ class Family:
                 values.extend(part)
         return values
 
-    def metric(self, values: Iterable[float] = ()) -> Metric:
-        """Return a fresh family with these values, or with no samples."""
+    def metric(self, values: Iterable[float] = (), exemplars: Examples | None = None) -> Metric:
+        """Return a fresh family with these values and exemplars, or with no samples."""
         metric = Metric(self.name, self.help, self.type)
         metric.samples = [
             Sample(name, dict(labels), value)
             for (name, labels), value in zip(self.samples, values, strict=False)
         ]
+        for row, exemplar in () if exemplars is None else exemplars.of_rows.items():
+            metric.samples[row] = metric.samples[row]._replace(exemplar=their_exemplar(exemplar))
         return metric
 
     def _lay_out(self) -> list[int]:
@@ -491,6 +556,43 @@ def _may_be_labels(names: tuple[str, ...]) -> bool:
     """Return whether labels may be called so; raises if a name is not text."""
     "".join(names).encode()
     return not any(not name or name.startswith("__") or name.endswith("\n") for name in names)
+
+
+def may_be_exposed(name: str, help_text: str, labels: Iterable[tuple[str, ...]]) -> bool:
+    """Return whether a metric that no metric file holds may be exposed.
+
+    Args:
+        name: Its name.
+        help_text: Its help.
+        labels: The names of the labels of each of its samples.
+    """
+    try:
+        if not _may_be_exposed(name, name, help_text):
+            return False
+        if not all(map(_may_be_labels, labels)):
+            return False
+    except (TypeError, ValueError):
+        return False
+    return _prometheus.escapes_names() or all(map(are_plain_labels, labels))
+
+
+_SUFFIXES = {
+    "counter": ("_total", "_created"),
+    "summary": ("_sum", "_count", "_created"),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+    "info": ("_info",),
+}
+
+
+def exposed_names(name: str, type_: str) -> set[str]:
+    """Return the names that a family occupies in a registry."""
+    return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
+
+
+def names_of(types: Mapping[str, str]) -> frozenset[str]:
+    """Return the names that families occupy together, given their types by their names."""
+    return frozenset(each for family in types.items() for each in exposed_names(*family))
 
 
 def getter(numbers: list[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:

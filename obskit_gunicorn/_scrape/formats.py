@@ -13,15 +13,16 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from prometheus_client import samples
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._store.exemplars import Exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from prometheus_client.core import Metric
 
 Labels = tuple[tuple[str, str], ...]
 """Label names and values, sorted."""
@@ -53,6 +54,11 @@ class Format(NamedTuple):
 
     encode: Callable[[Any], bytes]
     """prometheus_client's encoder; takes anything with a method ``collect()``."""
+
+    @property
+    def has_exemplars(self) -> bool:
+        """Whether lines may end in exemplars."""
+        return self.name.startswith("application/openmetrics-text")
 
     def render(self, metrics: Iterable[Metric]) -> bytes:
         """Return the text of families, without the mark of the end of the exposition."""
@@ -108,6 +114,43 @@ def _format(accept: str) -> Format:
 
 TEXT = _format("")
 """The text format 0.0.4."""
+
+
+def exemplar_text(exemplar: Exemplar, format_: Format) -> str:
+    """Return what follows a value in a format that has exemplars, as prometheus_client writes it.
+
+    Args:
+        exemplar: The exemplar; its names need neither quotes nor escapes.
+        format_: The format.
+    """
+    if not _writes_exemplars_so(format_):
+        return _their_exemplar_text(exemplar, format_)
+    return _our_exemplar_text(exemplar)
+
+
+def their_exemplar(exemplar: Exemplar) -> samples.Exemplar:
+    """Return an exemplar as prometheus_client has it in a sample."""
+    return samples.Exemplar(dict(exemplar.labels), exemplar.value, exemplar.timestamp)
+
+
+def _our_exemplar_text(exemplar: Exemplar) -> str:
+    labels = ",".join([f'{name}="{_escaped(value)}"' for name, value in exemplar.labels])
+    return f" # {{{labels}}} {go_float(exemplar.value)} {exemplar.timestamp}"
+
+
+def _their_exemplar_text(exemplar: Exemplar, format_: Format) -> str:
+    metric = Metric("a", "", "counter")
+    metric.add_sample("a_total", {}, 0.0, exemplar=their_exemplar(exemplar))
+    line = format_.render([metric]).decode().split("\n")[-2]
+    return line.removeprefix("a_total 0.0")
+
+
+@cache  # there is a fixed number of formats
+def _writes_exemplars_so(format_: Format) -> bool:
+    """Return whether prometheus_client writes exemplars in a format as is done here."""
+    labels = (("a", 'b\\"\n'), ("c", "\u2603"))
+    probe = Exemplar(labels, 1e6, 0.25)
+    return _their_exemplar_text(probe, format_) == _our_exemplar_text(probe)
 
 
 class Lines(NamedTuple):
@@ -222,6 +265,11 @@ def _plain_line_prefixes(family: RenderedFamily) -> list[str]:
     return prefixes
 
 
+def are_plain_labels(names: Iterable[str]) -> bool:
+    """Return whether names of labels need neither quotes nor escapes in any format."""
+    return all(map(_PLAIN_LABEL.fullmatch, names))
+
+
 def _plain_label(name: str, value: str) -> str:
     """Return a label as it is written in a line.
 
@@ -230,8 +278,11 @@ def _plain_label(name: str, value: str) -> str:
     """
     if not _PLAIN_LABEL.fullmatch(name):
         raise ValueError(f"the label name {name!r} needs quotes or escapes")
-    value = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-    return f'{name}="{value}"'
+    return f'{name}="{_escaped(value)}"'
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _their_line_prefixes(metric: Metric, head: str, format_: Format) -> list[str]:

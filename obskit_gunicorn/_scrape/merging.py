@@ -15,18 +15,23 @@ from collections import Counter
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
+from prometheus_client.core import Metric
+
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.exemplars import KINDS
+from obskit_gunicorn._scrape.formats import go_float, their_exemplar
 from obskit_gunicorn._scrape.source import Part, Snapshot
 from obskit_gunicorn._store.cardinality import MANY_SERIES
 from obskit_gunicorn._store.fileformat import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from prometheus_client.core import Metric
-
-    from obskit_gunicorn._scrape.families import Family, Keys, Series, Unmerged, Values
+    from obskit_gunicorn._scrape.exemplars import Exemplars
+    from obskit_gunicorn._scrape.exemplars import Sample as ItsSample
+    from obskit_gunicorn._scrape.families import Examples, Family, Keys, Series, Unmerged, Values
     from obskit_gunicorn._scrape.formats import Labels
+    from obskit_gunicorn._store.exemplars import Exemplar
 
 
 class Member(NamedTuple):
@@ -169,6 +174,10 @@ class Group:
             line = self._lines[layout] = _Line()
             line.extend(layout.keys, self._index)
 
+    def number(self, key: bytes) -> int | None:
+        """Return the place of a key in :attr:`keys`; ``None`` if it is not there."""
+        return self._index.get(key)
+
     def totals(self) -> Sequence[float]:
         """Return the sum of every key over all files, in the order of :attr:`keys`.
 
@@ -269,6 +278,8 @@ class Merger:
         self._others_seen: list[object] = []
         self._others: list[Metric] = []
         self._unmerged: dict[str, Damage] = {}
+        self._examples: dict[str, Examples] = {}
+        self._examples_of: tuple[object, object] = (None, None)
         self.strange: set[bytes] = set()
         """The keys that are not those of metrics."""
 
@@ -278,6 +289,7 @@ class Merger:
         adjust: Callable[[str, Sequence[bytes], Sequence[float]], Sequence[float]] | None = None,
         *,
         with_parts: bool = False,
+        exemplars: Exemplars | None = None,
     ) -> Snapshot:
         """Add up files.
 
@@ -285,6 +297,7 @@ class Merger:
             members: The files, by prefix.
             adjust: Is given a prefix, its keys and their sums; returns the sums to use.
             with_parts: Put into the result what :attr:`Snapshot.parts` needs.
+            exemplars: What was found of the exemplars of the same directory.
         """
         is_other = list(members) != list(self._groups)
         self._groups = {prefix: self._groups.get(prefix) or Group() for prefix in members}
@@ -305,7 +318,37 @@ class Merger:
             for prefix, before in totals.items():
                 totals[prefix] = adjust(prefix, self._groups[prefix].keys, before)
         parts = list(self._parts(totals)) if with_parts else []
-        return Snapshot(self._families, totals, self._other_metrics(), parts)
+        others = self._other_metrics()
+        if not exemplars:
+            return Snapshot(self._families, totals, others, parts)
+        exemplars.match({prefix: self._groups[prefix].keys for prefix in self._groups})
+        self._find_examples(exemplars.found)
+        others = _with_exemplars(others, exemplars.found, self._series)
+        return Snapshot(self._families, totals, others, parts, self._examples)
+
+    def _find_examples(self, found: Mapping[ItsSample, Exemplar]) -> None:
+        """Find the families and the samples in them that have exemplars."""
+        if self._examples_of[0] is found and self._examples_of[1] is self._families:
+            return
+        families_by_name = {family.name: family for family in self._families}
+        rows: dict[str, dict[int, Exemplar]] = {}
+        for (prefix, key), exemplar in found.items():
+            series, group = self._series.get(key), self._groups.get(prefix)
+            number = None if group is None else group.number(key)
+            if series is None or number is None:
+                continue
+            family = families_by_name.get(series.metric)
+            row = None if family is None else family.row(number)
+            if family is None or row is None or family.prefix != prefix:
+                continue
+            if families.may_have_exemplar(family.type, family.samples[row][0]):
+                rows.setdefault(family.name, {})[row] = exemplar
+        before, self._examples = self._examples, {}
+        for name, of_rows in rows.items():
+            known = before.get(name)
+            is_same = known is not None and known.of_rows == of_rows
+            self._examples[name] = known if known and is_same else families.Examples(of_rows)
+        self._examples_of = found, self._families
 
     def _parts(self, totals: dict[str, Sequence[float]]) -> Iterator[Part]:
         for prefix, group in self._groups.items():
@@ -435,3 +478,41 @@ class Merger:
                 (at, series) for at, series in keys if series and series.metric in self._other_names
             ]
         return self._others_at[prefix, layout]
+
+
+def _with_exemplars(
+    metrics: list[Metric],
+    found: Mapping[ItsSample, Exemplar],
+    series: Mapping[bytes, Series | None],
+) -> list[Metric]:
+    """Return metrics that were merged sample by sample with their exemplars.
+
+    Where a sample has several keys, such as a bucket that is spelt in two ways, the newest counts.
+    """
+    names = {metric.name for metric in metrics if metric.type in KINDS}
+    if not names or not found:
+        return metrics
+    newest: dict[tuple[str, Labels], Exemplar] = {}
+    for (_prefix, key), exemplar in found.items():
+        its = series.get(key)
+        if its is None or its.metric not in names:
+            continue
+        labels = tuple(
+            sorted(
+                (name, go_float(float(value)) if name == "le" else value)
+                for name, value in its.labels
+            )
+        )
+        before = newest.get((its.name, labels))
+        if before is None or exemplar.timestamp > before.timestamp:
+            newest[its.name, labels] = exemplar
+    shown = []
+    for metric in metrics:
+        copy = Metric(metric.name, metric.documentation, metric.type)
+        for sample in metric.samples:
+            its_exemplar = newest.get((sample.name, tuple(sorted(sample.labels.items()))))
+            if its_exemplar and families.may_have_exemplar(metric.type, sample.name):
+                sample = sample._replace(exemplar=their_exemplar(its_exemplar))  # noqa: PLW2901
+            copy.samples.append(sample)
+        shown.append(copy)
+    return shown

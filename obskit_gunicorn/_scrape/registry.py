@@ -12,6 +12,7 @@ from prometheus_client.core import CollectorRegistry, Metric
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape.blocks import Block
+from obskit_gunicorn._scrape.families import exposed_names, names_of
 from obskit_gunicorn._scrape.formats import TEXT, Families, Format, Names
 from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._scrape.source import Reading, restricted
@@ -80,15 +81,18 @@ class SharedRegistry(CollectorRegistry):
         Prometheus rejects a whole exposition in which a name occurs twice.
         """
         types = scrape.snapshot.types()
+        stated = {family.name: family.type for family in scrape.snapshot.stated}
         for gauge in scrape.gauges():
             types[gauge.name] = gauge.type
             yield gauge
-        taken = {name for family in types.items() for name in _exposed_names(*family)}
+        taken = set(names_of(types))
         others = chain(
             scrape.others(),
             (family for collector in self._others for family in collector.collect()),
         )
-        yield from exposed_once(others, taken, self._reported)
+        # An Info or Enum may be a collector too; workers that import its module say the same.
+        unsaid = (each for each in others if stated.get(each.name) != each.type)
+        yield from exposed_once(unsaid, taken, self._reported)
 
 
 class Exposition:
@@ -177,7 +181,7 @@ def exposed_once(
         reported: The families that were left out and logged before; more are added.
     """
     for family in metrics:
-        names = _exposed_names(family.name, family.type)
+        names = exposed_names(family.name, family.type)
         if taken.isdisjoint(names):
             taken |= names
             yield family
@@ -188,20 +192,6 @@ def exposed_once(
                 "which is left out",
                 family.name,
             )
-
-
-_SUFFIXES = {
-    "counter": ("_total", "_created"),
-    "summary": ("_sum", "_count", "_created"),
-    "histogram": ("_bucket", "_sum", "_count", "_created"),
-    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
-    "info": ("_info",),
-}
-
-
-def _exposed_names(name: str, type_: str) -> set[str]:
-    """Return the names that a family occupies in a registry."""
-    return {name, *(name + suffix for suffix in _SUFFIXES.get(type_, ()))}
 
 
 def current_registry() -> CollectorRegistry:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 
 from obskit_gunicorn._scrape.blocks import Block
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Names, written
+from obskit_gunicorn._scrape.states import NOTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from obskit_gunicorn._scrape.families import Family
+    from obskit_gunicorn._scrape.families import Examples, Family
+    from obskit_gunicorn._scrape.states import Stated
 
 
 class Part(NamedTuple):
@@ -49,17 +53,33 @@ class Snapshot:
         totals: dict[str, Sequence[float]],
         others: list[Metric],
         parts: Sequence[Part] = (),
+        exemplars: Mapping[str, Examples] = MappingProxyType({}),
     ) -> None:
         self.parts = parts
+        self._exemplars = exemplars
         self._families = families
         self._values = [family.values(totals[family.prefix]) for family in families]
         self._others = others
+        self._stated = NOTHING
+
+    def beside(self, stated: Stated) -> Snapshot:
+        """Return the same with what Infos and Enums say."""
+        if not stated.metrics:
+            return self
+        snapshot = copy.copy(self)
+        snapshot._stated = stated
+        return snapshot
+
+    @property
+    def stated(self) -> list[Metric]:
+        """The families of what Infos and Enums say."""
+        return self._stated.metrics
 
     def metrics(self) -> Iterator[Metric]:
         """Return fresh metric families."""
         for family, values in zip(self._families, self._values, strict=True):
-            yield family.metric(values)
-        for other in self._others:
+            yield family.metric(values, self._exemplars.get(family.name))
+        for other in (*self._others, *self.stated):
             metric = Metric(other.name, other.documentation, other.type)
             metric.samples = [
                 sample._replace(labels=dict(sample.labels)) for sample in other.samples
@@ -69,11 +89,12 @@ class Snapshot:
     def types(self) -> dict[str, str]:
         """Return the type of each family, by name."""
         types = {family.name: family.type for family in self._families}
-        return types | {metric.name: metric.type for metric in self._others}
+        others = (*self._others, *self.stated)
+        return types | {metric.name: metric.type for metric in others}
 
     def series_count(self) -> int:
         """Return how many samples there are."""
-        others = sum(len(metric.samples) for metric in self._others)
+        others = sum(len(metric.samples) for metric in (*self._others, *self.stated))
         return sum(map(len, self._values)) + others
 
     def samples(self, name: str) -> list[tuple[str, Labels, float]]:
@@ -89,7 +110,7 @@ class Snapshot:
         ]
         return found + [
             (sample.name, tuple(sample.labels.items()), sample.value)
-            for other in self._others
+            for other in (*self._others, *self.stated)
             if other.name == name
             for sample in other.samples
         ]
@@ -99,7 +120,7 @@ class Snapshot:
         sizes = Counter[str]()
         for family, values in zip(self._families, self._values, strict=True):
             sizes[family.name] += len(values)
-        for other in self._others:
+        for other in (*self._others, *self.stated):
             sizes[other.name] += len(other.samples)
         return sizes
 
@@ -119,9 +140,12 @@ class Snapshot:
         """
         if names is None:
             return b"".join([block.text for block in self.blocks(format_)])
-        families = zip(self._families, self._values, strict=True)
-        shown = [_restricted(family, values, format_, names) for family, values in families]
-        return b"".join([*shown, format_.render(restricted(self._others, names))])
+        shown = [
+            _restricted(family, values, self._exemplars.get(family.name), format_, names)
+            for family, values in zip(self._families, self._values, strict=True)
+        ]
+        others = restricted((*self._others, *self.stated), names)
+        return b"".join([*shown, format_.render(others)])
 
     def blocks(self, format_: Format) -> list[Block]:
         """Return the same, of all samples, in blocks that are kept from one scrape to the next.
@@ -131,25 +155,36 @@ class Snapshot:
         """
         blocks: list[Block] = []
         for family, values in zip(self._families, self._values, strict=True):
+            exemplars = self._exemplars.get(family.name)
             try:
-                blocks += family.rendered(format_, values)
+                blocks += family.rendered(format_, values, exemplars)
             except ValueError:
-                blocks.append(Block(format_.render([family.metric(values)])))
+                blocks.append(Block(format_.render([family.metric(values, exemplars)])))
         if self._others:
             blocks.append(Block(format_.render(self._others)))
+        if self.stated:
+            blocks.append(self._stated.block(format_))
         return blocks
 
 
-def _restricted(family: Family, values: Sequence[float], format_: Format, names: Names) -> bytes:
+def _restricted(
+    family: Family,
+    values: Sequence[float],
+    exemplars: Examples | None,
+    format_: Format,
+    names: Names,
+) -> bytes:
     """Return the text of the samples of a family that have these names."""
     try:
         head, prefixes, _ = family.lines(format_)
     except ValueError:
-        return format_.render(restricted([family.metric(values)], names))
+        return format_.render(restricted([family.metric(values, exemplars)], names))
     shown = [at for at, (name, _labels) in enumerate(family.samples) if name in names]
     if not shown:
         return b""
     texts = written([values[at] for at in shown])
+    notes = {} if exemplars is None else dict(exemplars.texts(format_))
+    texts = [text + notes.get(at, "") for at, text in zip(shown, texts, strict=True)]
     lines = chain.from_iterable(zip([prefixes[at] for at in shown], texts, strict=True))
     return f"{head[1:]}{''.join(lines)}\n".encode()
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-SHARED = (Counter, Gauge, Histogram, Summary)
-"""The types of metrics whose values are in files."""
+SHARED = (Counter, Gauge, Histogram, Summary, Info, Enum)
+"""The types of metrics that are shared in files."""
 
 OF_ONE_PROCESS = (GCCollector, ProcessCollector)
 """What prometheus_client registers by itself, and means nothing without saying which process."""
@@ -55,9 +55,7 @@ def unshared() -> dict[Collector, str]:
     """Return what the default registry has that files cannot hold, each with its name."""
     found: dict[Collector, str] = {}
     for collector in _prometheus.collectors_of(REGISTRY) or ():
-        if isinstance(collector, (Info, Enum)):
-            found[collector] = f"{name_of(collector)} ({type(collector).__name__})"
-        elif isinstance(collector, SHARED):
+        if isinstance(collector, SHARED):
             if _prometheus.callback_labels(collector):
                 found[collector] = f"{name_of(collector)} (set_function; shown as 0)"
         elif not (

@@ -20,7 +20,9 @@ The directory contains::
     slotN.lease             the lease of slot N, with a record of its holder, for people
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
     <type>_slotN.col        the values of one once more (see obskit_gunicorn._store.column)
-    <type>_slotN.new        a metric file that is not complete yet, and so *.col.new
+    slotN.exemplars         examples of what was counted (see obskit_gunicorn._store.exemplars)
+    slotN.states            what Infos and Enums say (see obskit_gunicorn._store.states)
+    <type>_slotN.new        a metric file that is not complete yet, and so *.col.new and others
     *.db.damaged            a file that was found damaged, kept for people
 
 Slot names contain no ``_`` and are not numbers. Some readers take the third part of a file name for
@@ -44,6 +46,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import forks, note, remains
 from obskit_gunicorn._store.column import column_path, metric_file_path
+from obskit_gunicorn._store.exemplars import SUFFIX as EXEMPLARS
 from obskit_gunicorn._store.fileformat import MetricFileName
 from obskit_gunicorn._store.identity import acting_user
 from obskit_gunicorn._store.leases import RECORD_BYTES, Lease, Role, read_json
@@ -54,6 +57,7 @@ from obskit_gunicorn._store.locks import (
     open_directory,
     open_file,
 )
+from obskit_gunicorn._store.states import SUFFIX as STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -649,4 +653,4 @@ def is_ours(name: str) -> bool:
     if MetricFileName.parse(metric_file_path(name) or name.removesuffix(".damaged")):
         return True
     holder = name.rpartition("_")[2].partition(".")[0]
-    return is_slot(holder) and name.endswith((".lease", ".new"))
+    return is_slot(holder) and name.endswith((".lease", ".new", EXEMPLARS, STATES))

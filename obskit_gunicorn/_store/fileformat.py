@@ -210,6 +210,11 @@ def key_text(key: bytes) -> bytes:
     return key[4 : 4 + _read_int(key, 0)[0]].rstrip(b" ")
 
 
+def metric_of(text: bytes) -> str:
+    """Return the name of the metric in the JSON of a key that this process has made."""
+    return str(json.loads(text)[0])
+
+
 def is_key(key: bytes) -> bool:
     """Return whether a key, as it is stored in a file, is a metric's key."""
     text = key_text(key)

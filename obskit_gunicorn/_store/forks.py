@@ -19,7 +19,7 @@ from obskit_gunicorn._store import identity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ORDER = ("membership", "values", "collectors", "exporter")
+ORDER = ("membership", "values", "states", "collectors", "exporter")
 """The names of the steps, in the order in which a forked child runs them."""
 
 

@@ -79,6 +79,10 @@ class Lease:
         """Return the path of the slot's file for a prefix such as ``gauge_max``."""
         return os.path.join(os.path.dirname(self._file.path), f"{prefix}_{self.slot}.db")
 
+    def path_beside(self, suffix: str) -> str:
+        """Return the path of a file of the slot that is no metric file, such as its exemplars."""
+        return self._file.path.removesuffix(".lease") + suffix
+
     def moved_to(self, path: str) -> None:
         """Note that the directory has been renamed to ``path``."""
         self._file.path = os.path.join(path, os.path.basename(self._file.path))

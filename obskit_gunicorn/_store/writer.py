@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 from array import array
 from typing import TypeAlias
 
-from obskit_gunicorn._store import fileformat, forks
+from obskit_gunicorn._store import fileformat
 from obskit_gunicorn._store.column import COUNT_INDEX, column_path, pack_header
 from obskit_gunicorn._store.column import HEADER_BYTES as COLUMN_HEADER_BYTES
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
 from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.mapping import Mapping, reserve, whole_pages
 from obskit_gunicorn._store.reader import MetricFileReader
 
-_FIRST_SIZE_BYTES = 4096
-_LARGEST_STEP_BYTES = 1 << 20
 _CELL_BYTES = 8
 _COLUMN_START = COLUMN_HEADER_BYTES // _CELL_BYTES
 _ASKING_SECONDS = 0.1
@@ -33,63 +31,6 @@ class MetricFileInUseError(OSError):
     def __init__(self, path: str) -> None:
         """Create the error for the file at ``path``."""
         super().__init__(errno.EBUSY, "another process writes this metric file", path)
-
-
-class _Mapping:
-    """A locked file that is mapped whole; another one takes its place when the file grows.
-
-    Attributes:
-        file: The file.
-        map: Its bytes.
-        cells: The same as doubles.
-        words: The same as integers of eight bytes.
-        size: How many bytes.
-    """
-
-    __slots__ = ("cells", "file", "map", "size", "words")
-
-    def __init__(self, file: LockedFile, size: int) -> None:
-        """Map a file whose room is reserved.
-
-        Raises:
-            OSError: It cannot be mapped.
-        """
-        try:
-            self.map = mmap.mmap(file.descriptor, size)
-        except ValueError as error:  # somebody truncated it after it was reserved
-            raise OSError(errno.EIO, str(error), file.path) from None
-        self.file, self.size = file, size
-        self.cells: memoryview[float] = memoryview(self.map).cast("d")
-        self.words: memoryview[int] = memoryview(self.map).cast("q")
-
-    def enlarged(self) -> _Mapping:
-        """Make the file larger and return its mapping; this one stays valid until it is unmapped.
-
-        Raises:
-            OSError: The volume is full, or somebody has closed the descriptor.
-        """
-        with forks.guard():
-            if not self.file.is_open():  # its number may belong to another file by now
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.file.path)
-            size = self.size + min(self.size, _LARGEST_STEP_BYTES)
-            _reserve(self.file.descriptor, self.size, size - self.size)
-            return _Mapping(self.file, size)
-
-    def unmap(self) -> None:
-        """Unmap it; the file stays open."""
-        self.cells.release()
-        self.words.release()
-        if self.file.is_open():
-            self.map.close()
-        else:
-            # Somebody has closed all descriptors. The map would close its own descriptor by
-            # number, which may belong to another file by now.
-            _abandoned.append(self.map)
-
-    def release(self) -> None:
-        """Unmap and close the file, which ends its lock unless a forked child has a copy."""
-        self.unmap()
-        self.file.close()
 
 
 class MetricFile:
@@ -145,8 +86,8 @@ class MetricFile:
         self.salvaged: str | None = None
         self.cells: Cells = {}
         self.column: Cells = {}
-        self._mapping: _Mapping | None = None
-        self._column: _Mapping | None = None
+        self._mapping: Mapping | None = None
+        self._column: Mapping | None = None
         self._numbers: dict[bytes, int] = {}
         self._indexes = array("q")
         self._used = HEADER_BYTES
@@ -298,7 +239,7 @@ class MetricFile:
         try:
             file.claim(by_flock=False)
             end = HEADER_BYTES + len(entries)
-            _reserve(file.descriptor, 0, _whole_pages(end))
+            reserve(file.descriptor, 0, whole_pages(end))
             os.pwrite(file.descriptor, fileformat.pack_int(end) + os.urandom(4) + entries, 0)
             if keep_damaged:
                 self._name_damaged()
@@ -332,11 +273,11 @@ class MetricFile:
         )
         if damage is not None:
             return damage
-        size = _whole_pages(found)
+        size = whole_pages(found)
         # Existing files too: they may be sparse, and a write to a hole is a SIGBUS if the volume is
         # full.
-        _reserve(self._file.descriptor, 0, size)
-        self._mapping = mapping = _Mapping(self._file, size)
+        reserve(self._file.descriptor, 0, size)
+        self._mapping = mapping = Mapping(self._file, size)
         self.cells = mapping.cells
         keys, used, damage = fileformat.read_entries(mapping.map, HEADER_BYTES, used)
         end = HEADER_BYTES
@@ -367,7 +308,7 @@ class MetricFile:
         del self._indexes[:]
         self._file = replacement
 
-    def _grow(self, before: _Mapping) -> _Mapping:
+    def _grow(self, before: Mapping) -> Mapping:
         self._mapping = mapping = before.enlarged()
         self.cells = mapping.cells
         before.unmap()
@@ -385,11 +326,11 @@ class MetricFile:
             return
         try:
             content = self._column_content()
-            size = _whole_pages(len(content))
-            _reserve(file.descriptor, 0, size)
+            size = whole_pages(len(content))
+            reserve(file.descriptor, 0, size)
             os.pwrite(file.descriptor, content, 0)
             file.claim(by_flock=False)
-            mapping = _Mapping(file, size)
+            mapping = Mapping(file, size)
             os.rename(unfinished, path)
             file.path = path
             self._column, self.column = mapping, mapping.cells
@@ -407,7 +348,7 @@ class MetricFile:
         values = array("d", map(self._mapping.cells.__getitem__, self._indexes))
         return pack_header(inode, number, len(values)) + values.tobytes()
 
-    def _grow_column(self, before: _Mapping) -> None:
+    def _grow_column(self, before: Mapping) -> None:
         try:
             self._column = mapping = before.enlarged()
         except OSError:
@@ -427,31 +368,9 @@ class MetricFile:
         mapping.words[COUNT_INDEX] = len(self._indexes)
 
 
-_abandoned: list[mmap.mmap] = []
-
-
 def _forget_second_name(path: str) -> None:
     """Remove the second name of a file, if a process was killed while it salvaged the file."""
     damaged = path + ".damaged"
     with contextlib.suppress(OSError):
         if os.path.samestat(os.lstat(damaged), os.lstat(path)):
             os.unlink(damaged)
-
-
-def _whole_pages(size: int) -> int:
-    return max(_FIRST_SIZE_BYTES, -(-size // _FIRST_SIZE_BYTES) * _FIRST_SIZE_BYTES)
-
-
-def _reserve(descriptor: int, offset: int, length: int) -> None:
-    """Reserve space on the volume for a section of a file.
-
-    Raises:
-        OSError: The volume is full.
-    """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, offset, length)
-        return
-    # macOS: reserve space by writing zeros after the end; the existing content stays.
-    size = os.fstat(descriptor).st_size
-    if offset + length > size:
-        os.pwrite(descriptor, bytes(offset + length - size), size)

@@ -22,10 +22,11 @@ from __future__ import annotations
 import errno
 import math
 import operator
+import os
 import time
 from typing import TYPE_CHECKING
 
-from obskit_gunicorn._store import forks
+from obskit_gunicorn._store import exemplars, forks, states
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 
 if TYPE_CHECKING:
@@ -146,7 +147,15 @@ def cell_for(key: Key) -> Cell:
 
 
 class Store:
-    """The files of this process's slot. A new object after each fork and for each lease."""
+    """The files of this process's slot. A new object after each fork and for each lease.
+
+    Attributes:
+        lease: The lease of the slot.
+        files: The metric files, by prefix.
+        cells: The cells in them.
+        exemplars: The file of exemplars, once there was one to keep.
+        states: The file of what Infos and Enums say, once one has said something.
+    """
 
     def __init__(self, lease: Lease, earlier: dict[Key, Cell] | None = None) -> None:
         self.lease = lease
@@ -154,6 +163,9 @@ class Store:
         self.files: dict[str, MetricFile] = {}
         self.cells: dict[Key, Cell] = {}
         self._look_at: dict[str, float] = {}
+        self.exemplars: exemplars.ExemplarFile | None = None
+        self.states: states.StatesFile | None = None
+        self._has_room_beside = True
 
     def add(self, key: Key, carried: Cell | None) -> Cell:
         """Give a key its cell in the slot's file.
@@ -230,7 +242,46 @@ class Store:
         if error.errno not in _NO_ROOM:
             return False
         had = [file.give_up_column() for file in self.files.values()]
+        self._has_room_beside = False
+        if self.exemplars is not None:
+            self.exemplars.give_up()
+            had.append(True)
+        self.exemplars = None
         return any(had)
+
+    def open_exemplars(self) -> exemplars.ExemplarFile:
+        """Open the file in which exemplars are kept; it is in :attr:`exemplars` from then on.
+
+        Raises:
+            OSError: The file cannot be opened or created, or the volume is full; also once
+                exemplars had to give way to metric files.
+        """
+        path = self.lease.path_beside(exemplars.SUFFIX)
+        if not self._has_room_beside:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        with forks.guard():
+            self.exemplars = exemplars.ExemplarFile(path, by_flock=self.lease.by_flock)
+        return self.exemplars
+
+    def open_states(self) -> states.StatesFile:
+        """Open the file of what Infos and Enums say; it is in :attr:`states` from then on.
+
+        Raises:
+            OSError: The file cannot be opened or created, or the volume is full.
+        """
+        path = self.lease.path_beside(states.SUFFIX)
+        with forks.guard():
+            self.states = states.StatesFile(path, by_flock=self.lease.by_flock)
+        return self.states
+
+    def keep_beside(self) -> None:
+        """Let go of files beside the metric files that were removed; they are made again."""
+        if self.exemplars is not None and not self.exemplars.is_linked():
+            self.exemplars.release()
+            self.exemplars = None
+        if self.states is not None and not self.states.is_linked():
+            self.states.release()
+            self.states = None
 
     def is_in_place(self) -> bool:
         """Return whether readers still find the lease and all files."""
@@ -267,3 +318,6 @@ class Store:
         """Unmap and close the files; in a forked child this does not affect the parent's."""
         for file in list(self.files.values()):
             file.release()
+        for beside in (self.exemplars, self.states):
+            if beside is not None:
+                beside.release()

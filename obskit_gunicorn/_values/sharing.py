@@ -19,7 +19,7 @@ from obskit_gunicorn._store.membership import (
     is_loading_configuration,
     membership,
 )
-from obskit_gunicorn._values import adoption, values
+from obskit_gunicorn._values import adoption, states, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,7 @@ def _install() -> list[Any]:
     global _has_installed  # noqa: PLW0603
     _has_installed = True
     _missing[:] = values.install()
+    states.install()
     left = adoption.take_over()
     values.note_elsewhere(len(left))
     return left

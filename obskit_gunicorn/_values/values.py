@@ -47,16 +47,21 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._log import Once, log
+from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
-from obskit_gunicorn._store.fileformat import encode_key
+from obskit_gunicorn._store.exemplars import SUFFIX as EXEMPLARS
+from obskit_gunicorn._store.fileformat import encode_key, metric_of
 from obskit_gunicorn._store.membership import NotYetError, membership
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from prometheus_client.samples import Exemplar
+
+    from obskit_gunicorn._store.exemplars import ExemplarFile
 
 IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
 """Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
@@ -83,12 +88,19 @@ _closed: Store | None = None
 _memory: dict[Key, Cell] = {}
 """The cells without a file."""
 
+beside: list[Callable[[Store], object]] = []
+"""What other modules keep beside the values: called with the files of this process, under the lock,
+whenever it looks after its place. Must not raise, log, or use a value."""
+
+_is_wanted = False
+"""Whether :func:`use_store` was called while there were no files."""
+
 _elsewhere = 0
 """How many values of other classes no scrape sees."""
 
-_retry_at = _look_at = 0.0
+_retry_at = _look_at = _exemplars_at = 0.0
 _said: set[int | None] = set()
-_exemplars = Once()
+_said_of_exemplars: set[object] = set()
 _notices: list[tuple[int, str]] = []
 """Lines to log after the lock is released."""
 
@@ -217,13 +229,31 @@ class Value:
             self._cell = _bind(self._key)
         return self._cell
 
-    def set_exemplar(self, exemplar: object) -> None:
-        """Store nothing, like prometheus_client in multiprocess mode: files have no exemplars."""
-        if _exemplars.first():
-            log.warning("obskit: exemplars are not shown: they cannot be shared by files")
+    def set_exemplar(self, exemplar: Exemplar) -> None:
+        """Keep an exemplar beside the slot's file, in place of the one before.
+
+        Never raises because of it. One that cannot be exposed is left out, and so is one that
+        cannot be stored now: one line in the log says so.
+        """
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            if self._cell.store is not _settled:
+                self._bound()
+            file = _store.exemplars if _store is not None else None
+            if file is None:
+                file = _open_exemplars()
+            if file is not None:
+                labels, value, timestamp = exemplar
+                if timestamp.__class__ is not float:
+                    timestamp = time.time() if timestamp is None else float(timestamp)
+                if not file.put(self._key, labels, float(value), timestamp):
+                    _note_unfit(self._key)
+        if _notices:
+            _say()
 
     def get_exemplar(self) -> None:
-        """Return ``None``, like prometheus_client in multiprocess mode."""
+        """Return ``None``, like prometheus_client in multiprocess mode: scrapes read the file."""
 
     @classmethod
     def close_all_files(cls) -> None:
@@ -336,11 +366,36 @@ def share(*, now: bool = False) -> None:
     global _retry_at  # noqa: PLW0603
     with _lock, forks.guard():
         _retry_at = 0.0
-        if now:
+        if now or _is_wanted:
             _open_store()
         _move_in()
         _settle()
+        _keep_beside()
     _say()
+
+
+def use_store(use: Callable[[Store | None], object]) -> None:
+    """Call a function with the files of this process, or ``None`` if there are none now.
+
+    Args:
+        use: Is called under the lock; must not raise, log, or use a value.
+    """
+    global _is_wanted  # noqa: PLW0603
+    if not _here[0]:
+        forks.start_over()
+    with _lock, forks.guard():
+        store = _store
+        if store is None and time.monotonic() >= _retry_at:
+            store = _open_store()
+            _settle()
+        _is_wanted = store is None
+        use(store)
+    _say()
+
+
+def note_later(level: int, line: str) -> None:
+    """Log a line when the lock is released; for functions that are called under it."""
+    _notices.append((level, line))
 
 
 def keep_place() -> None:
@@ -355,6 +410,8 @@ def keep_place() -> None:
     _look_at = now + _RETRY_SECONDS
     with _lock, forks.guard():
         has_moved = False
+        if _store is not None:
+            _store.keep_beside()
         if _store is not None and not _store.is_in_place():
             # If there is no other place yet, readers that have the files open see them.
             with contextlib.suppress(NotYetError, OSError):
@@ -362,10 +419,12 @@ def keep_place() -> None:
                 has_moved = True
                 line = f"obskit: files of this process were removed; it goes on in {lease.slot}"
                 _notices.append((logging.INFO, line))
-        if has_moved or (now >= _retry_at and (membership.lease is None or _memory)):
+        is_due = membership.lease is None or _memory or _is_wanted
+        if has_moved or (now >= _retry_at and is_due):
             _open_store()
             _move_in()
             _settle()
+        _keep_beside()
     _say()
 
 
@@ -405,6 +464,14 @@ def note_elsewhere(count: int) -> None:
 
 
 # Below: the caller holds _lock. Nothing may log or yield to another greenlet.
+
+
+def _keep_beside() -> None:
+    global _is_wanted  # noqa: PLW0603
+    if _store is not None:
+        _is_wanted = False
+        for keep in beside:
+            keep(_store)
 
 
 def _find(key: Key) -> Cell | None:
@@ -499,6 +566,41 @@ def _open_store() -> Store | None:
     return _store
 
 
+def _open_exemplars() -> ExemplarFile | None:
+    """Open the slot's file of exemplars, if there can be one now."""
+    global _exemplars_at  # noqa: PLW0603
+    store = _store
+    if store is None or time.monotonic() < _exemplars_at:
+        return None
+    path = store.lease.path_beside(EXEMPLARS)
+    try:
+        file = store.open_exemplars()
+    except OSError as error:
+        _exemplars_at = time.monotonic() + _RETRY_SECONDS
+        if error.errno not in _said_of_exemplars:
+            _said_of_exemplars.add(error.errno)
+            problem = explain(error, path)
+            _notices.append((logging.ERROR, f"obskit: exemplars are not shown for now: {problem}"))
+        return None
+    if file.replaced is not None:
+        _notices.append((logging.ERROR, f"obskit: {path} was damaged ({file.replaced}); made anew"))
+    return file
+
+
+def _note_unfit(key: Key) -> None:
+    """Note once that an exemplar of a metric cannot be exposed."""
+    metric = metric_of(key[1])
+    if metric not in _said_of_exemplars:
+        _said_of_exemplars.add(metric)
+        _notices.append(
+            (
+                logging.WARNING,
+                f"obskit: an exemplar of {metric} is left out: its labels must be text without "
+                "NUL, and their names made of letters, digits and underscores",
+            )
+        )
+
+
 def _settle() -> None:
     """Let values do without the lock if none is in memory."""
     global _settled  # noqa: PLW0603
@@ -552,11 +654,12 @@ def _say() -> None:
 
 def _start_over() -> None:
     """Start over in a forked child. The cost does not depend on the number of values."""
-    global _lock, _store, _settled, _closed, _memory, _retry_at  # noqa: PLW0603
+    global _lock, _store, _settled, _closed, _memory, _is_wanted
+    global _retry_at, _exemplars_at
     store, _store, _settled, _closed = _store, None, None, None
-    _lock, _retry_at = Lock(), 0.0
+    _lock, _retry_at, _exemplars_at = Lock(), 0.0, 0.0
     if not membership.is_configuring:  # as it is in a child that daemonizes
-        _memory = {}
+        _memory, _is_wanted = {}, False
     _here[0] = 1
     if store is not None:
         store.release()
@@ -564,7 +667,7 @@ def _start_over() -> None:
 
 def _last_try() -> None:
     """Move values from memory into the files before the process ends."""
-    if _memory:
+    if _memory or _is_wanted:
         share()
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import prometheus_client
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Enum, Info
 from prometheus_client import values as prometheus_values
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from obskit_gunicorn._store.fileformat import pack_entry
 from obskit_gunicorn.multiprocess import MultiProcessCollector, generate_latest, make_wsgi_app
@@ -320,6 +321,56 @@ class TestOrder:
         assert _exposition(directory) == first
 
 
+class TestExemplars:
+    """Exemplars: kept, and shown in OpenMetrics."""
+
+    def test_theirs(self, theirs: RemoteProcess, directory: str) -> None:
+        """prometheus_client drops them where there are several processes."""
+        theirs.call(_count_with_exemplar)
+        assert _openmetrics(TheirCollector, directory).count(" # {") == 0
+
+    def test_ours(self, ours: RemoteProcess, directory: str) -> None:
+        """The drop-in shows them."""
+        ours.call(_count_with_exemplar)
+        text = _openmetrics(MultiProcessCollector, directory)
+        assert 'c_total 1.0 # {trace_id="a"} 1.0 ' in text
+
+
+class TestInfoAndEnum:
+    """Info and Enum: what any process has set last."""
+
+    def test_theirs(self, theirs: RemoteProcess, directory: str) -> None:
+        """prometheus_client shows none where there are several processes."""
+        theirs.call(_say)
+        assert read(directory) == {}
+
+    def test_ours(self, ours: RemoteProcess, directory: str) -> None:
+        """The drop-in shows them, and its collector still does not."""
+        ours.call(_say)
+        assert read(directory) == {}
+        assert read_ours(directory) == {
+            'build_info{version="1"}': 1.0,
+            'door{door="open"}': 0.0,
+            'door{door="shut"}': 1.0,
+        }
+
+
+def _count_with_exemplar() -> None:
+    Counter("c", "Help.", registry=None).inc(exemplar={"trace_id": "a"})
+
+
+def _say() -> None:
+    Info("build", "Help.", registry=None).info({"version": "1"})
+    Enum("door", "Help.", states=["open", "shut"], registry=None).state("shut")
+
+
+def _openmetrics(collector: Any, directory: str) -> str:
+    registry = CollectorRegistry()
+    collector(registry, directory)
+    text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+    return text.decode()
+
+
 def test_every_row_has_a_class() -> None:
     """The table in the docs has a row for each class of this module that is in it, and no more."""
     text = (REPOSITORY / "docs" / "how-it-works.md").read_text()
@@ -335,6 +386,8 @@ def test_every_row_has_a_class() -> None:
         ("help text that differs", TestHelp),
         ("HEAD", TestHead),
         ("a label `pid` of one's own", TestOwnPidLabel),
+        ("exemplars", TestExemplars),
+        ("Info and Enum", TestInfoAndEnum),
     )
     unknown = [row for row in rows if not any(row.startswith(f"| {text}") for text, _ in starts)]
     assert unknown == [], "write a class for each new row"

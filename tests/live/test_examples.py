@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ import pytest
 
 from tests.live.test_overrides import connects
 from tests.support.missing import find_program
+from tests.support.openmetrics import OPENMETRICS, exemplars
 from tests.support.process import HOST, GunicornProcess, free_port, wait_until
 
 if TYPE_CHECKING:
@@ -353,6 +355,11 @@ def test_opentelemetry(newest: Interpreter) -> None:
     with started(newest, "opentelemetry") as example:
         wait_until_ready(example.server, 2)
         example.follow()
+        request = urllib.request.Request(
+            f"http://{HOST}:{example.server.metrics_port}/metrics", headers={"Accept": OPENMETRICS}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            shown = exemplars(response.read().decode())
         assert example.server.stop() == 0
         spans = re.findall(r"trace (\w{32}) span (.+)", example.server.log())
         inner = {trace for trace, name in spans if name == "pack"}
@@ -360,6 +367,8 @@ def test_opentelemetry(newest: Interpreter) -> None:
         assert len(inner) == 10
         assert inner == outer
         assert len(spans) == 20
+        assert shown
+        assert {labels["trace_id"] for labels in shown.values()} <= outer
 
 
 def test_readiness_gate_waits_for_the_service(interpreter: Interpreter) -> None:

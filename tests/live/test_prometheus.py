@@ -41,13 +41,15 @@ TOTAL = "app_requests_total"
 class Prometheus:
     """A Prometheus that scrapes targets every other second."""
 
-    def __init__(self, directory: Path, targets: list[str]) -> None:
+    def __init__(self, directory: Path, targets: list[str], *, features: str = "") -> None:
         """Write its configuration.
 
         Args:
             directory: Where to put it and its data.
             targets: What to scrape, as ``host:port``.
+            features: Features that it has only if they are asked for.
         """
+        self._features = [f"--enable-feature={features}"] if features else []
         self._port = free_port()
         self._directory = directory
         (directory / "prometheus.yml").write_text(
@@ -65,6 +67,7 @@ class Prometheus:
             "--storage.tsdb.path=data",
             f"--web.listen-address={HOST}:{self._port}",
             "--log.level=warn",
+            *self._features,
         ]
         with (self._directory / "log").open("wb") as log:
             process = subprocess.Popen(command, cwd=self._directory, stdout=log, stderr=log)
@@ -90,6 +93,16 @@ class Prometheus:
             ]
             for found in json.loads(answer.body)["data"]["result"]
         }
+
+    def exemplars(self, query: str) -> list[dict[str, str]]:
+        """Return the labels of the exemplars that it has kept of a metric."""
+        asked = {"query": query, "start": time.time() - 600, "end": time.time() + 60}
+        try:
+            answer = get(self._port, "/api/v1/query_exemplars?" + urllib.parse.urlencode(asked))
+        except (OSError, http.client.HTTPException):
+            return []  # it is starting
+        found = json.loads(answer.body)["data"] if answer.status == 200 else []
+        return [each["labels"] for series in found for each in series["exemplars"]]
 
     def last(self, query: str) -> dict[str, float]:
         """Return the newest value that a query finds, by target."""

@@ -23,18 +23,23 @@ class Counts:
 
     by_route = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_exemplars: bool = False) -> None:
+        self.has_exemplars = has_exemplars
         self.in_progress = 0
         self.ended: list[tuple[str, int]] = []
+        self.exemplars: list[dict[str, str] | None] = []
 
     def arrived(self) -> float:
         """Note a request."""
         self.in_progress += 1
         return 1.0
 
-    def answered(self, method: str, code: int, started: float) -> None:
+    def answered(
+        self, method: str, code: int, started: float, exemplar: dict[str, str] | None = None
+    ) -> None:
         """Note its end."""
         assert started == 1.0
+        self.exemplars.append(exemplar)
         self.in_progress -= 1
         self.ended.append((method, code))
 

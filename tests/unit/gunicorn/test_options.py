@@ -44,6 +44,7 @@ class Config:
     metrics_requests: object = True
     metrics_routes: object = False
     metrics_buckets: object = (0.1, 1.0)
+    metrics_exemplars: object = False
     metrics_redis: object = None
     metrics_redis_name: object = "default"
     metrics_redis_interval: object = 5.0
@@ -369,7 +370,7 @@ class TestExporter:
 
 
 class TestRequests:
-    """``metrics_requests`` and ``metrics_buckets``."""
+    """``metrics_requests``, ``metrics_buckets`` and ``metrics_exemplars``."""
 
     def test_buckets(self) -> None:
         """Bounds are numbers; the infinite one need not be said."""
@@ -388,6 +389,16 @@ class TestRequests:
         assert options({"OBSKIT_METRICS_ROUTES": "on"}).metrics_routes is True
         with pytest.raises(ConfigurationError, match="metrics_requests is False"):
             options(metrics_routes=True, metrics_requests=False)
+
+    def test_exemplars(self) -> None:
+        """They need requests that are counted."""
+        assert options(metrics_exemplars=True).metrics_exemplars is True
+        assert options({"OBSKIT_METRICS_EXEMPLARS": "on"}).metrics_exemplars is True
+        for wrong in ({"metrics_exemplars": 1}, {"metrics_exemplars": "yes"}):
+            with pytest.raises(ConfigurationError, match="True or False"):
+                options(**wrong)
+        with pytest.raises(ConfigurationError, match="metrics_requests is False"):
+            options(metrics_exemplars=True, metrics_requests=False)
 
 
 class TestFleet:

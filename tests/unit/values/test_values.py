@@ -23,6 +23,7 @@ import pytest
 from prometheus_client import Counter, Gauge
 from prometheus_client import values as prometheus_values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.samples import Exemplar
 
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import SlotDirectory
@@ -219,8 +220,8 @@ def _inside_gauge() -> dict[str, float]:
 def _protocol() -> list[Any]:
     value: Any = values.Value("counter", "c", "c_total", (), (), "Help.", some_later_argument=1)
     value.inc(2.5)
-    value.set_exemplar(object())
-    return [value._multiprocess, value.get_exemplar(), value.set_exemplar(None), value.get()]
+    kept = value.set_exemplar(Exemplar({"trace_id": "a"}, 2.5, 1.0))
+    return [value._multiprocess, value.get_exemplar(), kept, value.get()]
 
 
 class TestForks:
