@@ -442,7 +442,8 @@ class ExemplarReader:
                 self._numbers[2 * cell : 2 * cell + 2] = 0, 0
         if self._cells:
             self.found = _by_digest(self._cells)
-        self._seen = count if not count % 2 and (is_whole or not is_written) else -1
+        is_all = not is_written or (is_whole and not count % 2)
+        self._seen = count if is_all else -1
         is_damaged = lost and not is_written
         text = f"{lost} of its cells are damaged"
         self._lost = Damage("corrupted", text) if is_damaged else None

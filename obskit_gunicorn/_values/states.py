@@ -126,6 +126,7 @@ def _keep(store: Store) -> None:
         file.put(_own[series] for series in list(_unsaved) if series in _own)
     except OSError as error:
         _retry_at = time.monotonic() + _RETRY_SECONDS
+        store.keep_beside()  # if somebody has closed or removed the file, it is opened again
         if error.errno not in _reported:
             _reported.add(error.errno)
             values.note_later(

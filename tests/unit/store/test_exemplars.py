@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import sys
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,7 +155,7 @@ def test_a_writer_that_is_killed_at_any_byte(path: Path, before: int) -> None:
     start = min(at for at in changed if at >= exemplars.HEADER_BYTES)
     end = max(changed) + 1
     for at in range(start, end + 1):
-        header = first[:16] + (2 * before + 1).to_bytes(8, "little") + first[24:start]
+        header = first[:16] + (2 * before + 1).to_bytes(8, sys.byteorder) + first[24:start]
         path.write_bytes(header + second[start:at] + first[at:])
         found = read(path)
         assert found == (found_after if second[start:at] == second[start:end] else found_before)
@@ -288,6 +289,22 @@ def test_what_did_not_change_is_not_read_again(file: ExemplarFile, path: Path) -
     assert file.put(key(), {"a": "c"}, 1.0, 1.0)
     reader.refresh()
     assert reader.found is not found
+
+
+def test_what_a_killed_writer_has_left_is_read_once(path: Path) -> None:
+    """Also if it was killed in the middle; its next holder is noticed."""
+    *_, content = writes(path, (0, "a"), (0, "b"))
+    path.write_bytes(content[:16] + (5).to_bytes(8, sys.byteorder) + content[24:])
+    reader = ExemplarReader(str(path))
+    reader.refresh()
+    found = reader.found
+    reader.refresh()
+    assert reader.found is found
+    file = ExemplarFile(str(path))
+    assert file.put(key(), {"a": "c"}, 1.0, 1.0)
+    reader.refresh()
+    assert [each.labels for each in reader.found.values()] == [(("a", "c"),)]
+    file.release()
 
 
 def test_random_bytes(path: Path) -> None:

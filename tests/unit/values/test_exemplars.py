@@ -148,6 +148,16 @@ def _close() -> None:
     values.close_files()
 
 
+def test_descriptors_that_were_closed(holder: RemoteProcess, directory: str) -> None:
+    """An application may close all of them: exemplars go on, for they are written to memory."""
+    holder.call(count, trace(1))
+    holder.call(forks.close_descriptors)
+    for number in range(40):  # more than the file has room for
+        holder.call(observe, 1.5, trace(number), str(number))
+    holder.call(count, trace(2))
+    assert shown(directory)["c_total"] == trace(2)
+
+
 @pytest.mark.parametrize(
     "unfit", [{"a": "\ud800"}, {"a": "x\0"}, {"a": b"x"}, {"a b": "x"}, {"a": ["x"]}]
 )

@@ -264,6 +264,22 @@ def _close() -> None:
     values.close_files()
 
 
+def test_descriptors_that_were_closed(holder: RemoteProcess, directory: str) -> None:
+    """An application may close all of them: nothing raises, and the file is opened again."""
+    holder.call(tell, "build", {"version": "1"})
+    holder.call(forks.close_descriptors)
+    holder.call(tell, "build", {"version": "2"})
+    holder.call(_wait_no_longer)
+    holder.call(tell, "door", "shut")
+    assert shown(directory) == {'build_info{version="2"}', 'door{door="shut"}'}
+
+
+def _wait_no_longer() -> None:
+    from obskit_gunicorn._values import states
+
+    states._retry_at = 0.0
+
+
 def test_what_cannot_be_exposed(
     holder: RemoteProcess, directory: str, caplog: pytest.LogCaptureFixture
 ) -> None:
