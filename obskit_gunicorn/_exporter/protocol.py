@@ -52,6 +52,7 @@ class Options(SimpleNamespace):
     """
 
     metrics_page: bool = True
+    metrics_standard: bool = True
     metrics_redis: str | None = None
     metrics_push: str | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 
@@ -12,7 +12,7 @@ from obskit_gunicorn._scrape.blocks import Block
 from obskit_gunicorn._scrape.formats import TEXT, Format, Labels, Names, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from obskit_gunicorn._scrape.families import Family
 
@@ -41,7 +41,10 @@ class Snapshot:
 
     Attributes:
         parts: What was added up, if the collector was asked to keep it.
+        records: The records of all leases, by slot, if the collector has read them for it.
     """
+
+    records: Mapping[str, dict[str, Any] | None] | None = None
 
     def __init__(
         self,

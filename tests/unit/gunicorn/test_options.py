@@ -40,6 +40,7 @@ class Config:
     metrics_collectors: object = ()
     metrics_requests: object = True
     metrics_buckets: object = (0.1, 1.0)
+    metrics_standard: object = True
     metrics_redis: object = None
     metrics_redis_name: object = "default"
     metrics_redis_interval: object = 5.0
@@ -229,6 +230,7 @@ class TestExporter:
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
             "metrics_collectors": (),
+            "metrics_standard": True,
             "metrics_redis": None,
             "metrics_redis_name": "default",
             "metrics_redis_interval": 5.0,
