@@ -262,5 +262,5 @@ def _unix(wanted: dict[str, int], most: float) -> Iterator[Listener]:
                 str(Address("", 0, path)).encode(errors="replace").decode(),
                 sum(row[5] == _CONNECTING for row in rows[path]),
                 min(backlog, most) * listening,
-                sum(row[5] == _CONNECTED and row[6] != b"0" for row in rows[path]),
+                sum(row[5] == _CONNECTED for row in rows[path]),
             )

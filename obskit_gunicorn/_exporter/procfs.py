@@ -26,7 +26,9 @@ _PREFIX = "gunicorn_process_"
 UNREADABLE = (OSError, LookupError, ValueError)
 """What reading a file of /proc may raise."""
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+TICKS = os.sysconf("SC_CLK_TCK")
+"""How many clock ticks there are in a second."""
+
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _READ_BYTES = 1 << 16
 
@@ -54,7 +56,7 @@ class Process:
 
     def seconds(self, *numbers: int) -> float:
         """Return the sum of fields that are in clock ticks, in seconds."""
-        return sum(map(self.field, numbers)) / _TICKS
+        return sum(map(self.field, numbers)) / TICKS
 
 
 class Seen(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from obskit_gunicorn._exporter.procfs import UNREADABLE, Process, Seen, read
+from obskit_gunicorn._exporter.procfs import TICKS, UNREADABLE, Process, Seen, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -143,7 +143,12 @@ class _CpuTime:
         )
         pids = arbiters | {pid for pid, each in known.items() if each.field(4) in arbiters}
         for _ in range(_MOST_READINGS):
-            total = sum(each.seconds(*_CPU_FIELDS) for each in _family(known, arbiters, pids))
+            # Whole ticks: a sum of seconds would depend on their order, and fall by a rounding.
+            ticks = sum(
+                each.field(number)
+                for each in _family(known, arbiters, pids)
+                for number in _CPU_FIELDS
+            )
             # The time of a child that is reaped meanwhile is its arbiter's from then on.
             again = dict(_read(arbiters))
             if all(_reaped(again.get(pid)) == _reaped(known.get(pid)) for pid in arbiters):
@@ -153,7 +158,7 @@ class _CpuTime:
             if oldest != self._of:
                 self._of, self._shown = oldest, 0.0
             # A child was reaped at each reading: this one may lack its time.
-            self._shown = max(self._shown, total)
+            self._shown = max(self._shown, ticks / TICKS)
             return self._shown
 
 

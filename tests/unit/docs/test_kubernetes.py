@@ -297,18 +297,17 @@ def adapter_rules() -> list[dict[str, Any]]:
 def test_autoscalers_ask_for_what_there_is(tmp_path: Path) -> None:
     """Queries are PromQL about documented metrics; the adapter has what the HPA asks for."""
     rules = adapter_rules()
-    queries = [
-        re.sub(
-            "<<[.](.*?)>>",
-            lambda found: {
-                "Series": re.match(r"\w+", rule["seriesQuery"])[0],  # type: ignore[index]
-                "LabelMatchers": 'namespace="shop",pod=~"web-1|web-2"',
-                "GroupBy": "pod",
-            }[found[1]],
-            rule["metricsQuery"],
-        )
-        for rule in rules
-    ]
+    queries = []
+    for rule in rules:
+        query = rule["metricsQuery"]
+        series = rule["seriesQuery"].partition("{")[0]
+        for name, text in (
+            ("Series", series),
+            ("LabelMatchers", 'namespace="shop",pod=~"web-1|web-2"'),
+            ("GroupBy", "pod"),
+        ):
+            query = query.replace(f"<<.{name}>>", text)
+        queries.append(query)
     hpa, keda = (with_components(tmp_path, BASE, component) for component in AUTOSCALING)
     (metric,) = find(hpa, "HorizontalPodAutoscaler")["spec"]["metrics"]
     names = [rule["name"]["as"] for rule in rules]
