@@ -194,30 +194,29 @@ def _time_long_calls(
     A stream may run for hours: at each heartbeat of the worker its time until then is counted.
     """
     handle = worker.handle
+    # Who takes a thread's entry out counts the time since then; nobody else can.
     since: dict[int, float] = {}
     lock = threading.Lock()
     looks_at = 0.0
 
-    def count(thread: int, *, is_over: bool) -> None:
-        # A child that was forked while somebody held the lock waits in vain, for a second.
-        is_ours = lock.acquire(timeout=1.0)
-        try:
-            started, now = since.pop(thread, None), perf_counter()
-            if started is not None:
-                busy(now - started)
-                if not is_over:
-                    since[thread] = now
-        finally:
-            if is_ours:
-                lock.release()
-
     def look() -> None:
         nonlocal looks_at
-        now = perf_counter()
-        if now > looks_at:
-            looks_at = now + _LOOK_SECONDS
-            for thread in list(since):
-                count(thread, is_over=False)
+        if perf_counter() <= looks_at:
+            return
+        looks_at = perf_counter() + _LOOK_SECONDS
+        for thread in list(since):
+            with lock:
+                started, now = since.pop(thread, None), perf_counter()
+                if started is not None:
+                    busy(now - started)
+                    since[thread] = now
+
+    def taken_back(thread: int) -> float:
+        """Return the entry that a look has in its hands at this moment."""
+        # A child that was forked at such a moment waits in vain.
+        if lock.acquire(timeout=1.0):
+            lock.release()
+        return since.pop(thread, perf_counter())
 
     @functools.wraps(handle)
     def timed(*args: Any) -> Any:
@@ -227,7 +226,10 @@ def _time_long_calls(
         try:
             return handle(*args)
         finally:
-            count(thread, is_over=True)
+            started = since.pop(thread, None)
+            if started is None:
+                started = taken_back(thread)
+            busy(perf_counter() - started)
             add(-1)
 
     worker.handle = timed

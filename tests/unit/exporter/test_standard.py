@@ -117,7 +117,8 @@ def cpu_of(names: StandardNames, scrape: Scrape) -> float:
     """Return the CPU time of a server."""
     seen = Processes(scrape.path or "").look(scrape.records)
     (family,) = (one for one in names.families(scrape, seen) if one.name == "process_cpu_seconds")
-    return family.samples[0].value
+    found: float = family.samples[0].value
+    return found
 
 
 @pytest.fixture(name="server")
