@@ -101,7 +101,7 @@ class Server:
     def value(self, name: str) -> float:
         """Return the one sample of a family."""
         (sample,) = self.families()[name].samples
-        return sample.value
+        return float(sample.value)
 
     def cpu(self) -> float:
         """Return the CPU time as an exporter shows it that has just been started."""
@@ -264,7 +264,7 @@ def test_figures_of_processes(server: Server) -> None:
 
     def shown(name: str) -> float:
         (sample,) = families[f"process_{name}"].samples
-        return sample.value
+        return float(sample.value)
 
     # Here nobody's exporter is asked, so this process is none of them.
     memory = figures("proportional_memory_bytes")
