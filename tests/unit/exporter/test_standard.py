@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import resource
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ class Server:
     def used(self, *gone: RemoteProcess) -> float:
         """Return the CPU time by what the processes themselves say."""
         alive = [worker for worker in self.workers if worker not in gone]
-        return sum(each.call(_used) for each in (self.arbiter, *alive))
+        return float(sum(each.call(_used) for each in (self.arbiter, *alive)))
 
 
 def cpu_of(names: StandardNames, scrape: Scrape) -> float:
@@ -237,6 +238,33 @@ def test_cpu_time_without_leases(server: Server) -> None:
     before = server.cpu()
     server.arbiter.fork().call(_burn, 0.3)
     assert server.cpu() >= before + 0.29
+
+
+def _fork_many(number: int) -> list[int]:
+    pids = []
+    for _ in range(number):
+        pid = os.fork()
+        if not pid:
+            while os.getppid() != 1:
+                signal.pause()
+            os._exit(0)
+        pids.append(pid)
+    return pids
+
+
+def _end_all(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_cpu_time_of_many_workers(server: Server) -> None:
+    """The kernel lists an arbiter's children in pieces, of which each is read."""
+    pids = server.arbiter.call(_fork_many, 700)
+    arbiter = server.arbiter.pid
+    found = list(standard._family({}, {arbiter}, {arbiter}))
+    server.arbiter.call(_end_all, pids)
+    assert {process.pid for process in found} == {arbiter, *pids}
 
 
 def test_cpu_time_never_falls(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
