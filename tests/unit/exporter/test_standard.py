@@ -21,12 +21,14 @@ from obskit_gunicorn._exporter.procfs import Processes
 from obskit_gunicorn._exporter.standard import StandardNames
 from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._scrape.registry import SharedRegistry, setup_multiprocess_registry
+from obskit_gunicorn._store.directory import SlotDirectory
 from tests.support.forks import Nursery, RemoteProcess, act, join, reap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.core import Metric
+    from pytest_mock import MockerFixture
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 GC = ("objects_collected", "objects_uncollectable", "collections")
@@ -305,3 +307,11 @@ def test_figures_of_processes(server: Server) -> None:
     assert shown("open_fds") == figures("open_fds")["slot2"]
     assert shown("start_time_seconds") == figures("start_time_seconds")["slot0"]
     assert abs(shown("start_time_seconds") - time.time()) < 3600
+
+
+def test_leases_are_read_once(server: Server, mocker: MockerFixture) -> None:
+    """A scrape with live gauges and figures of processes asks once who holds which lease."""
+    server.start().call(act, "gauge_livesum", "level", "set", 3)
+    reading = mocker.spy(SlotDirectory, "records")
+    assert server.value("level") == 3
+    assert reading.call_count == 1
