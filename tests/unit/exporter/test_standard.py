@@ -260,6 +260,7 @@ def _end_all(pids: list[int]) -> None:
         os.waitpid(pid, 0)
 
 
+@pytest.mark.load
 def test_cpu_time_of_many_workers(server: Server) -> None:
     """The kernel lists an arbiter's children in pieces, of which each is read."""
     pids = server.arbiter.call(_fork_many, 700)
