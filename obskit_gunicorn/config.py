@@ -184,6 +184,13 @@ class ObskitGunicornConfig(Settings):
         instrumentations only; see docs/metrics.md.
         """
 
+        metrics_standard: bool = True
+        """Whether the names that prometheus_client has in one process are shown for the server.
+
+        ``process_cpu_seconds_total`` and others, ``python_info``, ``python_gc_*``: what common
+        dashboards ask for. A metric of your own with such a name wins.
+        """
+
         metrics_redis: str | None = None
         """A Redis or Valkey in which the metrics of many hosts meet: ``redis://host:6379/0``.
 

@@ -104,10 +104,10 @@ def render(status: Status, links: Iterable[str]) -> str:
         _figures("load", "Load", _LOAD, status),
         _table(
             "listeners",
-            "Connections that wait to be accepted",
-            ("Address", "Waiting", "Limit"),
+            "Open connections by listener",
+            ("Address", "Accepted", "Waiting", "Limit"),
             [
-                (each["address"], shown(each["waiting"]), shown(each["limit"]))
+                (each["address"], *map(shown, (each["accepted"], each["waiting"], each["limit"])))
                 for each in status["listeners"]
             ],
         ),

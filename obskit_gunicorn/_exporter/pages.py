@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from obskit_gunicorn._exporter.procfs import Processes
+from obskit_gunicorn._exporter.host import HostFigures
 from obskit_gunicorn._exporter.protocol import (
     HEALTHY_PATH,
     READY_PATH,
@@ -92,7 +92,7 @@ class Pages:
             # The collector of the whole process, which every part that reads the directory asks.
             self._collector = directory_collector(directory)
             self._collector.keep_removed(self._notice_loss)
-            registry.register(Processes(directory))
+            registry.register_reader(HostFigures(directory, standard=options.metrics_standard).read)
         self.is_replaced = False
         self._reporters: list[Reporter] = []
         self._fleet_figures: Collector | None = None

@@ -1,4 +1,4 @@
-"""Figures of Gunicorn's processes and sockets, read from /proc at each scrape.
+"""Figures of Gunicorn's processes, read from /proc at each scrape.
 
 Runs in the exporter and costs workers nothing. The leases say which processes there are. A lease's
 record is used only if its pid means the same process here: same pid namespace, same start time. In
@@ -9,31 +9,36 @@ log says so once.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import socket
-import sys
+import resource
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._log import log
-from obskit_gunicorn._scrape.collector import directory_collector
 from obskit_gunicorn._store.identity import pid_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Mapping
 
 _PREFIX = "gunicorn_process_"
-_LISTENING = b" 0A "
-_UNREADABLE = (OSError, LookupError, ValueError)
+UNREADABLE = (OSError, LookupError, ValueError)
+"""What reading a file of /proc may raise."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+"""How many clock ticks there are in a second."""
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_READ_BYTES = 1 << 16
 
 
-class _Process:
-    """A process as /proc shows it; see proc(5)."""
+class Process:
+    """A process as /proc shows it; see proc(5).
+
+    Attributes:
+        pid: Its pid.
+    """
 
     def __init__(self, pid: int) -> None:
         """Read its status.
@@ -41,8 +46,9 @@ class _Process:
         Raises:
             OSError: There is no such process.
         """
+        self.pid = pid
         self.folder = f"/proc/{pid}"
-        self._fields = _read(f"{self.folder}/stat").rpartition(b")")[2].split()
+        self._fields = read(f"{self.folder}/stat").rpartition(b")")[2].split()
 
     def field(self, number: int) -> int:
         """Return a field of its status, numbered as in proc(5)."""
@@ -50,7 +56,21 @@ class _Process:
 
     def seconds(self, *numbers: int) -> float:
         """Return the sum of fields that are in clock ticks, in seconds."""
-        return sum(map(self.field, numbers)) / os.sysconf("SC_CLK_TCK")
+        return sum(map(self.field, numbers)) / TICKS
+
+
+class Seen(NamedTuple):
+    """A process of the server, and what was read of it."""
+
+    role: str
+    """``arbiter``, ``worker`` or ``exporter``."""
+
+    slot: str
+    """Empty for the exporter."""
+
+    process: Process
+    figures: dict[str, float]
+    """By the name of the figure; what cannot be read is not there."""
 
 
 def _words(path: str, start: bytes) -> list[bytes]:
@@ -59,12 +79,31 @@ def _words(path: str, start: bytes) -> list[bytes]:
     Raises:
         OSError: The file cannot be read.
     """
-    return next((line.split() for line in _read(path).splitlines() if line.startswith(start)), [])
+    return next((line.split() for line in read(path).splitlines() if line.startswith(start)), [])
 
 
-def _max_fds(process: _Process) -> float:
-    limit = _words(f"{process.folder}/limits", b"Max open files")[3]
-    return float("inf") if limit == b"unlimited" else int(limit)
+def _open_fds(process: Process) -> int:
+    # From Linux 6.2 on the kernel says how many there are; before, it says 0.
+    path = f"{process.folder}/fd"
+    return os.stat(path).st_size or len(os.listdir(path))
+
+
+def _max_fds(process: Process) -> float:
+    try:
+        limit = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0]
+    except OSError:  # it is another user's
+        text = _words(f"{process.folder}/limits", b"Max open files")[3]
+        return float("inf") if text == b"unlimited" else int(text)
+    return float("inf") if limit == resource.RLIM_INFINITY else limit
+
+
+def boot_time() -> int:
+    """Return when the machine was started, in Unix time, as its kernel's clock has it now.
+
+    Raises:
+        OSError: There is no /proc.
+    """
+    return int(_words("/proc/stat", b"btime")[1])
 
 
 class _Figure(NamedTuple):
@@ -72,8 +111,8 @@ class _Figure(NamedTuple):
 
     name: str
     help: str
-    read: Callable[[_Process], float]
-    """Raises one of :data:`_UNREADABLE` if there is nothing to show."""
+    read: Callable[[Process], float]
+    """Raises one of :data:`UNREADABLE` if there is nothing to show."""
 
     kind: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily
 
@@ -88,65 +127,66 @@ _FIGURES = (
     _Figure(
         "resident_memory_bytes",
         "Memory of the process, shared pages counted in full.",
-        lambda process: process.field(24) * os.sysconf("SC_PAGE_SIZE"),
+        lambda process: process.field(24) * _PAGE_BYTES,
     ),
     _Figure(
         "proportional_memory_bytes",
         "Memory of the process, shared pages divided up.",
         lambda process: int(_words(f"{process.folder}/smaps_rollup", b"Pss:")[1]) * 1024,
     ),
-    _Figure(
-        "open_fds",
-        "Open file descriptors.",
-        lambda process: len(os.listdir(f"{process.folder}/fd")),
-    ),
+    _Figure("open_fds", "Open file descriptors.", _open_fds),
     _Figure("max_fds", "How many file descriptors the process may open.", _max_fds),
     _Figure("threads", "Threads of the process.", lambda process: process.field(20)),
-    _Figure(
-        "start_time_seconds",
-        "When the process was started, in Unix time.",
-        lambda process: int(_words("/proc/stat", b"btime")[1]) + process.seconds(22),
-    ),
 )
-"""Every figure of a process, in the order of the exposition.
+"""Every figure of a process but its start, in the order of the exposition.
 
 Memory and descriptors of a process that has changed its user are closed to others.
 """
 
+_START = _Figure(
+    "start_time_seconds",
+    "When the process was started, in Unix time.",
+    lambda process: boot_time() + process.seconds(22),
+)
+_ROLES = ("arbiter", "worker")
 
-class Processes(Collector):
-    """Figures of this process, the exporter, and of arbiter and workers of one directory."""
+
+class Processes:
+    """Reads figures of this process, the exporter, and of arbiters and workers of a directory.
+
+    Thread-safe.
+    """
 
     def __init__(self, directory: str) -> None:
-        """Name the directory; nothing is read."""
+        """Name the directory, for the log; nothing is read."""
         self._directory = directory
         self._namespace = pid_namespace()
         self._has_reported = False
 
-    def collect(self) -> Iterable[Metric]:
-        """Return the families; what cannot be read is absent."""
-        try:
-            records = directory_collector(self._directory).records()
-        except OSError:
-            return []
-        held = {slot: record for slot, record in records.items() if record}
-        return [*self._process_families(held), *listen_families(held.values())]
+    def look(self, records: Mapping[str, dict[str, Any] | None]) -> list[Seen]:
+        """Read what can be read: arbiters first, so that who is reaped meanwhile is not in both.
 
-    def _process_families(self, held: dict[str, dict[str, Any]]) -> Iterator[Metric]:
-        families = [
-            figure.kind(_PREFIX + figure.name, figure.help, labels=["role", "worker"])
-            for figure in _FIGURES
-        ]
-        self._add(families, "exporter", "", os.getpid())
+        Args:
+            records: The record of each lease, by slot.
+        """
+        seen: list[Seen] = []
+        try:
+            started = boot_time()
+        except UNREADABLE:
+            return seen
         elsewhere = 0
-        for slot, record in held.items():
-            role, pid = record.get("role"), record.get("pid")
-            if role not in ("arbiter", "worker") or type(pid) is not int:
-                continue
-            if record.get("pid_namespace") != self._namespace:
-                elsewhere += 1
-                continue
-            self._add(families, role, slot, pid, record.get("start_ticks"))
+        for wanted in _ROLES:
+            for slot, record in records.items():
+                if record is None or record.get("role") != wanted:
+                    continue
+                pid = record.get("pid")
+                if type(pid) is not int:
+                    continue
+                if record.get("pid_namespace") != self._namespace:
+                    elsewhere += 1
+                    continue
+                seen += _seen(wanted, slot, pid, started, record.get("start_ticks"))
+        seen += _seen("exporter", "", os.getpid(), started)
         if elsewhere and not self._has_reported:
             self._has_reported = True
             log.warning(
@@ -155,20 +195,37 @@ class Processes(Collector):
                 self._directory,
                 _PREFIX,
             )
-        return (family for family in families if family.samples)
+        return seen
 
-    @staticmethod
-    def _add(
-        families: list[Any], role: str, slot: str, pid: int, start_ticks: int | None = None
-    ) -> None:
-        """Add what can be read of a process; nothing if the pid is another process's now."""
-        with contextlib.suppress(*_UNREADABLE):
-            process = _Process(pid)
-            if start_ticks not in (None, process.field(22)):
-                return
-            for family, figure in zip(families, _FIGURES, strict=True):
-                with contextlib.suppress(*_UNREADABLE):
-                    family.add_metric([role, slot], figure.read(process))
+
+def _seen(
+    role: str, slot: str, pid: int, started: int, start_ticks: int | None = None
+) -> list[Seen]:
+    """Return what can be read of a process; nothing if the pid is another process's now."""
+    try:
+        process = Process(pid)
+        if start_ticks not in (None, process.field(22)):
+            return []
+    except UNREADABLE:
+        return []
+    figures: dict[str, float] = {}
+    for figure in _FIGURES:
+        with contextlib.suppress(*UNREADABLE):
+            figures[figure.name] = figure.read(process)
+    figures[_START.name] = started + process.seconds(22)
+    return [Seen(role, slot, process, figures)]
+
+
+def process_families(seen: Iterable[Seen]) -> list[Metric]:
+    """Return each figure of each process, by role and slot; what nobody has is absent."""
+    families: dict[str, Any] = {
+        figure.name: figure.kind(_PREFIX + figure.name, figure.help, labels=["role", "worker"])
+        for figure in (*_FIGURES, _START)
+    }
+    for each in seen:
+        for name, value in each.figures.items():
+            families[name].add_metric([each.role, each.slot], value)
+    return [family for family in families.values() if family.samples]
 
 
 class Usage(NamedTuple):
@@ -180,86 +237,33 @@ class Usage(NamedTuple):
     """Shared pages counted in full."""
 
 
-def usage(record: dict[str, Any]) -> Usage | None:
+def usage(record: dict[str, Any], namespace: str) -> Usage | None:
     """Return what the holder of a lease uses; ``None`` where /proc does not show it.
 
     Args:
         record: The record of its lease.
+        namespace: The pid namespace of this process.
     """
     pid = record.get("pid")
-    if type(pid) is not int or record.get("pid_namespace") != pid_namespace():
+    if type(pid) is not int or record.get("pid_namespace") != namespace:
         return None
-    with contextlib.suppress(*_UNREADABLE):
-        process = _Process(pid)
+    with contextlib.suppress(*UNREADABLE):
+        process = Process(pid)
         if record.get("start_ticks") in (None, process.field(22)):
             age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.seconds(22)
-            memory = process.field(24) * os.sysconf("SC_PAGE_SIZE")
+            memory = process.field(24) * _PAGE_BYTES
             return Usage(max(0.0, age), process.seconds(14, 15), memory)
     return None
 
 
-def listen_families(records: Iterable[dict[str, Any]]) -> Iterator[Metric]:
-    """Yield how many connections wait at the listeners that arbiters have recorded, if known."""
-    backlogs: dict[tuple[str, int], int] = {}
-    for record in records:
-        for host, port, *_ in record.get("listeners") or ():
-            backlogs[host, port] = record.get("backlog") or 0
-    if not backlogs:
-        return
-    waiting: dict[tuple[str, int], list[int]] = {}  # of each socket, for sockets may share a port
-    is_ipv6 = any(":" in host for host, _port in backlogs)
-    for address, connections in _waiting_connections(is_ipv6=is_ipv6):
-        waiting.setdefault(address, []).append(connections)
-    current = GaugeMetricFamily(
-        "gunicorn_listen_backlog",
-        "Connections that wait to be accepted by a worker.",
-        labels=["address"],
-    )
-    most = GaugeMetricFamily(
-        "gunicorn_listen_backlog_limit",
-        "How many connections may wait before the kernel refuses more.",
-        labels=["address"],
-    )
-    limit = float("inf")
-    with contextlib.suppress(*_UNREADABLE):
-        limit = int(_read("/proc/sys/net/core/somaxconn"))
-    for (host, port), backlog in backlogs.items():
-        found = waiting.get((host, port))
-        if found:
-            text = str(Address(host, port, ""))
-            current.add_metric([text], sum(found))
-            most.add_metric([text], min(backlog, limit) * len(found))
-    if current.samples:
-        yield current
-        yield most
+def read(path: str) -> bytes:
+    """Return the content of a small file.
 
-
-def _waiting_connections(*, is_ipv6: bool) -> Iterator[tuple[tuple[str, int], int]]:
-    """Yield the address of each listening TCP socket, and how many connections wait there.
-
-    For a listening socket, the kernel shows the length of its accept queue as ``rx_queue``. It
-    shows listening sockets first; a busy server has thousands of others, which are not read.
-
-    Args:
-        is_ipv6: Read those of IPv6 too. Where there are none, the kernel takes milliseconds to say
-            so, because it looks through its whole table.
+    Raises:
+        OSError: It cannot be read.
     """
-    for path in ("/proc/net/tcp", *(("/proc/net/tcp6",) if is_ipv6 else ())):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            next(file, None)  # the names of the columns
-            for line in itertools.takewhile(lambda line: _LISTENING in line, file):
-                fields = line.decode().split()
-                host, _, port = fields[1].partition(":")
-                yield (_address(host), int(port, 16)), int(fields[4].partition(":")[2], 16)
-
-
-def _address(text: str) -> str:
-    """Return an IP address that the kernel has written as words in its own byte order."""
-    words = (int(text[at : at + 8], 16) for at in range(0, len(text), 8))
-    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    finally:
+        os.close(descriptor)

@@ -62,6 +62,7 @@ class Options(SimpleNamespace):
     metrics_bearer_token_file: str | None = None
     metrics_auth_file: str | None = None
     metrics_auth_probes: bool = False
+    metrics_standard: bool = True
     metrics_redis: str | None = None
     metrics_push: str | None = None
 

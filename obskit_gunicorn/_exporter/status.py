@@ -13,9 +13,11 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._exporter.procfs import listen_families, usage
+from obskit_gunicorn._exporter.connections import listeners
+from obskit_gunicorn._exporter.procfs import usage
 from obskit_gunicorn._scrape.own_metrics import Scrape
 from obskit_gunicorn._store.cardinality import widest_label
+from obskit_gunicorn._store.identity import pid_namespace
 from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
@@ -233,23 +235,25 @@ def _duration(snapshot: Snapshot) -> Status | None:
 
 
 def _listeners(scrape: Scrape) -> list[Status]:
-    found: dict[str, Status] = {}
-    for family in listen_families(scrape.held):
-        name = "limit" if family.name.endswith("_limit") else "waiting"
-        for sample in family.samples:
-            address = sample.labels["address"]
-            row = found.setdefault(address, {"address": address, "waiting": None, "limit": None})
-            row[name] = number(sample.value)
-    return list(found.values())
+    return [
+        {
+            "address": each.address,
+            "waiting": each.waiting,
+            "limit": number(each.limit),
+            "accepted": each.accepted,
+        }
+        for each in listeners(scrape.held)
+    ]
 
 
 def _workers(scrape: Scrape) -> list[Status]:
     requests = scrape.collector.counted_by("gunicorn_requests") if scrape.collector else {}
     rows = []
+    namespace = pid_namespace()
     for slot, record in scrape.records.items():
         if record is None or record.get("role") != "worker":
             continue
-        used = usage(record)
+        used = usage(record, namespace)
         counted = requests.get(slot)
         pid = record.get("pid")
         rows.append(

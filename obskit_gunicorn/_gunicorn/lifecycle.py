@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
+import json
 import logging
 import os
 import platform
@@ -35,13 +37,14 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._exporter.protocol import Options
     from obskit_gunicorn._gunicorn.contract import Publication
-    from obskit_gunicorn._gunicorn.telemetry import Requests
+    from obskit_gunicorn._gunicorn.telemetry import Collected, Collections, Requests
 
 
 NEWEST_TESTED = 27
 """The newest major release of Gunicorn that was tested."""
 
 _MOST_LISTENERS = 16
+_MOST_PATHS = 1000
 
 failures: list[tuple[str, str, bool]] = []
 """What could not be logged or counted in signal context: hook, text, whether to count it."""
@@ -215,19 +218,24 @@ def _describe(server: Arbiter, workers: int) -> None:
         worker_class=settings.worker_class_str,
         gunicorn=gunicorn.__version__,
         python=platform.python_version(),
+        implementation=platform.python_implementation(),
         backlog=settings.backlog,
-        listeners=_listeners(server),
+        **_listeners(server),
     )
 
 
-def _listeners(server: Arbiter) -> list[list[Any]]:
-    """Return the addresses of the TCP sockets; once they are bound, as the kernel writes them."""
+def _listeners(server: Arbiter) -> dict[str, list[Any]]:
+    """Return the addresses of the sockets; once they are bound, as the kernel writes them."""
     addresses = []
     for listener in server.LISTENERS:
         with contextlib.suppress(OSError, AttributeError):
             addresses.append(listener.sock.getsockname())
-    found = [address for address in addresses or server.cfg.address if isinstance(address, tuple)]
-    return [list(address[:2]) for address in found[:_MOST_LISTENERS]]
+    found = addresses or server.cfg.address
+    tcp = [list(address[:2]) for address in found if isinstance(address, tuple)]
+    unix = [address for address in found if isinstance(address, str) and address]
+    while len(json.dumps(unix)) > _MOST_PATHS:  # a record has room for so much
+        unix.pop()
+    return {"listeners": tcp[:_MOST_LISTENERS], "unix_listeners": unix}
 
 
 def directory_of(options: Options, settings: Any) -> str | None:
@@ -345,6 +353,7 @@ def post_fork(publication: Publication, server: Arbiter, worker: Worker) -> None
     """Become a worker."""
     membership.role = "worker"
     counting.forked_at = time.monotonic()
+    counting.collected = gc.get_stats() if sys.implementation.name == "cpython" else None
     supervisor.forked_by_gunicorn()
 
 
@@ -368,7 +377,7 @@ def post_worker_init(publication: Publication, worker: Worker) -> None:
     telemetry.count_boot(None if forked_at is None else time.monotonic() - forked_at)
     worker_classes.when_leaving(worker, functools.partial(_leave, worker))
     if publication.options.metrics_requests:
-        worker_classes.watch_connections(worker, telemetry.connections)
+        worker_classes.watch_connections(worker, telemetry.connections, telemetry.busy)
         _count_requests(publication, worker)
 
 
@@ -387,9 +396,12 @@ def _count_requests(publication: Publication, worker: Worker) -> None:
     from obskit_gunicorn._gunicorn import applications, seams, telemetry
 
     options = publication.options
+    if options.metrics_standard and counting.collected is not None:
+        counting.collections = telemetry.Collections(counting.collected)
     make = functools.partial(
         telemetry.requests,
         options.metrics_buckets,
+        counting.collections,
         has_exemplars=options.metrics_exemplars,
         has_routes=options.metrics_routes,
     )
@@ -415,6 +427,12 @@ class Counting:
 
     forked_at: float | None = None
     """When it was forked, on the monotonic clock."""
+
+    collected: Collected | None = None
+    """What the garbage collector had done then; ``None`` if that is not known."""
+
+    collections: Collections | None = None
+    """What notes it; ``None`` if nobody wants to know."""
 
     requests: Requests | None = None
     """Where request hooks count; ``None`` if they are not called, or if they do not count."""
@@ -458,6 +476,8 @@ def worker_exit(publication: Publication, server: Arbiter, worker: Worker) -> No
             exits.note(worker)
             flush_failures()
         return
+    if counting.collections is not None:
+        counting.collections.note()
     reason = exits.own_reason(worker)
     is_orphan = os.getppid() != worker.ppid
     if reason and (is_orphan or reason == "boot_error" or is_signal_context("child_exit")):

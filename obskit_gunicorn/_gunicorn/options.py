@@ -451,6 +451,14 @@ OPTIONS = (
         "true",
     ),
     Option(
+        "metrics_standard",
+        _flag,
+        "whether `process_*`, `python_info` and `python_gc_*` are shown, as prometheus_client has "
+        "them, for the whole server",
+        "false",
+        is_exporters=True,
+    ),
+    Option(
         "metrics_redis",
         _store,
         "the Redis or Valkey in which the metrics of many hosts come together; a password comes "

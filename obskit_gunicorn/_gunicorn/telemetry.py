@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
+import math
 import sys
+from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,6 +79,56 @@ class _Child(NamedTuple):
     """Keeps the labels of an exemplar of one that took so many seconds."""
 
 
+Collected = list[dict[str, int]]
+"""What the garbage collector has done in this process, by generation; see ``gc.get_stats()``."""
+
+_NOTES_SECONDS = 1.0
+
+
+class Collections:
+    """Notes what the garbage collector does in this process. Thread-safe.
+
+    It is asked now and then, and calls nobody: it may run at any moment, also under our lock. The
+    names are not those of prometheus_client's own collector, which a page of the application's may
+    have as well; the exporter shows them under these, see
+    :mod:`obskit_gunicorn._exporter.standard`.
+    """
+
+    def __init__(self, before: Collected) -> None:
+        """Make the metrics, and note what was done until now.
+
+        Args:
+            before: What had been done when this process was forked; that is its parent's.
+        """
+        self._lock = Lock()
+        self._noted = before
+        self._add = {
+            kind: [
+                _prometheus.adder(_counter(f"gunicorn_gc_{name}", str(generation)))
+                for generation in range(len(before))
+            ]
+            for kind, name in (
+                ("collected", "objects_collected"),
+                ("uncollectable", "objects_uncollectable"),
+                ("collections", "collections"),
+            )
+        }
+        self.note()
+
+    def note(self) -> None:
+        """Note what was done since the last call; not for signal context."""
+        if not self._lock.acquire(blocking=False):
+            return  # another thread does
+        try:
+            before, self._noted = self._noted, gc.get_stats()
+            for kind, adders in self._add.items():
+                for add, old, new in zip(adders, before, self._noted, strict=False):
+                    if new[kind] > old[kind]:
+                        add(new[kind] - old[kind])
+        finally:
+            self._lock.release()
+
+
 class Requests:
     """The requests of this process. Thread-safe; the calls never raise.
 
@@ -90,6 +143,7 @@ class Requests:
     def __init__(
         self,
         buckets: tuple[float, ...],
+        collections: Collections | None = None,
         *,
         sees_arrivals: bool = True,
         has_exemplars: bool = False,
@@ -99,6 +153,7 @@ class Requests:
 
         Args:
             buckets: Upper bounds of the durations, in seconds.
+            collections: Is asked to note at the end of requests, at most once a second.
             sees_arrivals: Whether :meth:`arrived` is called; if not, nothing says how many requests
                 are in progress.
             has_exemplars: Whether durations are to have the traces of their requests as exemplars.
@@ -125,6 +180,8 @@ class Requests:
             _ignore if self._in_progress is None else _prometheus.adder(self._in_progress)
         )
         self._bounds = buckets
+        self._collections = collections
+        self._notes_at = math.inf if collections is None else 0.0
         self._children: dict[tuple[str | None, int], _Child] = {}
 
     def arrived(self) -> float:
@@ -151,10 +208,14 @@ class Requests:
         if started is None:
             child.add_one(1.0)
             return
-        seconds = perf_counter() - started
+        now = perf_counter()
+        seconds = now - started
         child.end(seconds)
         if exemplar is not None:
             child.add_exemplar(seconds, exemplar)
+        if now > self._notes_at:
+            self._notes_at = now + _NOTES_SECONDS
+            self._collections.note()  # type: ignore[union-attr]
 
     def arrived_hook(self, req: Request) -> None:
         """Note in ``pre_request`` that a request has arrived."""
@@ -321,6 +382,7 @@ def _ignore(_amount: float) -> None:
 @functools.cache
 def requests(
     buckets: tuple[float, ...],
+    collections: Collections | None = None,
     *,
     sees_arrivals: bool = True,
     has_exemplars: bool = False,
@@ -328,7 +390,11 @@ def requests(
 ) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
     return Requests(
-        buckets, sees_arrivals=sees_arrivals, has_exemplars=has_exemplars, has_routes=has_routes
+        buckets,
+        collections,
+        sees_arrivals=sees_arrivals,
+        has_exemplars=has_exemplars,
+        has_routes=has_routes,
     )
 
 
@@ -413,9 +479,30 @@ def connections() -> Connections:
     return Connections(_prometheus.adder(gauge), gauge.set)
 
 
+def busy() -> Callable[[float], None]:
+    """Return what counts seconds for which a connection has occupied this worker, or a thread."""
+    return _prometheus.adder(_counter("gunicorn_worker_busy_seconds"))
+
+
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gunicorn_worker_boots": ("Workers that have booted and begun to serve.", ()),
     "gunicorn_worker_exits": ("Workers that have ended, by reason.", ("reason",)),
+    "gunicorn_worker_busy_seconds": (
+        "Seconds for which connections have occupied workers or their threads.",
+        (),
+    ),
+    "gunicorn_gc_objects_collected": (
+        "Objects that workers' garbage collectors have freed.",
+        ("generation",),
+    ),
+    "gunicorn_gc_objects_uncollectable": (
+        "Objects that workers' garbage collectors could not free.",
+        ("generation",),
+    ),
+    "gunicorn_gc_collections": (
+        "Runs of the workers' garbage collectors, by generation.",
+        ("generation",),
+    ),
     "gunicorn_reloads": ("Reloads of the configuration by SIGHUP.", ()),
     "gunicorn_resizes": (
         "Changes of the number of workers while the server runs, by direction.",

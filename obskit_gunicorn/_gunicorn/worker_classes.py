@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._gunicorn import exits
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._gunicorn.telemetry import Connections
 
+
+_LOOK_SECONDS = 1.0
 
 HOOKS = "hooks"
 """Requests are seen by Gunicorn's request hooks, which the worker calls for each."""
@@ -40,12 +44,15 @@ class Kind(NamedTuple):
     """What of the worker shows its connections: ``handle`` is called for each, ``nr_conns`` is
     their number, ``server`` has them; empty if nothing does."""
 
+    is_busy: bool = False
+    """Whether a worker, or a thread of it, does nothing else while ``handle`` runs."""
+
 
 _ASYNC = Kind(HOOKS, lambda settings: settings.worker_connections, "handle")  # gevent, eventlet
 _KINDS = {
-    "gunicorn.workers.sync.SyncWorker": Kind(HOOKS, lambda settings: 1, "handle"),
+    "gunicorn.workers.sync.SyncWorker": Kind(HOOKS, lambda settings: 1, "handle", is_busy=True),
     "gunicorn.workers.gthread.ThreadWorker": Kind(
-        HOOKS, lambda settings: settings.threads, "handle"
+        HOOKS, lambda settings: settings.threads, "handle", is_busy=True
     ),
     "gunicorn.workers.base_async.AsyncWorker": _ASYNC,
     "gunicorn.workers.gasgi.ASGIWorker": Kind(
@@ -98,14 +105,20 @@ def when_leaving(worker: Worker, tell: Callable[[bool], object]) -> None:
         _watch(worker, "alive", lambda alive: alive or tell(exits.is_used_up(worker)))
 
 
-def watch_connections(worker: Worker, connections: Callable[[], Connections]) -> None:
-    """Have it shown how many connections occupy the worker.
+def watch_connections(
+    worker: Worker,
+    connections: Callable[[], Connections],
+    busy: Callable[[], Callable[[float], None]],
+) -> None:
+    """Have it shown how many connections occupy the worker, and for how long.
 
     Args:
         worker: The worker, before it runs.
         connections: Returns where to show it; called only if this class can tell.
+        busy: Returns what counts the seconds; called only if a connection occupies a worker.
     """
-    shown_by = kind_of(type(worker)).connections
+    kind = kind_of(type(worker))
+    shown_by = kind.connections
     if shown_by == "server":
         show = connections().show
         _before_server("on_tick", lambda server: show(len(server.server_state.connections)))
@@ -115,7 +128,13 @@ def watch_connections(worker: Worker, connections: Callable[[], Connections]) ->
         if gunicorn.version_info >= (26,):  # before, it does not notice the end of each connection
             _watch(worker, "nr_conns", connections().show)
     elif shown_by == "handle":
-        _count_calls(worker, connections().add)
+        add = connections().add
+        if not kind.is_busy:
+            _count_calls(worker, add)
+        elif is_sync(worker):
+            _time_calls(worker, add, busy())
+        else:
+            _time_long_calls(worker, add, busy())
 
 
 def at_heartbeats(worker: Any, function: Callable[[], object]) -> None:
@@ -148,6 +167,73 @@ def _count_calls(worker: Any, add: Callable[[float], None]) -> None:
             add(-1)
 
     worker.handle = counted
+
+
+def _time_calls(worker: Any, add: Callable[[float], None], busy: Callable[[float], None]) -> None:
+    """Count the calls of ``handle`` that run, and the seconds of those that have ended."""
+    handle = worker.handle
+
+    @functools.wraps(handle)
+    def timed(*args: Any) -> Any:
+        add(1)
+        started = perf_counter()
+        try:
+            return handle(*args)
+        finally:
+            busy(perf_counter() - started)
+            add(-1)
+
+    worker.handle = timed
+
+
+def _time_long_calls(
+    worker: Any, add: Callable[[float], None], busy: Callable[[float], None]
+) -> None:
+    """Count the calls of ``handle`` that run in threads, and their seconds while they pass.
+
+    A stream may run for hours: at each heartbeat of the worker its time until then is counted.
+    """
+    handle = worker.handle
+    # Who takes a thread's entry out counts the time since then; nobody else can.
+    since: dict[int, float] = {}
+    lock = threading.Lock()
+    looks_at = 0.0
+
+    def look() -> None:
+        nonlocal looks_at
+        if perf_counter() <= looks_at:
+            return
+        looks_at = perf_counter() + _LOOK_SECONDS
+        for thread in list(since):
+            with lock:
+                started, now = since.pop(thread, None), perf_counter()
+                if started is not None:
+                    busy(now - started)
+                    since[thread] = now
+
+    def taken_back(thread: int) -> float:
+        """Return the entry that a look has in its hands at this moment."""
+        # A child that was forked at such a moment waits in vain.
+        if lock.acquire(timeout=1.0):
+            lock.release()
+        return since.pop(thread, perf_counter())
+
+    @functools.wraps(handle)
+    def timed(*args: Any) -> Any:
+        thread = threading.get_ident()
+        add(1)
+        since[thread] = perf_counter()
+        try:
+            return handle(*args)
+        finally:
+            started = since.pop(thread, None)
+            if started is None:
+                started = taken_back(thread)
+            busy(perf_counter() - started)
+            add(-1)
+
+    worker.handle = timed
+    at_heartbeats(worker, look)
 
 
 class _Watched:

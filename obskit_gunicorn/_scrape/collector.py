@@ -187,7 +187,8 @@ class DirectoryCollector(Source):
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
         self._refresh(found, names)
-        free = self._free_slots(found.values())
+        records = self._records_of(found.values())
+        free = {slot for slot, record in (records or {}).items() if record is None}
         members: dict[str, list[Member]] = {}
         for name, reader in self._readers.items():
             file = found[name]
@@ -201,6 +202,7 @@ class DirectoryCollector(Source):
         snapshot = self._merger.merge(
             members, adjust, with_parts=self._keeps_parts, exemplars=self._exemplars
         )
+        snapshot.records = records
         if self._merger.strange:
             self._doubt()
         self._states.refresh(self.path, names, self._skip)
@@ -256,15 +258,14 @@ class DirectoryCollector(Source):
             prefix: sorted(each, key=lambda layout: layout.end) for prefix, each in layouts.items()
         }
 
-    def _free_slots(self, files: Iterable[MetricFileName]) -> set[str]:
-        """Return the slots that nobody holds, if there are live gauges at all."""
+    def _records_of(self, files: Iterable[MetricFileName]) -> Records | None:
+        """Return the records of leases, if there are live gauges at all and they can be read."""
         if not any(file.is_live_gauge for file in files):
-            return set()
+            return None
         try:
-            records = SlotDirectory(self.path).records()
+            return self.records()
         except OSError:
-            return set()
-        return {slot for slot, record in records.items() if record is None}
+            return None
 
     def _skip(self, name: str, damage: Damage) -> None:
         self.skipped[damage.reason] += 1

@@ -55,7 +55,9 @@ class Scrape:
                 self.snapshot = collector.collect()
                 self.collector, self.path = collector, collector.path
                 self.generation = SlotDirectory(collector.path).generation()
-                self.records = collector.records()
+                # Without live gauges they were not read.
+                read = self.snapshot.records
+                self.records = dict(collector.records() if read is None else read)
         self.held = [record for record in self.records.values() if record is not None]
         self.arbiters = [record for record in self.held if type(record.get("workers")) is int]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import prometheus_client
 from prometheus_client.core import CollectorRegistry, Metric
@@ -20,9 +21,22 @@ from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE, membership
 from obskit_gunicorn._values import values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from prometheus_client.registry import Collector
+
+
+class Found(NamedTuple):
+    """What a reader has made of a scrape."""
+
+    families: Iterable[Metric]
+    """To be exposed like what other collectors have: who is left out is logged."""
+
+    standard: Iterable[Metric] = ()
+    """To be exposed last, where nobody else has a metric of the name; nothing is logged."""
+
+
+Reader = Callable[[Scrape], Found]
 
 
 class SharedRegistry(CollectorRegistry):
@@ -42,12 +56,17 @@ class SharedRegistry(CollectorRegistry):
         super().__init__()
         self._path = path
         self._others: list[Collector] = []
+        self._readers: list[Reader] = []
         self._reported: set[str] = set()
         super().register(Families(self._families))
 
     def register(self, collector: Collector) -> None:
         """Expose another collector too; it runs in the process that serves the scrape."""
         self._others.append(collector)
+
+    def register_reader(self, reader: Reader) -> None:
+        """Expose what a function makes of each scrape of a directory too."""
+        self._readers.append(reader)
 
     def unregister(self, collector: Collector) -> None:
         """Remove a collector."""
@@ -76,10 +95,11 @@ class SharedRegistry(CollectorRegistry):
         yield from self.beside(scrape)
 
     def beside(self, scrape: Reading) -> Iterator[Metric]:
-        """Yield gauges about a scrape, then other collectors' families unless their name is taken.
+        """Yield gauges about a scrape, then other families unless their name is taken.
 
         Prometheus rejects a whole exposition in which a name occurs twice.
         """
+        read = [reader(scrape) for reader in self._readers] if isinstance(scrape, Scrape) else []
         types = scrape.snapshot.types()
         stated = {family.name: family.type for family in scrape.snapshot.stated}
         for gauge in scrape.gauges():
@@ -88,11 +108,15 @@ class SharedRegistry(CollectorRegistry):
         taken = set(names_of(types))
         others = chain(
             scrape.others(),
+            *(found.families for found in read),
             (family for collector in self._others for family in collector.collect()),
         )
         # An Info or Enum may be a collector too; workers that import its module say the same.
         unsaid = (each for each in others if stated.get(each.name) != each.type)
         yield from exposed_once(unsaid, taken, self._reported)
+        for family in chain.from_iterable(found.standard for found in read):
+            if taken.isdisjoint(_exposed_names(family.name, family.type)):
+                yield family
 
 
 class Exposition:

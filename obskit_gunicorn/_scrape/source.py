@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prometheus_client.core import Metric
 
@@ -45,7 +45,10 @@ class Snapshot:
 
     Attributes:
         parts: What was added up, if the collector was asked to keep it.
+        records: The records of all leases, by slot, if the collector has read them for it.
     """
+
+    records: Mapping[str, dict[str, Any] | None] | None = None
 
     def __init__(
         self,

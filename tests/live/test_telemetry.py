@@ -595,7 +595,7 @@ class Failing:
         text = get(running.metrics_port, "/metrics").body
     found: dict[str, tuple[str, set[str]]] = {}
     for family in text_string_to_metric_families(text):
-        if not family.name.startswith(("gunicorn_", "obskit_gunicorn_")):
+        if not family.name.startswith(("gunicorn_", "obskit_gunicorn_", "process_", "python_")):
             continue
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = {label for sample in family.samples for label in sample.labels}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTHORISATION",
+    "AUTOSCALING",
     "BASE",
     "CHART",
     "DEMO",
@@ -57,6 +58,7 @@ SIDECAR = KUBERNETES / "overlays" / "sidecar"
 FLEET = KUBERNETES / "overlays" / "fleet"
 SERVICE_MONITOR = KUBERNETES / "components" / "servicemonitor"
 AUTHORISATION = KUBERNETES / "components" / "authorisation"
+AUTOSCALING = tuple(KUBERNETES / "components" / f"autoscaling-{kind}" for kind in ("hpa", "keda"))
 MESH = KUBERNETES / "components" / "service-mesh"
 RULES = KUBERNETES / "rules"
 CHART = KUBERNETES / "chart"
@@ -64,7 +66,13 @@ DEMO = ROOT / "examples" / "demo"
 
 Manifest = dict[str, Any]
 
-_MONITORING = "monitoring.coreos.com/v1"
+_MODELS = {
+    "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
+    "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
+}
+"""Where the models of custom resources are, by version of their API."""
+
+_SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
 _APPLICATION = "app.kubernetes.io/name"
 _WORKLOADS = ("Deployment", "StatefulSet")
 _LAST_TOLD_SECONDS = LAST_SECONDS + 2
@@ -210,6 +218,7 @@ def all_problems(manifests: list[Manifest], version: str) -> list[str]:
             _volume_problems,
             _port_problems,
             _selector_problems,
+            _scaler_problems,
             _probe_problems,
             _grace_problems,
             _memory_problems,
@@ -224,7 +233,7 @@ def schema_problems(manifests: list[Manifest], version: str) -> list[str]:
     found: list[str] = []
     for manifest in manifests:
         name = f"{manifest['kind']} {manifest['metadata']['name']}"
-        if manifest["apiVersion"] == _MONITORING:
+        if manifest["apiVersion"] in _MODELS:
             found += (f"{name}: {problem}" for problem in _custom_resource_problems(manifest))
             continue
         try:
@@ -238,7 +247,7 @@ def schema_problems(manifests: list[Manifest], version: str) -> list[str]:
 
 def _custom_resource_problems(manifest: Manifest) -> Iterator[str]:
     # Large, so only when it is needed.
-    models = importlib.import_module("cloudcoil.models.prometheus_operator.v1")
+    models = importlib.import_module(_MODELS[manifest["apiVersion"]])
     try:
         model = getattr(models, manifest["kind"]).model_validate(manifest)
     except (AttributeError, ValueError) as error:
@@ -361,13 +370,28 @@ def _is_selected(service: Manifest, monitor: Manifest) -> bool:
 def _selector_problems(manifests: list[Manifest]) -> Iterator[str]:
     labels = _workload(manifests)["template"]["metadata"]["labels"]
     for manifest in manifests:
-        if manifest["kind"] == "ServiceMonitor":  # it selects Services
+        if manifest["kind"] in ("ServiceMonitor", *_SCALERS):  # it selects Services, or nothing
             continue
         spec = manifest["spec"]
         selector = spec.get("selector", spec.get("podSelector"))
         wanted = selector if manifest["kind"] == "Service" else selector["matchLabels"]
         if not wanted.items() <= labels.items():
             yield f"{manifest['kind']}: {wanted} selects none of the pods"
+
+
+def _scaler_problems(manifests: list[Manifest]) -> Iterator[str]:
+    for scaler in manifests:
+        if scaler["kind"] not in _SCALERS:
+            continue
+        name = scaler["spec"]["scaleTargetRef"]["name"]
+        targets = [
+            one for one in _of_kind(manifests, "Deployment") if one["metadata"]["name"] == name
+        ]
+        if not targets:
+            yield f"{scaler['kind']}: there is no Deployment {name}"
+        for target in targets:
+            if "replicas" in target["spec"]:
+                yield f"{scaler['kind']}: the Deployment has its own number of replicas"
 
 
 def _probe_problems(manifests: list[Manifest]) -> Iterator[str]:

@@ -254,7 +254,8 @@
     }
     fill(body("classes"), totals(requests.total));
     fill(body("exits"), totals(status.workers.exits));
-    fill(body("listeners"), status.listeners.map((each) => [each.address, shown(each.waiting), shown(each.limit)]));
+    fill(body("listeners"), status.listeners.map((each) =>
+      [each.address, shown(each.accepted), shown(each.waiting), shown(each.limit)]));
     fill(body("metrics"), status.metrics.map((each) =>
       [each.name, shown(each.series), each.label || NOTHING, shown(each.label_values)]));
     byId("about").textContent = status.servers.map((server) =>

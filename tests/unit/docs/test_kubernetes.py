@@ -20,6 +20,7 @@ from obskit_gunicorn._fleet.address import StoreAddress
 from tests.support import metrics_page
 from tests.support.manifests import (
     AUTHORISATION,
+    AUTOSCALING,
     BASE,
     DEMO,
     FLEET,
@@ -42,7 +43,7 @@ from tests.support.manifests import (
     schema_problems,
 )
 from tests.support.missing import find_program
-from tests.support.promtool import run_promtool
+from tests.support.promtool import checks_expressions, metric_names, run_promtool
 
 NEWEST = "1.37"
 # Each kustomization with the oldest Kubernetes that it is for. Native sidecars are on since 1.29.
@@ -111,7 +112,9 @@ def test_manifests_are_sound(rendered: dict[Path, list[Manifest]], directory: Pa
 
 
 @pytest.mark.parametrize(
-    "directory", [*OLDEST, SERVICE_MONITOR, MESH, AUTHORISATION, RULES], ids=lambda path: path.name
+    "directory",
+    [*OLDEST, SERVICE_MONITOR, MESH, AUTHORISATION, *AUTOSCALING, RULES],
+    ids=lambda path: path.name,
 )
 def test_kustomizations_list_their_files(directory: Path) -> None:
     """A kustomization names every file beside it, and none that is missing."""
@@ -121,7 +124,7 @@ def test_kustomizations_list_their_files(directory: Path) -> None:
 def test_every_kustomization_is_tested() -> None:
     """No kustomization of k8s/ is left out of these tests."""
     found = {path.parent for path in KUBERNETES.rglob("kustomization.yaml")}
-    assert found == {*OLDEST, SERVICE_MONITOR, MESH, AUTHORISATION, RULES}
+    assert found == {*OLDEST, SERVICE_MONITOR, MESH, AUTHORISATION, *AUTOSCALING, RULES}
 
 
 def test_application_listens_where_the_service_leads(base: list[Manifest]) -> None:
@@ -254,6 +257,71 @@ def test_meshes_leave_the_metrics_port_alone(tmp_path: Path, directory: Path) ->
     ]
     template = find(manifests, "Deployment")["spec"]["template"]
     assert list(template["metadata"]["annotations"].values()) == ports * 2
+
+
+@pytest.mark.parametrize("directory", [BASE, SIDECAR], ids=lambda path: path.name)
+@pytest.mark.parametrize("component", AUTOSCALING, ids=lambda path: path.name)
+def test_autoscalers_decide_alone(tmp_path: Path, directory: Path, component: Path) -> None:
+    """An autoscaler meets its schema and finds its Deployment, which has no number of its own."""
+    manifests = with_components(tmp_path, directory, component)
+    assert all_problems(manifests, OLDEST[directory]) == []
+    assert schema_problems(manifests, NEWEST) == []
+    (scaler,) = (one for one in manifests if one["kind"].endswith(("Autoscaler", "ScaledObject")))
+    spec = scaler["spec"]
+    least = spec.get("minReplicas", spec.get("minReplicaCount"))
+    assert least == find(render(directory), "Deployment")["spec"]["replicas"]
+
+
+@pytest.mark.parametrize("component", AUTOSCALING, ids=lambda path: path.name)
+def test_autoscalers_that_are_wrong_are_refused(tmp_path: Path, component: Path) -> None:
+    """An unknown field, a Deployment that is not there, and one with its own number are found."""
+    manifests = with_components(tmp_path, BASE, component)
+    (scaler,) = (one for one in manifests if "scaleTargetRef" in one["spec"])
+    kind = scaler["kind"]
+    find(manifests, "Deployment")["spec"]["replicas"] = 2
+    problem = f"{kind}: the Deployment has its own number of replicas"
+    assert all_problems(manifests, OLDEST[BASE]) == [problem]
+    scaler["spec"]["scaleTargetRef"]["name"] = "other"
+    assert all_problems(manifests, OLDEST[BASE]) == [f"{kind}: there is no Deployment other"]
+    scaler["spec"]["minimum"] = 2
+    (problem,) = all_problems(manifests, OLDEST[BASE])
+    assert "minimum" in problem
+
+
+def adapter_rules() -> list[dict[str, Any]]:
+    """Return the rules of prometheus-adapter that docs/kubernetes.md has."""
+    text = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    blocks = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL))
+    (found,) = (one["rules"]["custom"] for one in blocks if "rules" in one)
+    rules: list[dict[str, Any]] = found
+    return rules
+
+
+def test_autoscalers_ask_for_what_there_is(tmp_path: Path) -> None:
+    """Queries are PromQL about documented metrics; the adapter has what the HPA asks for."""
+    rules = adapter_rules()
+    queries = []
+    for rule in rules:
+        query = rule["metricsQuery"]
+        series = rule["seriesQuery"].partition("{")[0]
+        for name, text in (
+            ("Series", series),
+            ("LabelMatchers", 'namespace="shop",pod=~"web-1|web-2"'),
+            ("GroupBy", "pod"),
+        ):
+            query = query.replace(f"<<.{name}>>", text)
+        queries.append(query)
+    hpa, keda = (with_components(tmp_path, BASE, component) for component in AUTOSCALING)
+    (metric,) = find(hpa, "HorizontalPodAutoscaler")["spec"]["metrics"]
+    names = [rule["name"]["as"] for rule in rules]
+    assert metric["pods"]["metric"]["name"] == names[0]
+    assert names == ["gunicorn_utilization", "gunicorn_worker_cpu"]
+    for trigger in find(keda, "ScaledObject")["spec"]["triggers"]:
+        queries.append(trigger["metadata"]["query"])
+    assert checks_expressions(queries, tmp_path)[0] == 0
+    for query in queries:
+        assert metric_names(query)
+        assert metric_names(query) <= metrics_page.sample_names()
 
 
 @pytest.mark.parametrize("directory", [*OLDEST, RULES], ids=lambda path: path.name)

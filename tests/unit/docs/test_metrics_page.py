@@ -33,7 +33,7 @@ def test_each_metric_stands_once_with_a_type_and_a_meaning() -> None:
         assert row.meaning.endswith("."), row.name
         assert row.writer, row.name
         assert row.absent, row.name
-        assert re.match("(obskit_)?gunicorn_", row.name), row.name
+        assert re.match("(obskit_)?gunicorn_|process_|python_", row.name), row.name
 
 
 def test_no_label_grows_without_bounds() -> None:

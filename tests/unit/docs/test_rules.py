@@ -36,6 +36,17 @@ MUTATIONS = {
     "saturation never fires": ("ratio[5m]) > 0.9", "ratio[5m]) > 1", "saturated"),
     "silence is idleness": ("(gunicorn_connections or ", "(", "silent_connections"),
     "requests do not count": (" or gunicorn_requests_in_progress", "", "silent_connections"),
+    "slow clients are idleness": (
+        "rate(gunicorn_worker_busy_seconds_total[5m])\n            or ",
+        "",
+        "recorded_rest",
+    ),
+    "who does not tell is idle": (
+        "or sum without (method) (rate(gunicorn_request_duration_seconds_sum[5m]))\n",
+        "",
+        "recorded_rest",
+    ),
+    "the arbiter is a worker": ('seconds_total{role="worker"}', "seconds_total", "recorded_rest"),
     "a short queue fires": ("min_over_time(gunicorn_l", "max_over_time(gunicorn_l", "healthy"),
     "the queue never fills": ("log:ratio > 0.5", "log:ratio > 0.9", "listen_backlog_filling"),
     "first events of new servers are missed": ("> time() - 600", "> time()", "recorded_exits"),

@@ -195,7 +195,7 @@ def test_hostile_names_are_text(nursery: Nursery, tmp_path: Path) -> None:
     status = StatusReader(lambda: str(directory)).read()
     status["metrics"].append({"name": HOSTILE, "series": 1, "label": HOSTILE, "label_values": 1})
     status["workers"]["exits"][HOSTILE] = 1
-    status["listeners"].append({"address": HOSTILE, "waiting": 1, "limit": None})
+    status["listeners"].append({"address": HOSTILE, "waiting": 1, "limit": None, "accepted": 1})
     status["servers"].append({"version": HOSTILE, "python": HOSTILE, "worker_class": HOSTILE})
     status["fleet"] = {"name": HOSTILE, "host": HOSTILE, "store_up": None}
     text = render(status, ["/metrics", f"/{HOSTILE}"])

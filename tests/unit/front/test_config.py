@@ -390,6 +390,7 @@ class TestBaseMethods:
             "metrics_routes": False,
             "metrics_buckets": (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
             "metrics_exemplars": False,
+            "metrics_standard": True,
             "metrics_redis": None,
             "metrics_redis_name": "default",
             "metrics_redis_interval": 5.0,

@@ -45,6 +45,7 @@ class Config:
     metrics_routes: object = False
     metrics_buckets: object = (0.1, 1.0)
     metrics_exemplars: object = False
+    metrics_standard: object = True
     metrics_redis: object = None
     metrics_redis_name: object = "default"
     metrics_redis_interval: object = 5.0
@@ -237,6 +238,7 @@ class TestExporter:
             "metrics_auth_file": None,
             "metrics_auth_probes": False,
             "metrics_collectors": (),
+            "metrics_standard": True,
             "metrics_redis": None,
             "metrics_redis_name": "default",
             "metrics_redis_interval": 5.0,
