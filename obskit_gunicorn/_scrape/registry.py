@@ -115,7 +115,7 @@ class SharedRegistry(CollectorRegistry):
         unsaid = (each for each in others if stated.get(each.name) != each.type)
         yield from exposed_once(unsaid, taken, self._reported)
         for family in chain.from_iterable(found.standard for found in read):
-            if taken.isdisjoint(_exposed_names(family.name, family.type)):
+            if taken.isdisjoint(exposed_names(family.name, family.type)):
                 yield family
 
 

@@ -135,6 +135,12 @@ RULES = (
     Rule("text", "user of a store", r"\AACL SETUSER ", _LIVE + "test_user_of_a_store"),
     Rule("text", "findings", r"\A(ok|warning|error) +\w+ ", _HERE + "test_findings"),
     Rule("text", "shown", r"", _LIVE + "test_commands and " + _LIVE + "test_pages"),
+    Rule(
+        "yaml",
+        "queries of an adapter",
+        r"^  custom:\n    - seriesQuery:",
+        "tests/unit/docs/test_kubernetes.py::test_autoscalers_ask_for_what_there_is",
+    ),
     Rule("yaml", "scrapes", r"^scrape_configs:", _HERE + "test_prometheus"),
     Rule("yaml", "rules", r"^groups:", _HERE + "test_prometheus"),
     Rule("yaml", "kustomization", r"\A# kustomization\.yaml\n", _HERE + "test_kustomization"),
