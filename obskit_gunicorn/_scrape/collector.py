@@ -30,9 +30,10 @@ from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.merging import Member, Merger
+from obskit_gunicorn._scrape.reduced import ReducedFiles
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
-from obskit_gunicorn._store import forks
+from obskit_gunicorn._store import baselines, forks
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.column import column_path
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
@@ -65,6 +66,8 @@ class DirectoryCollector(Source):
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
+        self._reduced = ReducedFiles()
+        self._has_removals = False
         self._merger = Merger(self._skip, self._warn_of_size)
         self._reported: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
@@ -182,21 +185,37 @@ class DirectoryCollector(Source):
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
+        self._look_for_removals(names)
         self._refresh(found, names)
         free = self._free_slots(found.values())
         members: dict[str, list[Member]] = {}
         for name, reader in self._readers.items():
             file = found[name]
             if not (file.is_live_gauge and file.holder in free):
-                members.setdefault(file.prefix, []).append(Member(_holder(file.holder), reader))
+                values = self._reduced.shown(reader) if self._has_removals else reader
+                members.setdefault(file.prefix, []).append(Member(_holder(file.holder), values))
         if self._removed is not None:
             for prefix, holder, reader in self._removed.members():
-                members.setdefault(prefix, []).append(Member(_holder(holder), reader))
+                values = self._reduced.shown(reader) if self._has_removals else reader
+                members.setdefault(prefix, []).append(Member(_holder(holder), values))
         adjust = None if self._removed is None else self._removed.not_lower
         snapshot = self._merger.merge(members, adjust, with_parts=self._keeps_parts)
         if self._merger.strange:
             self._doubt()
         return snapshot
+
+    def _look_for_removals(self, names: Mapping[str, int]) -> None:
+        """Read which label sets were removed; before the files."""
+        if not self._has_removals and baselines.NAME not in names:
+            return
+        self._has_removals = True
+        has_changed = self._reduced.look(self.path)
+        if self._removed is not None:
+            self._reduced.forget([*self._readers.values(), *self._removed.readers()])
+            if has_changed:
+                self._removed.allow_falling()
+        else:
+            self._reduced.forget(self._readers.values())
 
     def _refresh(self, found: dict[str, MetricFileName], names: Mapping[str, int]) -> None:
         """Read every file, and forget the files that no longer exist."""
@@ -233,7 +252,7 @@ class DirectoryCollector(Source):
             if reader.damage is not None:
                 self._skip(name, reader.damage)
         if removed is not None:
-            removed.refresh()
+            removed.refresh(self._reduced.shown)
         self._readers = readers
         self.file_count = len(readers)
         self.byte_count = sum(reader.size + reader.column_size for reader in readers.values())

@@ -11,6 +11,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import REGISTRY
+
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import explain
@@ -56,18 +58,27 @@ def _install() -> list[Any]:
     _missing[:] = values.install()
     left = adoption.take_over()
     values.note_elsewhere(len(left))
+    _watch()
     return left
+
+
+def _watch() -> None:
+    """Notice from now on what is removed of the metrics of the default registry."""
+    for metric in filter(_prometheus.is_their_metric, _prometheus.collectors_of(REGISTRY) or ()):
+        values.watch(metric)
 
 
 def put_back() -> list[tuple[int, str]]:
     """Put back what other code has changed since it was installed, where that is safe.
 
     That is the value class, and the variable that names the directory; runs when the application is
-    loaded.
+    loaded. Its metrics are watched from now on: a worker may remove what only others have counted.
 
     Returns:
         The lines to log, each with its level.
     """
+    if values.is_installed():
+        _watch()
     return [*_put_class_back(), *_put_directory_back()]
 
 

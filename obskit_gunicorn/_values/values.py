@@ -36,6 +36,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import json
 import logging
 import math
 import mmap
@@ -49,14 +50,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import Once, log
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.baselines import Baselines
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
-from obskit_gunicorn._store.fileformat import encode_key
+from obskit_gunicorn._store.fileformat import LabelSet, encode_key, metric_start
 from obskit_gunicorn._store.membership import NotYetError, membership
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
+from obskit_gunicorn._values import children
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from obskit_gunicorn._prometheus import Parent
+    from obskit_gunicorn._values.children import Removal
 
 IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
 """Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
@@ -85,6 +91,15 @@ _memory: dict[Key, Cell] = {}
 
 _elsewhere = 0
 """How many values of other classes no scrape sees."""
+
+_baselines: Baselines | None = None
+"""What was removed, as far as this process has read it."""
+
+_unheard: list[Removal] = []
+"""What was removed while the lock could not be had."""
+
+_said_of_removal: set[int | None] = set()
+"""Why label sets could not be removed for all processes, as it was logged."""
 
 _retry_at = _look_at = 0.0
 _said: set[int | None] = set()
@@ -135,6 +150,10 @@ class Value:
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
         if prefix in CELLS:
             self.__class__ = _CombinedValue
+        if labelvalues and not (typ == "histogram" and name.endswith("_bucket")):  # once a child
+            parent = _prometheus.parent_of_new_child()
+            if parent is not None:
+                children.watch(parent, _source)
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
@@ -160,8 +179,9 @@ class Value:
             value: The number.
             timestamp: Unix seconds, for the ``mostrecent`` modes.
         """
-        if value.__class__ is not float:
-            value = float(value)
+        if value.__class__ is not float:  # as Counter.reset() gives it, and no gauge does
+            self._set_with_lock(value)
+            return
         cell = self._cell
         # fmt: off
         if cell.store is _settled and _here[0]: file = cell.file; cell.own = value; file.cells[cell.index] = file.column[cell.number] = cell.base + value; return  # type: ignore[operator]  # noqa: E501, E701, E702
@@ -199,6 +219,8 @@ class Value:
             # fmt: off
             file = cell.file; cell.own = value; file.cells[cell.index] = file.column[cell.number] = cell.base + value  # type: ignore[operator]  # noqa: E501, E702
             # fmt: on
+            if _store is not None and self._key[0] == "counter":
+                _store.note_reset(self._key, cell)
         _say()
 
     def _get_with_lock(self) -> float:
@@ -258,6 +280,30 @@ class _CombinedValue(Value):
             cell.own, cell.timestamp = value, timestamp or 0.0
             cell.write()
         _say()
+
+
+class _Removed(Value):
+    """A value of a removed child that somebody has kept: it counts into nothing."""
+
+    __slots__ = ()
+
+    def get(self) -> float:
+        """Return what was counted since it was removed."""
+        return self._cell.own
+
+    def _get_with_lock(self) -> float:
+        return self._cell.own
+
+    def _bound(self) -> Cell:
+        return self._cell
+
+
+class _RemovedCombined(_CombinedValue):
+    """The same of a gauge whose mode does not sum."""
+
+    __slots__ = ()
+
+    get, _get_with_lock, _bound = _Removed.get, _Removed._get_with_lock, _Removed._bound
 
 
 def end_of_work(
@@ -404,7 +450,112 @@ def note_elsewhere(count: int) -> None:
         _settle()
 
 
+def watch(metric: Any) -> None:
+    """Notice from now on when children of a metric are removed, if it has labels."""
+    if _prometheus.children_of(metric) is not None:
+        with _prometheus.lock_of(metric):
+            children.watch(metric, _source)
+
+
+def _hear(removal: Removal) -> None:
+    """Remove label sets; runs where a child is removed, under its metric's lock. Never raises."""
+    if not _here[0]:
+        forks.start_over()
+    # Not for ever: a dictionary that goes late may go in a thread that has the lock.
+    if not _lock.acquire(timeout=LOCK_WAIT_SECONDS):
+        _unheard.append(removal)
+        return
+    try:
+        with forks.guard():
+            _remove(removal)
+            _settle()
+    finally:
+        _lock.release()
+    _say()
+
+
+def _elsewhere_too(about: Parent) -> Iterable[tuple[str, ...]]:
+    """Return the label values that a metric has in any process. Never raises."""
+    with _lock, forks.guard():
+        baselines = _removals()
+        if baselines is None:
+            return []
+        try:
+            found = baselines.label_sets(about.kind, about.name)
+        except OSError:
+            return []
+    known = [json.loads(series.labels) for series in found]
+    return [
+        tuple(map(labels.__getitem__, about.labels))
+        for labels in known
+        if labels.keys() == set(about.labels)
+    ]
+
+
+_source = children.Source(_hear, _elsewhere_too)
+
+
 # Below: the caller holds _lock. Nothing may log or yield to another greenlet.
+
+
+def _removals() -> Baselines | None:
+    """Return the list of what was removed in this process's directory."""
+    global _baselines  # noqa: PLW0603
+    directory = membership.find_directory()
+    if directory is None:
+        return None
+    if _baselines is None or _baselines.directory != directory.path:
+        _baselines = Baselines(directory.path)
+    return _baselines
+
+
+def _remove(removal: Removal) -> None:
+    """Take what was counted for label sets out of what is shown."""
+    about, keys = removal.parent, set[Key]()
+    for child in removal.children:
+        for value in _prometheus.values_in(child):
+            if isinstance(value, Value):
+                keys.add(value._key)
+                _orphan(value)
+    store = _store or _closed
+    if removal.labels is None:
+        start = metric_start(about.name)
+        known = {} if store is None else store.known()
+        for prefix, name in [*known, *_memory]:
+            if prefix.partition("_")[0] == about.kind and name.startswith(start):
+                keys.add((prefix, name))
+    for key in keys:
+        _memory.pop(key, None)
+    # First: whoever counts now comes after what is noted.
+    dropped = [] if store is None else store.drop(keys)
+    baselines = _removals()
+    if baselines is None:
+        return
+    wanted = None
+    if removal.labels is not None:
+        wanted = {LabelSet.named(about.name, about.labels, removal.labels)}
+    try:
+        baselines.remove(about.kind, about.name, wanted)
+    except OSError as error:
+        for cell in dropped:
+            if type(cell) is Cell:
+                cell.own = 0.0
+                cell.write()
+        if error.errno not in _said_of_removal:
+            _said_of_removal.add(error.errno)
+            problem = explain(error, baselines.directory)
+            line = (
+                f"obskit: what is removed of {about.name} is gone in this process only: {problem}"
+            )
+            _notices.append((logging.ERROR, line))
+    else:
+        _said_of_removal.clear()
+
+
+def _orphan(value: Value) -> None:
+    """Let a value count into nothing, for whoever has kept its child."""
+    value._cell = type(value._cell)()
+    value.__class__ = _RemovedCombined if isinstance(value, _CombinedValue) else _Removed
 
 
 def _find(key: Key) -> Cell | None:
@@ -491,7 +642,8 @@ def _open_store() -> Store | None:
             wait = 0.0 if errno.ETIMEDOUT in _said else LOCK_WAIT_SECONDS
             lease = membership.acquire(wait_seconds=wait)
             is_same = _closed is not None and _closed.lease is lease
-            _store = Store(lease, _closed.known() if _closed and is_same else None)
+            removals = _removals() or Baselines(os.path.dirname(lease.metric_file_path("")))
+            _store = Store(lease, removals, _closed.known() if _closed and is_same else None)
         except NotYetError:
             pass
         except OSError as error:
@@ -542,6 +694,9 @@ def _note(error: OSError, line: str) -> None:
 
 def _say() -> None:
     """Log the notices of the slow path. The caller holds no lock."""
+    unheard, _unheard[:] = _unheard[:], []
+    for removal in unheard:
+        _hear(removal)
     while _notices:
         try:
             level, line = _notices.pop(0)

@@ -1,0 +1,284 @@
+"""Files without what was removed: what the collector adds up in the place of their values.
+
+A file in which nothing was removed is added up as it is. Of the others the label sets that are
+hidden are left out, and from the rest their baselines are subtracted, see
+:mod:`obskit_gunicorn._store.baselines`. As long as neither a file nor its baselines change, the
+result is the same object, which is added up no more than once.
+
+The list is read before the files: what a file shows is never older than what it is compared with.
+Only the column of a living writer may lack the store that it is making. So a number that only grows
+and is lower than its baseline counts as one that has not changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, NamedTuple
+
+from obskit_gunicorn._store.baselines import SHOWN, Baselines, File
+from obskit_gunicorn._store.fileformat import LabelSet, MetricFileName, key_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from obskit_gunicorn._scrape.families import Keys, Values
+    from obskit_gunicorn._store.baselines import Baseline
+    from obskit_gunicorn._store.reader import Layout, MetricFileReader
+
+_store_double = struct.Struct("d").pack_into
+_SUM = b'_sum", {'
+"""In the key of a sum, which may fall: observations may be negative."""
+
+
+class ReducedLayout:
+    """The keys of a file without those that are hidden."""
+
+    __slots__ = ("_hidden", "_whole", "keys")
+
+    def __init__(self, whole: Layout, hidden: Sequence[int]) -> None:
+        """Leave out the keys with these numbers, which ascend."""
+        self._whole, self._hidden = whole, hidden
+        keys: list[bytes] = []
+        for first, end in _between(hidden, len(whole.keys)):
+            keys += whole.keys[first:end]
+        self.keys: Sequence[bytes] = tuple(keys)
+
+    def goes_on(self, before: object) -> bool:
+        """Return whether these are the keys from before, and more behind them."""
+        keys = getattr(before, "keys", None)
+        return isinstance(keys, tuple) and self.keys[: len(keys)] == keys
+
+
+class _Place(NamedTuple):
+    number: int
+    """Of the key in its file."""
+
+    value: float
+    timestamp: float
+    is_sum: bool
+
+
+class _Removed:
+    """One label set that was removed, in one file.
+
+    Attributes:
+        baseline: What was noted.
+        places: The entries of it that were found in the file.
+        has_changed: Whether a gauge has changed since; then it stays shown.
+    """
+
+    __slots__ = ("baseline", "has_changed", "places")
+
+    def __init__(self, baseline: Baseline, prefix: str, layout: Layout) -> None:
+        """Find its entries in a file."""
+        self.baseline = baseline
+        self.has_changed = False
+        self.places: list[_Place] = []
+        for place, value, timestamp in baseline.entries:
+            number = layout.number_at(place)
+            if number is not None:
+                key = key_text(layout.keys[number])
+                if LabelSet.of(key, prefix) == baseline.labels:
+                    self.places.append(_Place(number, value, timestamp, _SUM in key))
+
+
+class ReducedFile:
+    """The values of a file without what was removed.
+
+    Attributes:
+        layout: The keys that are left.
+        numbers: The value of each.
+        stamped: Value, timestamp, value, ... if the file has timestamps.
+    """
+
+    __slots__ = (
+        "_prefix",
+        "_removed",
+        "_seen",
+        "_version",
+        "layout",
+        "numbers",
+        "reader",
+        "stamped",
+    )
+
+    def __init__(self, prefix: str, reader: MetricFileReader) -> None:
+        """Reduce what a reader has read; see :meth:`refresh`."""
+        self.reader = reader
+        self.layout: Keys = reader.layout
+        self.numbers = self.stamped = b""
+        self._prefix = prefix
+        self._removed: list[_Removed] = []
+        self._version = -1
+        self._seen: tuple[object, ...] = ()
+
+    def pairs(self) -> Iterable[float]:
+        """Return value, timestamp, value, ...; timestamps that mean nothing are 0."""
+        if self.stamped:
+            return iter(memoryview(self.stamped).cast("d"))
+        return chain.from_iterable(zip(memoryview(self.numbers).cast("d"), repeat(0.0)))
+
+    def refresh(
+        self,
+        version: int,
+        baselines: Iterable[Baseline],
+        layouts: dict[tuple[Layout, tuple[int, ...]], ReducedLayout],
+    ) -> None:
+        """Reduce what the reader has read now.
+
+        Args:
+            version: That of the baselines.
+            baselines: Those in the file.
+            layouts: Layouts that files share, by what they are made of.
+        """
+        reader = self.reader
+        seen = reader.layout, reader.numbers, reader.stamped
+        is_same = all(a is b for a, b in zip(seen, self._seen, strict=False)) and bool(self._seen)
+        if is_same and version == self._version:
+            return
+        self._seen = seen
+        if version != self._version or any(
+            len(each.places) < len(each.baseline.entries) for each in self._removed
+        ):
+            self._version = version
+            self._find(baselines)
+        is_gauge = self._prefix.startswith("gauge")
+        values = memoryview(reader.numbers).cast("d")
+        hidden: list[int] = []
+        changed: list[tuple[int, float]] = []
+        for removed in self._removed:
+            if is_gauge:
+                hidden += self._hidden_gauge(removed, values)
+            else:
+                self._reduce(removed, values, hidden, changed)
+        self._apply(tuple(sorted(hidden)), changed, layouts)
+
+    def _find(self, baselines: Iterable[Baseline]) -> None:
+        known = {each.baseline: each for each in self._removed}
+        self._removed = []
+        for baseline in baselines:
+            found = known.get(baseline)
+            if found is None or len(found.places) < len(baseline.entries):
+                has_changed = found is not None and found.has_changed
+                found = _Removed(baseline, self._prefix, self.reader.layout)
+                found.has_changed = has_changed
+            self._removed.append(found)
+
+    def _hidden_gauge(self, removed: _Removed, values: Sequence[float]) -> Iterator[int]:
+        """Return the keys of a gauge that are hidden: it shows what it is once it has changed."""
+        stamped = memoryview(self.reader.stamped).cast("d") if self.reader.stamped else None
+        for number, value, timestamp, _is_sum in removed.places:
+            now = 0.0 if stamped is None else stamped[2 * number + 1]
+            was = 0.0 if stamped is None else timestamp
+            if _differ(values[number], value) or _differ(now, was):
+                removed.has_changed = True
+        if not removed.has_changed:
+            yield from (place.number for place in removed.places)
+
+    def _reduce(
+        self,
+        removed: _Removed,
+        values: Sequence[float],
+        hidden: list[int],
+        changed: list[tuple[int, float]],
+    ) -> None:
+        """Subtract the baseline of a label set, or hide it."""
+        growing = [place for place in removed.places if not place.is_sum]
+        if any(values[place.number] > place.value for place in growing):
+            for place in removed.places:
+                above = values[place.number] - place.value
+                changed.append((place.number, above if place.is_sum else max(0.0, above)))
+        elif removed.baseline.state == SHOWN:
+            changed += [(place.number, 0.0) for place in removed.places]
+        else:
+            hidden += [place.number for place in removed.places]
+
+    def _apply(
+        self,
+        hidden: tuple[int, ...],
+        changed: Iterable[tuple[int, float]],
+        layouts: dict[tuple[Layout, tuple[int, ...]], ReducedLayout],
+    ) -> None:
+        reader = self.reader
+        whole = reader.layout
+        numbers = bytearray(reader.numbers)
+        for number, value in changed:
+            _store_double(numbers, 8 * number, value)
+        if hidden:
+            if (whole, hidden) not in layouts:
+                layouts[whole, hidden] = ReducedLayout(whole, hidden)
+            self.layout = layouts[whole, hidden]
+        else:
+            self.layout = whole
+        left = list(_between(hidden, len(whole.keys)))
+        self.numbers = b"".join([numbers[8 * first : 8 * end] for first, end in left])
+        self.stamped = b"".join([reader.stamped[16 * first : 16 * end] for first, end in left])
+
+
+class ReducedFiles:
+    """The files of a directory in which something was removed. Not thread-safe."""
+
+    def __init__(self) -> None:
+        """Know of nothing that was removed."""
+        self._baselines: Baselines | None = None
+        self._files: dict[MetricFileReader, ReducedFile] = {}
+        self._layouts: dict[tuple[Layout, tuple[int, ...]], ReducedLayout] = {}
+
+    def look(self, directory: str) -> bool:
+        """Read what was removed; before the files are read. Return whether that has changed.
+
+        If it cannot be read, it stays as it was.
+        """
+        if self._baselines is None or self._baselines.directory != directory:
+            self._baselines = Baselines(directory)
+        before = self._baselines.version
+        with contextlib.suppress(OSError):
+            self._baselines.refresh()
+        return before != self._baselines.version
+
+    def shown(self, reader: MetricFileReader) -> Values:
+        """Return the values of a file without what was removed; often the file itself."""
+        baselines = self._baselines
+        if not baselines:
+            return reader
+        name = os.path.basename(reader.path)
+        there = baselines.of(File(name, reader.ident))
+        reduced = self._files.get(reader)
+        if not there and reduced is None:
+            return reader
+        if reduced is None:
+            parsed = MetricFileName.parse(name)
+            assert parsed is not None
+            reduced = self._files[reader] = ReducedFile(parsed.prefix, reader)
+        reduced.refresh(baselines.version, there.values(), self._layouts)
+        return reduced
+
+    def forget(self, readers: Iterable[MetricFileReader]) -> None:
+        """Forget all files but these."""
+        if self._files:
+            kept = set(readers)
+            self._files = {each: file for each, file in self._files.items() if each in kept}
+            layouts = {file.layout for file in self._files.values()}
+            self._layouts = {
+                made_of: each for made_of, each in self._layouts.items() if each in layouts
+            }
+
+
+def _between(hidden: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield where each run of numbers begins that are not hidden, and where it ends."""
+    first = 0
+    for number in hidden:
+        if number > first:
+            yield first, number
+        first = number + 1
+    if first < size:
+        yield first, size
+
+
+def _differ(one: float, other: float) -> bool:
+    """Return whether two numbers differ; a number that is none is the same as itself."""
+    return one != other and not (math.isnan(one) and math.isnan(other))
