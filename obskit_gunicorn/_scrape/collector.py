@@ -33,7 +33,8 @@ from obskit_gunicorn._scrape.merging import Member, Merger
 from obskit_gunicorn._scrape.reduced import ReducedFiles
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
-from obskit_gunicorn._store import baselines, forks
+from obskit_gunicorn._store import admissions, baselines, forks
+from obskit_gunicorn._store.admissions import Admissions
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.column import column_path
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
@@ -58,6 +59,7 @@ class DirectoryCollector(Source):
         skipped: How many files the last collection could not read, in whole or in part, by reason.
         file_count: How many metric files it found.
         byte_count: Their total size, with that of the columns that count.
+        over_budget: The metrics that have used up their budget of label sets.
     """
 
     def __init__(self, path: str) -> None:
@@ -66,6 +68,8 @@ class DirectoryCollector(Source):
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
+        self.over_budget: frozenset[str] = frozenset()
+        self._admissions: Admissions | None = None
         self._reduced = ReducedFiles()
         self._has_removals = False
         self._merger = Merger(self._skip, self._warn_of_size)
@@ -186,6 +190,7 @@ class DirectoryCollector(Source):
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
         self._look_for_removals(names)
+        self._look_for_budget(names)
         self._refresh(found, names)
         free = self._free_slots(found.values())
         members: dict[str, list[Member]] = {}
@@ -216,6 +221,17 @@ class DirectoryCollector(Source):
                 self._removed.allow_falling()
         else:
             self._reduced.forget(self._readers.values())
+
+    def _look_for_budget(self, names: Mapping[str, int]) -> None:
+        """Read which metrics have used up their budget."""
+        if admissions.NAME not in names:
+            self.over_budget = frozenset()
+            return
+        if self._admissions is None or self._admissions.directory != self.path:
+            self._admissions = Admissions(self.path)
+        with contextlib.suppress(OSError):
+            self._admissions.refresh()
+        self.over_budget = frozenset(self._admissions.over)
 
     def _refresh(self, found: dict[str, MetricFileName], names: Mapping[str, int]) -> None:
         """Read every file, and forget the files that no longer exist."""

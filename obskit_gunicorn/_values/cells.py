@@ -80,11 +80,23 @@ class Cell:
         timestamp: When it was set, for the modes that ask.
         base: What others had added before; ``None`` if there was nothing. Never in a plain cell.
         base_timestamp: When they had.
+        life: Stays the same as long as ``own`` goes on, also in another cell; ``None`` if nobody
+            has asked.
 
     ``own`` and ``base`` are of the class ``float`` itself: adding two of them runs no other code.
     """
 
-    __slots__ = ("base", "base_timestamp", "file", "index", "number", "own", "store", "timestamp")
+    __slots__ = (
+        "base",
+        "base_timestamp",
+        "file",
+        "index",
+        "life",
+        "number",
+        "own",
+        "store",
+        "timestamp",
+    )
 
     def __init__(self) -> None:
         self.store: object = NOWHERE
@@ -94,6 +106,7 @@ class Cell:
         self.timestamp = 0.0
         self.base: float | None = 0.0
         self.base_timestamp = 0.0
+        self.life: object = None
 
     def combined(self) -> tuple[float, float]:
         """Return the value and the timestamp to write to the file."""
@@ -186,7 +199,7 @@ class Store:
         earlier = self._earlier.get(key)
         before = earlier or carried
         if before is not None:
-            cell.own, cell.timestamp = before.own, before.timestamp
+            cell.own, cell.timestamp, cell.life = before.own, before.timestamp, before.life
         is_new = index is None
         removed: Baseline | None = None
         if index is None:
@@ -321,7 +334,7 @@ class Store:
             if linked[key[0]] and not (take_along or key[0].startswith("gauge")):
                 continue
             carried[key] = copy = type(cell)()
-            copy.own, copy.timestamp = cell.own, cell.timestamp
+            copy.own, copy.timestamp, copy.life = cell.own, cell.timestamp, cell.life
             if type(cell) is Cell:
                 cell.own = 0.0
                 cell.write()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn import _prometheus
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from obskit_gunicorn._prometheus import Parent
 
 LabelValues = tuple[str, ...]
+
+_MOST_DIVERTED = 64
 
 
 class Removal(NamedTuple):
@@ -46,16 +49,33 @@ class Source(NamedTuple):
 
 
 class Children(dict[LabelValues, Any]):
-    """The children of one metric."""
+    """The children of one metric.
 
-    __slots__ = ("_parent", "_source", "about")
+    Attributes:
+        about: The metric.
+        is_next_diverted: Whether the child that is being made has no place in the budget.
+    """
+
+    __slots__ = ("_diverted", "_parent", "_source", "about", "is_next_diverted")
 
     def __init__(self, parent: Any, about: Parent, source: Source) -> None:
         """Take over the children that a metric has."""
         super().__init__(_prometheus.children_of(parent))
         self._parent = weakref.ref(parent)
         self._source = source
+        self._diverted: deque[LabelValues] = deque()
         self.about = about
+        self.is_next_diverted = False
+
+    def __setitem__(self, labels: LabelValues, child: Any) -> None:
+        """Add a child. Of diverted ones only the newest stay; nobody can make too many."""
+        super().__setitem__(labels, child)
+        if self.is_next_diverted:
+            self.is_next_diverted = False
+            self._diverted.append(labels)
+            if len(self._diverted) > _MOST_DIVERTED:
+                # Whoever has kept it goes on with it; it counts where a new one would.
+                super().pop(self._diverted.popleft(), None)
 
     def __delitem__(self, labels: LabelValues) -> None:
         """Remove a child: what ``remove()`` does."""
@@ -82,10 +102,6 @@ class Children(dict[LabelValues, Any]):
         if sys._getframe(1).f_code is not _prometheus.REMOVE_BY_LABELS:
             return names
         return [*names, *(each for each in self._source.elsewhere(self.about) if each not in self)]
-
-    def drop(self, labels: LabelValues) -> None:
-        """Forget a child that stays what it is for whoever has kept it."""
-        super().pop(labels, None)
 
     def __del__(self) -> None:
         """Notice ``clear()``, which puts another dictionary in the place of this one."""

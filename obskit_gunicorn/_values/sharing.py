@@ -22,9 +22,10 @@ from obskit_gunicorn._store.membership import (
     membership,
 )
 from obskit_gunicorn._values import adoption, values
+from obskit_gunicorn._values.budget import Budget, budget_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _has_installed = False
 _missing: list[str] = []
@@ -135,6 +136,16 @@ def _put_directory_back() -> Iterator[tuple[int, str]]:
     )
 
 
+def limit(series: Mapping[str, int], size: int | None) -> None:
+    """Limit how many label sets there may be; runs in the arbiter, before there are any.
+
+    Args:
+        series: How many each metric may have, see :func:`obskit_gunicorn._values.budget.parse`.
+        size: From which size of the metric files on there may be no more, in bytes.
+    """
+    values.limit(Budget(series, size))
+
+
 def begin(
     path: str | None, *, keep: bool, user: int, group: int, keep_unpublished: bool = False
 ) -> None:
@@ -205,6 +216,11 @@ def join() -> None:
             log.error("obskit: metrics of this process are not shared: %s", problem)
         return
     install()
+    if not values.budget and membership.role == "process":
+        try:
+            values.limit(budget_of(os.environ))
+        except ValueError as error:
+            log.error("obskit: there is no budget for label sets: %s", error)
     if membership.is_configuring or is_loading_configuration():
         # Either an arbiter begins, or, if no class is published, this process and its forks join
         # at their first metric.

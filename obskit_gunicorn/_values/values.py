@@ -50,19 +50,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import Once, log
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.admissions import Admissions, digest_of
 from obskit_gunicorn._store.baselines import Baselines
+from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
 from obskit_gunicorn._store.fileformat import LabelSet, encode_key, metric_start
 from obskit_gunicorn._store.membership import NotYetError, membership
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values import children
+from obskit_gunicorn._values.budget import OTHER, Budget
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from obskit_gunicorn._prometheus import Parent
-    from obskit_gunicorn._values.children import Removal
+    from obskit_gunicorn._values.children import Children, Removal
 
 IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
 """Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
@@ -94,6 +97,12 @@ _elsewhere = 0
 
 _baselines: Baselines | None = None
 """What was removed, as far as this process has read it."""
+
+budget = Budget()
+"""What this process and its forks may have."""
+
+_admissions: Admissions | None = None
+"""The label sets that have a place in the budget, as far as this process has read them."""
 
 _unheard: list[Removal] = []
 """What was removed while the lock could not be had."""
@@ -150,10 +159,20 @@ class Value:
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
         if prefix in CELLS:
             self.__class__ = _CombinedValue
-        if labelvalues and not (typ == "histogram" and name.endswith("_bucket")):  # once a child
+        is_bucket = typ == "histogram" and name.endswith("_bucket")
+        siblings: Children | None = None
+        if labelvalues and not is_bucket:  # once for each child is enough
             parent = _prometheus.parent_of_new_child()
             if parent is not None:
-                children.watch(parent, _source)
+                siblings = children.watch(parent, _source)
+        if budget and labelvalues:
+            mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
+            if mine and not _has_place(metric_name, labelnames, mine, siblings):
+                labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
+                if siblings is not None:
+                    siblings.is_next_diverted = True
+                if prefix not in CELLS:
+                    self.__class__ = _DivertedValue
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
@@ -282,6 +301,72 @@ class _CombinedValue(Value):
         _say()
 
 
+class _DivertedValue(Value):
+    """A value without a place in the budget: it is a part of one that many share.
+
+    Its cell is in no file; ``own`` is the part of this value, and ``store`` the life of the whole
+    that it is a part of.
+    """
+
+    __slots__ = ()
+
+    def inc(self, amount: float) -> None:
+        """Add to the whole, and to this part."""
+        amount = float(0.0 + amount)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell, part = self._whole()
+            # fmt: off
+            file = cell.file; cell.own = own = cell.own + amount; file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own += amount  # type: ignore[operator]  # noqa: E501, E702
+            # fmt: on
+        _say()
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        """Set this part of a counter, or the whole of a gauge: it shows what was set last."""
+        value = float(value)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell, part = self._whole()
+            is_gauge = self._key[0].startswith("gauge")
+            # fmt: off
+            file = cell.file; cell.own = own = value if is_gauge else cell.own + (value - part.own); file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own = value  # type: ignore[operator]  # noqa: E501, E702
+            # fmt: on
+            if _store is not None and self._key[0] == "counter":
+                _store.note_reset(self._key, cell)
+        _say()
+
+    def get(self) -> float:
+        """Return this part."""
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            found, part = _find(self._key), self._cell
+            is_current = found is not None and found.life is not None and part.store is found.life
+            return part.own if is_current else 0.0
+
+    def _whole(self) -> tuple[Cell, Cell]:
+        """Return the cell that is shared, and this part of it; the caller holds the lock."""
+        store = _settled
+        cell = None if store is None else store.cells.get(self._key)
+        if cell is None:
+            cell = _bind(self._key)
+        if cell.life is None:
+            cell.life = object()
+        if self._cell.store is not cell.life:  # it has no part yet, or the whole has begun anew
+            self._cell = Cell()
+            self._cell.store = cell.life
+        return cell, self._cell
+
+    def _give_back(self) -> None:
+        """Take this part out of the whole; the caller holds the lock."""
+        cell, part = self._whole()
+        # fmt: off
+        file = cell.file; cell.own = own = cell.own - part.own; file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own = 0.0  # type: ignore[operator]  # noqa: E501, E702
+        # fmt: on
+
+
 class _Removed(Value):
     """A value of a removed child that somebody has kept: it counts into nothing."""
 
@@ -373,6 +458,12 @@ def is_installed() -> bool:
     return _prometheus.installed() is Value
 
 
+def limit(allowed: Budget) -> None:
+    """Set what this process and its forks may have; what they have already stays."""
+    global budget  # noqa: PLW0603
+    budget = allowed
+
+
 def share(*, now: bool = False) -> None:
     """Move values from memory into the directory of this process.
 
@@ -450,6 +541,50 @@ def note_elsewhere(count: int) -> None:
         _settle()
 
 
+def _has_place(
+    metric: str, names: Sequence[str], labels: tuple[str, ...], siblings: Children | None
+) -> bool:
+    """Return whether a label set has a place in the budget, or gets one now. Never raises."""
+    global _admissions  # noqa: PLW0603
+    digest = digest_of(labels)
+    found = _admissions
+    if found is not None and found.knows(metric, digest):
+        return True
+    if all(label == OTHER for label in labels):
+        return True
+    most = budget.of(metric)
+    if found is not None and found.is_full(metric, most):
+        return False
+    if most is None and budget.size is None:
+        return True
+    if not _here[0]:
+        forks.start_over()
+    with _lock, forks.guard():
+        directory = membership.find_directory()
+        path = "" if directory is None else directory.path
+        if _admissions is None or _admissions.directory != path:
+            _admissions = Admissions(path, _admissions)
+        is_admitted, is_first = _admissions.admit(metric, digest, most, budget.size)
+        if is_first:
+            known = [*(siblings or ()), labels]
+            label, _ = widest_label(zip(names, each, strict=False) for each in known)
+            why = (
+                f"the metric files have {budget.size} bytes (metrics_max_bytes)"
+                if most is None or _admissions.count(metric) < most
+                else f"it has {most} label sets (metrics_max_series)"
+            )
+            _notices.append(
+                (
+                    logging.WARNING,
+                    f"obskit: {metric} has used up its budget: {why}, and its label {label!r} "
+                    f"makes more; they are counted as {OTHER}. Give the label fewer values, or "
+                    "raise the budget",
+                )
+            )
+    _say()
+    return is_admitted
+
+
 def watch(metric: Any) -> None:
     """Notice from now on when children of a metric are removed, if it has labels."""
     if _prometheus.children_of(metric) is not None:
@@ -512,10 +647,15 @@ def _removals() -> Baselines | None:
 def _remove(removal: Removal) -> None:
     """Take what was counted for label sets out of what is shown."""
     about, keys = removal.parent, set[Key]()
+    wanted = None
+    if removal.labels is not None:
+        wanted = {LabelSet.named(about.name, about.labels, removal.labels)}
     for child in removal.children:
         for value in _prometheus.values_in(child):
             if isinstance(value, Value):
-                keys.add(value._key)
+                prefix, name = value._key
+                if wanted is None or LabelSet.of(name, prefix) in wanted:  # else it is diverted
+                    keys.add(value._key)
                 _orphan(value)
     store = _store or _closed
     if removal.labels is None:
@@ -531,9 +671,6 @@ def _remove(removal: Removal) -> None:
     baselines = _removals()
     if baselines is None:
         return
-    wanted = None
-    if removal.labels is not None:
-        wanted = {LabelSet.named(about.name, about.labels, removal.labels)}
     try:
         baselines.remove(about.kind, about.name, wanted)
     except OSError as error:
@@ -554,6 +691,8 @@ def _remove(removal: Removal) -> None:
 
 def _orphan(value: Value) -> None:
     """Let a value count into nothing, for whoever has kept its child."""
+    if isinstance(value, _DivertedValue):
+        value._give_back()
     value._cell = type(value._cell)()
     value.__class__ = _RemovedCombined if isinstance(value, _CombinedValue) else _Removed
 

@@ -44,13 +44,9 @@ def _make(kind: str, labels: Mapping[str, str]) -> None:
 def _remove(kind: str, labels: Mapping[str, str]) -> None:
     """Remove a label set, with any warning an error."""
     _make(kind, labels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filters.sort(key=lambda each: each[0] != "ignore")  # ours was there before
-        from obskit_gunicorn import _prometheus
-
-        _prometheus.allow_removal()
+    with warnings.catch_warnings(record=True) as caught:
         _parent(kind).remove(*labels.values())
+    assert not caught
 
 
 def _parent(kind: str) -> Any:
