@@ -114,14 +114,19 @@ class Admissions:
             with self._journal.locked():
                 self.refresh()
                 is_first = metric not in self.over
-                if self.knows(metric, digest) or self._has_place(metric, most, most_bytes):
+                is_admitted = self.knows(metric, digest)
+                if not is_admitted and self._has_place(metric, most, most_bytes):
                     self._admitted.setdefault(metric, set()).add(digest)
                     self._unlisted.add((metric, digest))
-                    self._journal.append([_admission(*each) for each in self._unlisted])
+                    is_admitted = True
+                records = [_admission(*each) for each in self._unlisted]
+                if is_first and not is_admitted:
+                    records.append(b"o" + metric.encode(errors="replace"))
+                if records:
+                    self._journal.append(records)
                     self._unlisted.clear()
+                if is_admitted:
                     return True, False
-                if is_first:
-                    self._journal.append([b"o" + metric.encode(errors="replace")])
         except OSError:
             if self.knows(metric, digest) or self._has_place(metric, most, None):
                 self._admitted.setdefault(metric, set()).add(digest)

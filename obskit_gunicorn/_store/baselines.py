@@ -127,13 +127,16 @@ class Baselines:
         self._found: dict[File, dict[LabelSet, Baseline]] = {}
         self._fold_at = _FOLD_BYTES
 
-    def refresh(self) -> None:
+    def refresh(self, *, by_its_look: bool = False) -> None:
         """Read what is new.
+
+        Args:
+            by_its_look: See :meth:`~obskit_gunicorn._store.journal.Journal.read`.
 
         Raises:
             OSError: The list is there and cannot be read.
         """
-        is_anew, records = self._journal.read()
+        is_anew, records = self._journal.read(by_its_look=by_its_look)
         if is_anew:
             self._found = {}
         if is_anew or records:

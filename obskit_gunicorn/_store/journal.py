@@ -61,7 +61,7 @@ class Journal:
         self.path = os.path.join(directory, name)
         self.size = 0
         self._identity: tuple[int, bytes] | None = None
-        self._look: tuple[int, int] | None = None
+        self._look: tuple[int, ...] | None = None
 
     @contextlib.contextmanager
     def locked(self, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
@@ -88,18 +88,20 @@ class Journal:
                         yield
                         return
 
-    def read(self) -> tuple[bool, list[bytes]]:
+    def read(self, *, by_its_look: bool = False) -> tuple[bool, list[bytes]]:
         """Return whether the list has begun anew, and the records since this was last asked.
 
         It begins anew if it was folded, or removed; then all its records are returned.
+
+        Args:
+            by_its_look: Do not open it if it looks as it did. That is a matter of luck if another
+                list has taken its place at the same moment, as clocks of file systems go.
 
         Raises:
             OSError: It is there and cannot be read.
         """
         try:
-            status = os.stat(self.path)
-            look = status.st_ino, status.st_size
-            if look == self._look and status.st_size == self.size:
+            if by_its_look and _look_of(os.stat(self.path)) == self._look:
                 return False, []
             descriptor = open_file(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -119,7 +121,8 @@ class Journal:
         records, end = _records(data)
         had_any = bool(self.size)
         self._identity, self.size = identity, at + end
-        self._look = status.st_ino, status.st_size
+        # Half a record is looked at again: somebody may be writing it.
+        self._look = _look_of(status) if self.size == status.st_size else None
         return is_anew and had_any, records
 
     def append(self, records: Iterable[bytes]) -> None:
@@ -137,7 +140,7 @@ class Journal:
             _write(descriptor, data, self.size)
             self.size += len(data)
             os.ftruncate(descriptor, self.size)  # what a killed writer has left behind it
-            self._look = os.fstat(descriptor).st_ino, self.size
+            self._look = _look_of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
 
@@ -160,6 +163,7 @@ class Journal:
             _write(descriptor, header + data, 0)
             os.rename(unfinished, self.path)
             status = os.fstat(descriptor)
+            self._look = _look_of(status)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)
@@ -167,7 +171,10 @@ class Journal:
         finally:
             os.close(descriptor)
         self._identity, self.size = (status.st_ino, header), status.st_size
-        self._look = status.st_ino, status.st_size
+
+
+def _look_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _framed(content: bytes) -> bytes:

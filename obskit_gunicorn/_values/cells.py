@@ -233,7 +233,7 @@ class Store:
         Raises:
             OSError: The list of what was removed cannot be read.
         """
-        self._baselines.refresh()
+        self._baselines.refresh(by_its_look=True)
         prefix, name = key
         if not self._baselines:
             return None
