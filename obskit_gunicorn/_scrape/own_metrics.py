@@ -157,7 +157,7 @@ def _series_over_budget(scrape: Scrape) -> Reading:
     over = scrape.collector.over_budget if scrape.collector else ()
     # What is not text cannot be exposed.
     names = {name.encode(errors="replace").decode() for name in over}
-    return {(name,): 1 for name in sorted(names)}
+    return {(name,): 1 for name in sorted(names)} or None
 
 
 @_gauge(
