@@ -197,9 +197,6 @@ def callback_labels(metric: object) -> list[dict[str, str]]:
 _LABELS = getattr(Counter.labels, "__code__", None)
 """The code that makes children. A child does not know its parent, but is made while this runs."""
 
-REMOVE_BY_LABELS = getattr(getattr(Counter, "remove_by_labels", None), "__code__", None)
-"""The code that removes several children at once; ``None`` in releases that have none."""
-
 _MOST_FRAMES = 16
 
 
@@ -251,11 +248,6 @@ def children_of(metric: Any) -> Any:
     By their label values. Who changes it holds the metric's lock.
     """
     return getattr(metric, "_metrics", None)
-
-
-def set_children(metric: Any, children: dict[Any, Any]) -> None:
-    """Have a metric keep its children in another dictionary."""
-    metric._metrics = children
 
 
 def values_in(child: object) -> list[Any]:

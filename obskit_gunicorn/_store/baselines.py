@@ -167,13 +167,18 @@ class Baselines:
         found = None if series is None else self._found[file].get(series)
         return None if found is None else found.removed
 
-    def remove(self, kind: str, metric: str, wanted: Collection[LabelSet] | None) -> None:
+    def remove(self, kind: str, metric: str, wanted: Collection[LabelSet] | None) -> bool:
         """Note what all files have counted for label sets; from now on that is left out.
+
+        If it is hidden already there is nothing to note.
 
         Args:
             kind: The type of the metric; of gauges of all modes.
             metric: The metric.
             wanted: The label sets; ``None`` for all that the metric has.
+
+        Returns:
+            Whether any file had them, and shows them.
 
         Raises:
             OSError: The list cannot be written, or its lock cannot be had; nothing is left out.
@@ -185,8 +190,10 @@ class Baselines:
                 Baseline(HIDDEN, now, file, series, tuple(entries))
                 for file, prefix, data in contents(self.directory, kind)
                 for series, entries in _entries(data, prefix, metric, wanted).items()
+                if not self._is_hidden(file, series, entries)
             ]
             self._add(found)
+            return bool(found)
 
     def add(self, baseline: Baseline) -> None:
         """Put a baseline in the place of the one that a label set has in a file.
@@ -208,6 +215,10 @@ class Baselines:
         for _file, prefix, data in contents(self.directory, kind):
             found.update(_entries(data, prefix, metric, None))
         return found
+
+    def _is_hidden(self, file: File, series: LabelSet, entries: list[Entry]) -> bool:
+        known = self.of(file).get(series)
+        return known is not None and known.state == HIDDEN and known.entries == tuple(entries)
 
     def _add(self, baselines: list[Baseline]) -> None:
         if not baselines:

@@ -1,16 +1,13 @@
-"""The children of a metric with labels, in a dictionary that notices when some are removed.
+"""Noticing when children of a metric with labels are removed.
 
-prometheus_client's metric keeps its children by their label values, and ``remove()``,
-``remove_by_labels()`` and ``clear()`` do no more than take them out: one by one, or by another
-dictionary in its place. So this one is put into the metric when its first child is made, and says
-what is taken out of it. Adding, finding and counting children stays what it is in any dictionary.
-
-Whoever changes it holds the metric's lock.
+``remove()``, ``remove_by_labels()`` and ``clear()`` of a metric take children out of its dictionary
+and no more. So a metric gets methods of its own with these names when its first child is made: they
+call those of its class, and say what was removed. The dictionary stays an ordinary one, because any
+other is slower at each ``labels()``; the classes of prometheus_client stay what they are.
 """
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from obskit_gunicorn import _prometheus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from obskit_gunicorn._prometheus import Parent
 
@@ -31,7 +28,7 @@ class Removal(NamedTuple):
     """What was removed."""
 
     parent: Parent
-    labels: LabelValues | None
+    labels: Collection[LabelValues] | None
     """The label values; ``None`` if all children were removed."""
 
     children: list[Any]
@@ -39,98 +36,111 @@ class Removal(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a dictionary of children asks and tells."""
+    """Whom the children of a metric ask and tell."""
 
-    removed: Callable[[Removal], object]
-    """Told what was removed, in the thread that removes it, which holds the metric's lock."""
+    removed: Callable[[Removal], bool]
+    """Told what was removed; returns whether any process had it."""
 
     elsewhere: Callable[[Parent], Iterable[LabelValues]]
     """Asked for the label values that a metric has in other processes too."""
 
 
-class Children(dict[LabelValues, Any]):
+class Children:
     """The children of one metric.
 
     Attributes:
         about: The metric.
-        is_next_diverted: Whether the child that is being made has no place in the budget.
     """
 
-    __slots__ = ("_diverted", "_parent", "_source", "about", "is_next_diverted")
-
     def __init__(self, parent: Any, about: Parent, source: Source) -> None:
-        """Take over the children that a metric has."""
-        super().__init__(_prometheus.children_of(parent))
+        """Notice what is removed of a metric; the caller holds its lock."""
+        self.about = about
         self._parent = weakref.ref(parent)
         self._source = source
         self._diverted: deque[LabelValues] = deque()
-        self.about = about
-        self.is_next_diverted = False
+        for name in ("remove", "remove_by_labels", "clear"):
+            if hasattr(parent, name):
+                setattr(parent, name, getattr(self, name))
 
-    def __setitem__(self, labels: LabelValues, child: Any) -> None:
-        """Add a child. Of diverted ones only the newest stay; nobody can make too many."""
-        super().__setitem__(labels, child)
-        if self.is_next_diverted:
-            self.is_next_diverted = False
-            self._diverted.append(labels)
-            if len(self._diverted) > _MOST_DIVERTED:
-                # Whoever has kept it goes on with it; it counts where a new one would.
-                super().pop(self._diverted.popleft(), None)
+    @property
+    def _known(self) -> dict[LabelValues, Any]:
+        found: dict[LabelValues, Any] = _prometheus.children_of(self._parent())
+        return found
 
-    def __delitem__(self, labels: LabelValues) -> None:
-        """Remove a child: what ``remove()`` does."""
-        child = self[labels]
-        super().__delitem__(labels)
-        self._source.removed(Removal(self.about, labels, [child]))
+    def names(self) -> list[LabelValues]:
+        """Return the label values of those that this process has; the caller holds the lock."""
+        return list(self._known)
 
-    def pop(self, labels: LabelValues, *default: Any) -> Any:
-        """Remove a child: what ``remove_by_labels()`` does, also with those of other processes."""
-        had = labels in self
-        child = super().pop(labels, *default)
-        self._source.removed(Removal(self.about, labels, [child] if had else []))
-        return child
+    def remove(self, *labelvalues: Any) -> None:
+        """Remove the child with these label values, in all processes.
+
+        Raises:
+            ValueError: There are too many or too few.
+            KeyError: No process has it, and this release of prometheus_client says so.
+        """
+        parent: Any = self._parent()
+        labels = tuple(map(str, labelvalues))
+        child = self._known.get(labels)
+        missing: KeyError | None = None
+        try:
+            type(parent).remove(parent, *labelvalues)
+        except KeyError as error:
+            missing = error
+        had = [] if child is None else [child]
+        if not self._source.removed(Removal(self.about, [labels], had)) and missing is not None:
+            raise missing
+
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Remove all children that have some labels, in all processes.
+
+        Raises:
+            TypeError: It is no dictionary.
+            ValueError: A label is unknown.
+        """
+        parent: Any = self._parent()
+        before = dict(self._known)
+        type(parent).remove_by_labels(parent, labels)
+        wanted = {self.about.labels.index(name): str(value) for name, value in labels.items()}
+        if not wanted:
+            return
+        names = dict.fromkeys([*before, *self._source.elsewhere(self.about)])
+        removed = [each for each in names if all(each[at] == value for at, value in wanted.items())]
+        children = [before[each] for each in removed if each in before]
+        self._source.removed(Removal(self.about, removed, children))
 
     def clear(self) -> None:
-        """Remove all children."""
-        children = list(self.values())
-        super().clear()
-        self._source.removed(Removal(self.about, None, children))
+        """Remove all children, in all processes."""
+        parent: Any = self._parent()
+        before = list(self._known.values())
+        type(parent).clear(parent)
+        self._source.removed(Removal(self.about, None, before))
 
-    def keys(self) -> Any:
-        """Return the label values; for ``remove_by_labels()`` those of other processes too."""
-        names = super().keys()
-        if sys._getframe(1).f_code is not _prometheus.REMOVE_BY_LABELS:
-            return names
-        return [*names, *(each for each in self._source.elsewhere(self.about) if each not in self)]
+    def divert(self, labels: LabelValues) -> None:
+        """Note that a child is made that has no place; the caller holds the metric's lock.
 
-    def __del__(self) -> None:
-        """Notice ``clear()``, which puts another dictionary in the place of this one."""
-        parent = self._parent()
-        if parent is not None and _prometheus.children_of(parent) is not self:
-            self._source.removed(Removal(self.about, None, list(self.values())))
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:
-        """Let copies be ordinary dictionaries."""
-        return dict, (dict(self),)
+        The metric keeps only the newest of them, so that nobody can make too many. Whoever has kept
+        another one goes on with it: it counts where a new one would.
+        """
+        self._diverted.append(labels)
+        if len(self._diverted) > _MOST_DIVERTED:
+            self._known.pop(self._diverted.popleft(), None)
 
 
 def watch(parent: Any, source: Source) -> Children | None:
-    """Have a metric keep its children in a dictionary that notices; the caller holds its lock.
+    """Notice from now on what is removed of a metric; the caller holds its lock.
 
     Args:
         parent: The metric.
-        source: What is told and asked.
+        source: Who is told and asked.
 
     Returns:
-        The dictionary; ``None`` if this release of prometheus_client keeps them otherwise.
+        Its children; ``None`` if this release of prometheus_client keeps them otherwise.
     """
-    found = _prometheus.children_of(parent)
-    if type(found) is Children:
-        return found
+    known = getattr(vars(parent).get("clear"), "__self__", None)
+    if isinstance(known, Children):
+        return known
     about = _prometheus.parent_of(parent)
-    if type(found) is not dict or about is None:
+    if about is None or not isinstance(_prometheus.children_of(parent), dict):
         return None
-    children = Children(parent, about, source)
-    _prometheus.set_children(parent, children)
     _prometheus.allow_removal()
-    return children
+    return Children(parent, about, source)

@@ -216,7 +216,7 @@ def join() -> None:
             log.error("obskit: metrics of this process are not shared: %s", problem)
         return
     install()
-    if not values.budget and membership.role == "process":
+    if membership.role == "process":
         try:
             values.limit(budget_of(os.environ))
         except ValueError as error:

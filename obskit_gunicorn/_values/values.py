@@ -98,14 +98,11 @@ _elsewhere = 0
 _baselines: Baselines | None = None
 """What was removed, as far as this process has read it."""
 
-budget = Budget()
-"""What this process and its forks may have."""
+_budget: Budget | None = None
+"""What this process and its forks may have; ``None`` for anything."""
 
 _admissions: Admissions | None = None
 """The label sets that have a place in the budget, as far as this process has read them."""
-
-_unheard: list[Removal] = []
-"""What was removed while the lock could not be had."""
 
 _said_of_removal: set[int | None] = set()
 """Why label sets could not be removed for all processes, as it was logged."""
@@ -159,20 +156,21 @@ class Value:
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
         if prefix in CELLS:
             self.__class__ = _CombinedValue
-        is_bucket = typ == "histogram" and name.endswith("_bucket")
-        siblings: Children | None = None
-        if labelvalues and not is_bucket:  # once for each child is enough
-            parent = _prometheus.parent_of_new_child()
-            if parent is not None:
-                siblings = children.watch(parent, _source)
-        if budget and labelvalues:
-            mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
-            if mine and not _has_place(metric_name, labelnames, mine, siblings):
-                labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
-                if siblings is not None:
-                    siblings.is_next_diverted = True
-                if prefix not in CELLS:
-                    self.__class__ = _DivertedValue
+        if labelvalues:
+            is_bucket = typ == "histogram" and name.endswith("_bucket")
+            siblings: Children | None = None
+            if not is_bucket:  # once for each child is enough
+                parent = _prometheus.parent_of_new_child()
+                if parent is not None:
+                    siblings = children.watch(parent, _source)
+            if _budget is not None:
+                mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
+                if mine and not _has_place(_budget, metric_name, labelnames, mine, siblings):
+                    labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
+                    if siblings is not None:
+                        siblings.divert(mine)
+                    if prefix not in CELLS:
+                        self.__class__ = _DivertedValue
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
@@ -460,8 +458,8 @@ def is_installed() -> bool:
 
 def limit(allowed: Budget) -> None:
     """Set what this process and its forks may have; what they have already stays."""
-    global budget  # noqa: PLW0603
-    budget = allowed
+    global _budget  # noqa: PLW0603
+    _budget = allowed or None
 
 
 def share(*, now: bool = False) -> None:
@@ -542,7 +540,11 @@ def note_elsewhere(count: int) -> None:
 
 
 def _has_place(
-    metric: str, names: Sequence[str], labels: tuple[str, ...], siblings: Children | None
+    budget: Budget,
+    metric: str,
+    names: Sequence[str],
+    labels: tuple[str, ...],
+    siblings: Children | None,
 ) -> bool:
     """Return whether a label set has a place in the budget, or gets one now. Never raises."""
     global _admissions  # noqa: PLW0603
@@ -566,7 +568,7 @@ def _has_place(
             _admissions = Admissions(path, _admissions)
         is_admitted, is_first = _admissions.admit(metric, digest, most, budget.size)
         if is_first:
-            known = [*(siblings or ()), labels]
+            known = [*(siblings.names() if siblings is not None else ()), labels]
             label, _ = widest_label(zip(names, each, strict=False) for each in known)
             why = (
                 f"the metric files have {budget.size} bytes (metrics_max_bytes)"
@@ -592,21 +594,15 @@ def watch(metric: Any) -> None:
             children.watch(metric, _source)
 
 
-def _hear(removal: Removal) -> None:
-    """Remove label sets; runs where a child is removed, under its metric's lock. Never raises."""
+def _hear(removal: Removal) -> bool:
+    """Remove label sets; return whether any process had them. Never raises."""
     if not _here[0]:
         forks.start_over()
-    # Not for ever: a dictionary that goes late may go in a thread that has the lock.
-    if not _lock.acquire(timeout=LOCK_WAIT_SECONDS):
-        _unheard.append(removal)
-        return
-    try:
-        with forks.guard():
-            _remove(removal)
-            _settle()
-    finally:
-        _lock.release()
+    with _lock, forks.guard():
+        had_any = _remove(removal)
+        _settle()
     _say()
+    return had_any
 
 
 def _elsewhere_too(about: Parent) -> Iterable[tuple[str, ...]]:
@@ -644,12 +640,12 @@ def _removals() -> Baselines | None:
     return _baselines
 
 
-def _remove(removal: Removal) -> None:
-    """Take what was counted for label sets out of what is shown."""
+def _remove(removal: Removal) -> bool:
+    """Take what was counted for label sets out of what is shown; return whether there was any."""
     about, keys = removal.parent, set[Key]()
     wanted = None
     if removal.labels is not None:
-        wanted = {LabelSet.named(about.name, about.labels, removal.labels)}
+        wanted = {LabelSet.named(about.name, about.labels, each) for each in removal.labels}
     for child in removal.children:
         for value in _prometheus.values_in(child):
             if isinstance(value, Value):
@@ -670,9 +666,9 @@ def _remove(removal: Removal) -> None:
     dropped = [] if store is None else store.drop(keys)
     baselines = _removals()
     if baselines is None:
-        return
+        return bool(keys)
     try:
-        baselines.remove(about.kind, about.name, wanted)
+        had_any = baselines.remove(about.kind, about.name, wanted)
     except OSError as error:
         for cell in dropped:
             if type(cell) is Cell:
@@ -681,12 +677,11 @@ def _remove(removal: Removal) -> None:
         if error.errno not in _said_of_removal:
             _said_of_removal.add(error.errno)
             problem = explain(error, baselines.directory)
-            line = (
-                f"obskit: what is removed of {about.name} is gone in this process only: {problem}"
-            )
-            _notices.append((logging.ERROR, line))
-    else:
-        _said_of_removal.clear()
+            line = f"obskit: what is removed of {about.name} is gone in this process only"
+            _notices.append((logging.ERROR, f"{line}: {problem}"))
+        return bool(keys)
+    _said_of_removal.clear()
+    return had_any or bool(removal.children)
 
 
 def _orphan(value: Value) -> None:
@@ -833,9 +828,6 @@ def _note(error: OSError, line: str) -> None:
 
 def _say() -> None:
     """Log the notices of the slow path. The caller holds no lock."""
-    unheard, _unheard[:] = _unheard[:], []
-    for removal in unheard:
-        _hear(removal)
     while _notices:
         try:
             level, line = _notices.pop(0)

@@ -6,10 +6,12 @@ import errno
 import gc
 import os
 import warnings
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from prometheus_client import Counter
 
 from tests.support.forks import (
     Nursery,
@@ -262,19 +264,30 @@ class TestSums:
         one.call(_forget)
         assert read_ours(directory) == {'m_total{label="x"}': 5.0}
 
-    def test_a_copy_of_the_children_that_goes(self, one: RemoteProcess, directory: str) -> None:
-        """Nor when somebody has copied the dictionary of its children."""
-        one.call(_use, "counter", "inc", 5, labels=X)
-        one.call(_copy_children)
-        assert read_ours(directory) == {'m_total{label="x"}': 5.0}
-
-    def test_keys_for_everybody_else(
+    def test_what_only_others_have(
         self, one: RemoteProcess, other: RemoteProcess, directory: str
     ) -> None:
-        """Who else looks at the children of a metric finds those of this process."""
+        """remove() removes a label set that this process has never used."""
+        one.call(_use, "counter", "inc", labels=Y)
+        other.call(_use, "counter", "inc", labels=X)
+        one.call(_remove_without_making, "x")
+        assert read_ours(directory) == {'m_total{label="y"}': 1.0}
+        assert one.call(_remove_without_making, "z") == one.call(_what_theirs_says)
+
+    def test_wrong_arguments(self, one: RemoteProcess, directory: str) -> None:
+        """They raise what prometheus_client raises, and remove nothing."""
         one.call(_use, "counter", "inc", labels=X)
-        other.call(_use, "counter", "inc", labels=Y)
-        assert one.call(_keys) == [("x",)]
+        assert one.call(_remove_without_making, "x", "y") == "ValueError"
+        assert read_ours(directory) == {'m_total{label="x"}': 1.0}
+
+    def test_a_class_of_the_users(self, one: RemoteProcess, directory: str) -> None:
+        """A subclass that overrides remove() goes on to be asked."""
+        assert one.call(_remove_of_a_subclass) == [("x",)]
+        assert read_ours(directory) == {}
+
+    def test_a_parent_is_freed_at_once(self, one: RemoteProcess) -> None:
+        """What notices removals keeps no metric alive."""
+        assert one.call(_is_freed)
 
     def test_salvage(self, nursery: Nursery, one: RemoteProcess, directory: str) -> None:
         """A damaged file goes on without what was removed of it."""
@@ -414,8 +427,6 @@ def _own_value_of_x() -> float:
 
 
 def _can_remove_by_labels() -> bool:
-    from prometheus_client import Counter
-
     return hasattr(Counter, "remove_by_labels")
 
 
@@ -426,16 +437,47 @@ def _forget() -> None:
     gc.collect()
 
 
-def _copy_children() -> None:
-    import copy
+def _remove_without_making(*values: str) -> str:
+    """Remove a label set; return the name of what is raised."""
+    try:
+        _parent("counter").remove(*values)
+    except Exception as error:
+        return type(error).__name__
+    return ""
 
-    copied = copy.copy(_parent("counter")._metrics)
-    assert type(copied) is dict
-    del copied
+
+def _what_theirs_says() -> str:
+    """Return what prometheus_client raises for a label set that is not there."""
+    theirs = Counter("theirs", "", ["label"], registry=None)
+    try:
+        Counter.remove(theirs, "z")
+    except KeyError as error:
+        return type(error).__name__
+    return ""
 
 
-def _keys() -> list[tuple[str, ...]]:
-    return list(_parent("counter")._metrics.keys())
+class _Mine(Counter):
+    removed: ClassVar[list[tuple[str, ...]]] = []
+
+    def remove(self, *labelvalues: str) -> None:
+        self.removed.append(labelvalues)
+        super().remove(*labelvalues)
+
+
+def _remove_of_a_subclass() -> list[tuple[str, ...]]:
+    mine = _Mine("mine", "", ["label"], registry=None)
+    mine.labels("x").inc()
+    mine.remove("x")
+    return mine.removed
+
+
+def _is_freed() -> bool:
+    gc.disable()
+    made = Counter("made", "", ["label"], registry=None)
+    made.labels("x").inc()
+    known = weakref.ref(made)
+    del made
+    return known() is None
 
 
 def _ours_in(path: str) -> dict[str, float]:
