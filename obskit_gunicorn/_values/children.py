@@ -136,7 +136,8 @@ def watch(parent: Any, source: Source) -> Children | None:
     Returns:
         Its children; ``None`` if this release of prometheus_client keeps them otherwise.
     """
-    known = getattr(vars(parent).get("clear"), "__self__", None)
+    # Not by vars(): since Python 3.11 its attributes would be slower from then on.
+    known = getattr(getattr(parent, "clear", None), "__self__", None)
     if isinstance(known, Children):
         return known
     about = _prometheus.parent_of(parent)

@@ -156,21 +156,20 @@ class Value:
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
         if prefix in CELLS:
             self.__class__ = _CombinedValue
-        if labelvalues:
-            is_bucket = typ == "histogram" and name.endswith("_bucket")
-            siblings: Children | None = None
-            if not is_bucket:  # once for each child is enough
-                parent = _prometheus.parent_of_new_child()
-                if parent is not None:
-                    siblings = children.watch(parent, _source)
-            if _budget is not None:
-                mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
-                if mine and not _has_place(_budget, metric_name, labelnames, mine, siblings):
-                    labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
-                    if siblings is not None:
-                        siblings.divert(mine)
-                    if prefix not in CELLS:
-                        self.__class__ = _DivertedValue
+        siblings: Children | None = None
+        is_bucket = name[-7:] == "_bucket" and typ == "histogram"
+        if labelvalues and not is_bucket:  # once for each child is enough
+            parent = _prometheus.parent_of_new_child()
+            if parent is not None:
+                siblings = children.watch(parent, _source)
+        if _budget is not None and labelvalues:
+            mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
+            if mine and not _has_place(_budget, metric_name, labelnames, mine, siblings):
+                labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
+                if siblings is not None:
+                    siblings.divert(mine)
+                if prefix not in CELLS:
+                    self.__class__ = _DivertedValue
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()

@@ -49,8 +49,10 @@ def act(path, query):
         TIME.labels(query).observe(1.5)
     elif path == "/remove":
         for metric in (SHOP, TIME):
-            metric.labels(query)
-            metric.remove(query)
+            try:
+                metric.remove(query)
+            except KeyError:  # older releases of prometheus_client: nobody has it
+                pass
     elif path == "/clear":
         SHOP.clear()
         TIME.clear()
