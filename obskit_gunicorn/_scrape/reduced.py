@@ -96,6 +96,7 @@ class ReducedFile:
     """
 
     __slots__ = (
+        "_ident",
         "_prefix",
         "_removed",
         "_seen",
@@ -113,7 +114,7 @@ class ReducedFile:
         self.numbers = self.stamped = b""
         self._prefix = prefix
         self._removed: list[_Removed] = []
-        self._version = -1
+        self._version, self._ident = -1, ""
         self._seen: tuple[object, ...] = ()
 
     def pairs(self) -> Iterable[float]:
@@ -138,6 +139,9 @@ class ReducedFile:
         reader = self.reader
         seen = reader.layout, reader.numbers, reader.stamped
         is_same = all(a is b for a, b in zip(seen, self._seen, strict=False)) and bool(self._seen)
+        # Another file may have taken its place, with the same keys and values.
+        if reader.ident != self._ident:
+            self._version, self._ident = -1, reader.ident
         if is_same and version == self._version:
             return
         self._seen = seen
