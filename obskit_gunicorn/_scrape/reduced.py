@@ -193,9 +193,9 @@ class ReducedFile:
         """Subtract the baseline of a label set, or hide it."""
         growing = [place for place in removed.places if not place.is_sum]
         if any(values[place.number] > place.value for place in growing):
+            # A process makes its stores one after the other, so the others are not late any more.
             for place in removed.places:
-                above = values[place.number] - place.value
-                changed.append((place.number, above if place.is_sum else max(0.0, above)))
+                changed.append((place.number, values[place.number] - place.value))
         elif removed.baseline.state == SHOWN:
             changed += [(place.number, 0.0) for place in removed.places]
         else:

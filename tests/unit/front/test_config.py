@@ -383,6 +383,8 @@ class TestBaseMethods:
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
             "metrics_collectors": (),
+            "metrics_max_series": None,
+            "metrics_max_bytes": None,
             "metrics_requests": True,
             "metrics_buckets": (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
             "metrics_redis": None,

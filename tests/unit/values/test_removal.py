@@ -234,6 +234,16 @@ class TestSums:
         other.call(_use, "histogram", "observe", 4, labels=X)
         assert _find(directory)['m_sum{label="x"}'] == 4
 
+    def test_clear_in_a_process_that_has_nothing(
+        self, nursery: Nursery, one: RemoteProcess, directory: str
+    ) -> None:
+        """Metrics of the default registry are watched before they have a label set."""
+        one.call(_count_registered)
+        fresh = nursery.start()
+        fresh.call(join, directory)
+        fresh.call(_clear_registered)
+        assert read_ours(directory) == {}
+
     def test_remove_by_labels(
         self, one: RemoteProcess, other: RemoteProcess, directory: str
     ) -> None:
@@ -424,6 +434,19 @@ def _remove_often(times: int) -> None:
 
 def _own_value_of_x() -> float:
     return float(metric("counter", "m", X)._value.get())
+
+
+def _count_registered() -> None:
+    Counter("registered", "", ["label"]).labels("x").inc()
+
+
+def _clear_registered() -> None:
+    """Do what happens to the metrics of an application when it is loaded, and clear one."""
+    from obskit_gunicorn._values import sharing
+
+    made = Counter("registered", "", ["label"])
+    assert sharing.put_back() == []
+    made.clear()
 
 
 def _can_remove_by_labels() -> bool:
