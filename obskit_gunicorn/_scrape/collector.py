@@ -192,6 +192,9 @@ class DirectoryCollector(Source):
         self._look_for_removals(names)
         self._look_for_budget(names)
         self._refresh(found, names)
+        if self._has_removals:
+            removed = () if self._removed is None else self._removed.readers()
+            self._reduced.weigh([*self._readers.values(), *removed])
         free = self._free_slots(found.values())
         members: dict[str, list[Member]] = {}
         for name, reader in self._readers.items():

@@ -23,12 +23,13 @@ from obskit_gunicorn._store.baselines import SHOWN, Baselines, File
 from obskit_gunicorn._store.fileformat import LabelSet, MetricFileName, key_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from obskit_gunicorn._scrape.families import Keys, Values
     from obskit_gunicorn._store.baselines import Baseline
     from obskit_gunicorn._store.reader import Layout, MetricFileReader
 
+_HISTOGRAM = "histogram_"
 _store_double = struct.Struct("d").pack_into
 _SUM = b'_sum", {'
 """In the key of a sum, which may fall: observations may be negative."""
@@ -93,22 +94,26 @@ class ReducedFile:
         layout: The keys that are left.
         numbers: The value of each.
         stamped: Value, timestamp, value, ... if the file has timestamps.
+        shown: The label sets that were removed, and that it shows again.
     """
 
     __slots__ = (
         "_ident",
+        "_is_due",
         "_prefix",
         "_removed",
         "_seen",
         "_version",
+        "_were_shown",
         "layout",
         "numbers",
         "reader",
+        "shown",
         "stamped",
     )
 
     def __init__(self, prefix: str, reader: MetricFileReader) -> None:
-        """Reduce what a reader has read; see :meth:`refresh`."""
+        """Reduce what a reader has read; see :meth:`weigh` and :meth:`refresh`."""
         self.reader = reader
         self.layout: Keys = reader.layout
         self.numbers = self.stamped = b""
@@ -116,6 +121,9 @@ class ReducedFile:
         self._removed: list[_Removed] = []
         self._version, self._ident = -1, ""
         self._seen: tuple[object, ...] = ()
+        self._is_due = True
+        self.shown: frozenset[LabelSet] = frozenset()
+        self._were_shown: frozenset[LabelSet] = frozenset()
 
     def pairs(self) -> Iterable[float]:
         """Return value, timestamp, value, ...; timestamps that mean nothing are 0."""
@@ -123,18 +131,12 @@ class ReducedFile:
             return iter(memoryview(self.stamped).cast("d"))
         return chain.from_iterable(zip(memoryview(self.numbers).cast("d"), repeat(0.0)))
 
-    def refresh(
-        self,
-        version: int,
-        baselines: Iterable[Baseline],
-        layouts: dict[tuple[Layout, tuple[int, ...]], ReducedLayout],
-    ) -> None:
-        """Reduce what the reader has read now.
+    def weigh(self, version: int, baselines: Iterable[Baseline]) -> None:
+        """Find out what the reader shows now of what was removed.
 
         Args:
             version: That of the baselines.
             baselines: Those in the file.
-            layouts: Layouts that files share, by what they are made of.
         """
         reader = self.reader
         seen = reader.layout, reader.numbers, reader.stamped
@@ -144,22 +146,57 @@ class ReducedFile:
             self._version, self._ident = -1, reader.ident
         if is_same and version == self._version:
             return
-        self._seen = seen
+        self._seen, self._is_due = seen, True
         if version != self._version or any(
             len(each.places) < len(each.baseline.entries) for each in self._removed
         ):
             self._version = version
             self._find(baselines)
-        is_gauge = self._prefix.startswith("gauge")
         values = memoryview(reader.numbers).cast("d")
+        is_shown = self._is_gauge_shown if self._prefix.startswith("gauge") else _is_shown
+        self.shown = frozenset(
+            [each.baseline.labels for each in self._removed if is_shown(each, values)]
+        )
+
+    def refresh(
+        self,
+        elsewhere: Container[LabelSet],
+        layouts: dict[tuple[Layout, tuple[int, ...]], ReducedLayout],
+    ) -> None:
+        """Reduce what was weighed.
+
+        Args:
+            elsewhere: What other files show, so that this one shows it as well.
+            layouts: Layouts that files share, by what they are made of.
+        """
+        shown = frozenset(
+            [
+                each.baseline.labels
+                for each in self._removed
+                if each.baseline.labels in self.shown or each.baseline.labels in elsewhere
+            ]
+        )
+        if not self._is_due and shown == self._were_shown:
+            return
+        self._is_due, self._were_shown = False, shown
+        values = memoryview(self.reader.numbers).cast("d")
         hidden: list[int] = []
         changed: list[tuple[int, float]] = []
         for removed in self._removed:
-            if is_gauge:
-                hidden += self._hidden_gauge(removed, values)
-            else:
-                self._reduce(removed, values, hidden, changed)
+            if removed.baseline.labels not in shown:
+                hidden += [place.number for place in removed.places]
+            elif not self._prefix.startswith("gauge"):
+                # A process makes its stores one after the other: if one is more than it was, the
+                # others are not late any more. If none is, they are as they were.
+                has_risen = _has_risen(removed, values)
+                for place in removed.places:
+                    above = values[place.number] - place.value if has_risen else 0.0
+                    changed.append((place.number, above))
         self._apply(tuple(sorted(hidden)), changed, layouts)
+
+    def removed(self) -> set[LabelSet]:
+        """Return the label sets that were removed, shown again or not."""
+        return {each.baseline.labels for each in self._removed}
 
     def _find(self, baselines: Iterable[Baseline]) -> None:
         known = {each.baseline: each for each in self._removed}
@@ -172,34 +209,15 @@ class ReducedFile:
                 found.has_changed = has_changed
             self._removed.append(found)
 
-    def _hidden_gauge(self, removed: _Removed, values: Sequence[float]) -> Iterator[int]:
-        """Return the keys of a gauge that are hidden: it shows what it is once it has changed."""
+    def _is_gauge_shown(self, removed: _Removed, values: Sequence[float]) -> bool:
+        """Return whether a gauge is shown: as it is, once it has changed."""
         stamped = memoryview(self.reader.stamped).cast("d") if self.reader.stamped else None
         for number, value, timestamp, _is_sum in removed.places:
             now = 0.0 if stamped is None else stamped[2 * number + 1]
             was = 0.0 if stamped is None else timestamp
             if _differ(values[number], value) or _differ(now, was):
                 removed.has_changed = True
-        if not removed.has_changed:
-            yield from (place.number for place in removed.places)
-
-    def _reduce(
-        self,
-        removed: _Removed,
-        values: Sequence[float],
-        hidden: list[int],
-        changed: list[tuple[int, float]],
-    ) -> None:
-        """Subtract the baseline of a label set, or hide it."""
-        growing = [place for place in removed.places if not place.is_sum]
-        if any(values[place.number] > place.value for place in growing):
-            # A process makes its stores one after the other, so the others are not late any more.
-            for place in removed.places:
-                changed.append((place.number, values[place.number] - place.value))
-        elif removed.baseline.state == SHOWN:
-            changed += [(place.number, 0.0) for place in removed.places]
-        else:
-            hidden += [place.number for place in removed.places]
+        return removed.has_changed
 
     def _apply(
         self,
@@ -231,6 +249,8 @@ class ReducedFiles:
         self._baselines: Baselines | None = None
         self._files: dict[MetricFileReader, ReducedFile] = {}
         self._layouts: dict[tuple[Layout, tuple[int, ...]], ReducedLayout] = {}
+        self._sets: dict[Layout, frozenset[LabelSet]] = {}
+        self._elsewhere: set[LabelSet] = set()
 
     def look(self, directory: str) -> bool:
         """Read what was removed; before the files are read. Return whether that has changed.
@@ -244,21 +264,64 @@ class ReducedFiles:
             self._baselines.refresh()
         return before != self._baselines.version
 
+    def weigh(self, readers: Iterable[MetricFileReader]) -> None:
+        """Find out what is shown again of what was removed, before the files are reduced.
+
+        A histogram that one file shows is shown by all, at 0: a forked child may have none of the
+        buckets but those that it has used.
+
+        Args:
+            readers: All that have read files.
+        """
+        baselines = self._baselines
+        self._elsewhere = set()
+        if not baselines:
+            return
+        histograms: list[MetricFileReader] = []
+        hidden: set[LabelSet] = set()
+        for reader in readers:
+            reduced = self._weighed(reader)
+            if os.path.basename(reader.path).startswith(_HISTOGRAM):
+                histograms.append(reader)
+                if reduced is not None:
+                    hidden.update(reduced.removed() - reduced.shown)
+        if not hidden:
+            self._sets = {}
+            return
+        sets: dict[Layout, frozenset[LabelSet]] = {}
+        for reader in histograms:
+            layout = reader.layout
+            if layout not in sets:
+                sets[layout] = self._sets.get(layout) or _label_sets(layout)
+            reduced = self._files.get(reader)
+            shown = sets[layout] & hidden
+            if reduced is not None:
+                shown -= reduced.removed() - reduced.shown
+            self._elsewhere |= shown
+        self._sets = sets
+
     def shown(self, reader: MetricFileReader) -> Values:
         """Return the values of a file without what was removed; often the file itself."""
+        reduced = self._weighed(reader)
+        if reduced is None:
+            return reader
+        reduced.refresh(self._elsewhere, self._layouts)
+        return reduced
+
+    def _weighed(self, reader: MetricFileReader) -> ReducedFile | None:
+        """Return what a file is reduced to; ``None`` if nothing was removed of it."""
         baselines = self._baselines
         if not baselines:
-            return reader
+            return None
         name = os.path.basename(reader.path)
         there = baselines.of(File(name, reader.ident))
         reduced = self._files.get(reader)
-        if not there and reduced is None:
-            return reader
         if reduced is None:
             parsed = MetricFileName.parse(name)
-            assert parsed is not None
+            if not there or parsed is None:
+                return None
             reduced = self._files[reader] = ReducedFile(parsed.prefix, reader)
-        reduced.refresh(baselines.version, there.values(), self._layouts)
+        reduced.weigh(baselines.version, there.values())
         return reduced
 
     def forget(self, readers: Iterable[MetricFileReader]) -> None:
@@ -270,6 +333,22 @@ class ReducedFiles:
             self._layouts = {
                 made_of: each for made_of, each in self._layouts.items() if each in layouts
             }
+
+
+def _has_risen(removed: _Removed, values: Sequence[float]) -> bool:
+    """Return whether anything was counted since, of what only grows."""
+    return any(values[place.number] > place.value for place in removed.places if not place.is_sum)
+
+
+def _is_shown(removed: _Removed, values: Sequence[float]) -> bool:
+    """Return whether a label set is shown: it was made again, or has counted since."""
+    return removed.baseline.state == SHOWN or _has_risen(removed, values)
+
+
+def _label_sets(layout: Layout) -> frozenset[LabelSet]:
+    """Return the label sets of the histograms that a file has."""
+    sums = [key_text(key) for key in layout.keys if _SUM in key]
+    return frozenset(filter(None, [LabelSet.of(key, "histogram") for key in sums]))
 
 
 def _between(hidden: Sequence[int], size: int) -> Iterator[tuple[int, int]]:

@@ -196,6 +196,19 @@ class TestSums:
         one.call(_use, "counter", "inc", 2, labels=X)
         assert read_ours(directory) == {'m_total{label="x"}': 3.0}
 
+    def test_a_forked_child_shows_all_buckets(self, one: RemoteProcess, directory: str) -> None:
+        """Of a histogram that only a forked child goes on with all buckets are shown."""
+        one.call(_make, "histogram", X)
+        child = one.fork()
+        one.call(_remove, "histogram", X)
+        assert read_ours(directory) == {}
+        child.call(_use, "histogram", "observe", 1.5, labels=X)
+        found = read_ours(directory)
+        bounds = ("1.0", "2.0", "5.0", "+Inf")
+        assert [found[f'm_bucket{{label="x",le="{le}"}}'] for le in bounds] == [0, 1, 1, 1]
+        child.call(_remove, "histogram", X)
+        assert read_ours(directory) == {}
+
     def test_reset_after_a_removal(
         self, one: RemoteProcess, other: RemoteProcess, directory: str
     ) -> None:
