@@ -37,7 +37,7 @@ OLDEST_CLIENT := .venvs/oldest-client
 OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/unit/front/test_multiprocess.py tests/unit/front/test_replace_collector.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
-	tests/conformance/test_repeated_keys.py
+	tests/conformance/test_repeated_keys.py tests/conformance/test_removal_histories.py
 
 .PHONY: help run test test-oldest test-quick check generate format docs bench soak clean
 .DELETE_ON_ERROR:
