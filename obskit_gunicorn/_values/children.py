@@ -121,6 +121,8 @@ class Children:
         The metric keeps only the newest of them, so that nobody can make too many. Whoever has kept
         another one goes on with it: it counts where a new one would.
         """
+        if self._diverted and self._diverted[-1] == labels:
+            return  # another value of the same child
         self._diverted.append(labels)
         if len(self._diverted) > _MOST_DIVERTED:
             self._known.pop(self._diverted.popleft(), None)
