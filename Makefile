@@ -28,8 +28,17 @@ export PYTHONDONTWRITEBYTECODE =
 
 PIP := -m pip --disable-pip-version-check --quiet install
 
+# What the demo needs, so that nobody waits for more.
+DEMO := .venvs/demo
+
 # What builds the site, apart from what it describes.
 DOCS := .venvs/docs
+# Scripts that its pages would load from other hosts: what draws diagrams, and what lets the search
+# work in pages that are opened from the disk. Only npm has them, so it comes with the environment.
+SCRIPTS := mermaid@11.17.2/dist/mermaid.min.js iframe-worker@1.0.4/shim/index.js
+
+# What builds and checks the files for a package index.
+DIST := .venvs/dist
 
 # prometheus_client's oldest release alone, to be found before the newest one.
 OLDEST_CLIENT := .venvs/oldest-client
@@ -39,24 +48,30 @@ OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
 	tests/conformance/test_repeated_keys.py tests/conformance/test_removal_histories.py
 
-.PHONY: help run test test-oldest test-quick check generate format docs bench soak clean
+# A FastAPI that copies the routes of routers that it includes, with a Starlette that does not say
+# which of its routes has matched; to be found before the newest ones.
+OLDER_FASTAPI := .venvs/older-fastapi
+
+.PHONY: help run test test-oldest test-quick check generate format docs bench soak matrix dist clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.ready  ## Run the demo application with four workers; Ctrl-C stops it
-	@echo "Open http://127.0.0.1:8000/ for the demo, http://127.0.0.1:9764/metrics for its metrics."
-	@cd examples/demo && exec ../../$(VENV)/bin/gunicorn --config gunicorn.conf.py app:application
+run: $(DEMO)/.ready  ## Run the demo application with four workers; Ctrl-C stops it
+	@echo "Open http://127.0.0.1:8000/ for the demo, and http://127.0.0.1:9764/ to watch its metrics."
+	@cd examples/demo && exec ../../$(DEMO)/bin/gunicorn --config gunicorn.conf.py app:application
 
-test: $(VENV)/.ready $(ENVIRONMENTS)  ## Run all tests but the long ones, on four releases of Gunicorn
+test: $(VENV)/.ready $(ENVIRONMENTS) $(OLDER_FASTAPI)/.ready  ## Run all tests but the long ones, on four releases of Gunicorn
 	@$(VENV)/bin/python -m compileall -q obskit_gunicorn  # once, and not in each server of a test
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not load" $(ARGS)
 	@$(if $(ARGS),,$(MAKE) --no-print-directory test-oldest)
 
-test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready  ## Run the tests that depend on prometheus_client with its oldest release
+test-oldest: $(VENV)/.ready $(OLDEST_CLIENT)/.ready $(OLDER_FASTAPI)/.ready  ## Run the tests that depend on prometheus_client or FastAPI with older releases
 	PYTHONPATH=$(CURDIR)/$(OLDEST_CLIENT) $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal \
 		-m "not live and not load" $(OF_CLIENTS) $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(OLDER_FASTAPI) $(VENV)/bin/python -m pytest \
+		tests/unit/gunicorn/test_routes.py $(ARGS)
 
 test-quick: $(VENV)/.ready  ## Run unit and conformance tests, which start no Gunicorn: less than a minute
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not live and not load" \
@@ -73,7 +88,8 @@ generate: $(VENV)/.ready  ## Write what is made of the code and of the newest Gu
 	$(VENV)/bin/python docs/generate_options.py
 	$(VENV)/bin/python docs/generate_rules.py
 
-pictures: $(VENV)/.ready  ## Take the pictures of the documentation from a run; needs chromium
+pictures: $(VENV)/.ready  ## Take the pictures of the documentation; needs chromium and prometheus
+	@$(VENV)/bin/python $(PIP) --group pictures
 	$(VENV)/bin/python docs/take_pictures.py
 
 format: $(VENV)/.ready  ## Format the code, and mend what can be mended by itself
@@ -84,12 +100,23 @@ docs: $(DOCS)/.ready  ## Build the site of the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --clean  # --quiet would let warnings pass
 
 bench: $(VENV)/.ready  ## Run the benchmarks
-	@$(VENV)/bin/python $(PIP) --group bench || echo "Without the Rust speedups, then."
+	@$(VENV)/bin/python $(PIP) --group bench || echo "Without what cannot be installed, then."
 	@for benchmark in benchmarks/*.py; do \
 		$(VENV)/bin/python -m "benchmarks.$$(basename "$$benchmark" .py)" || exit 1; done
 
-soak: $(VENV)/.ready $(ENVIRONMENTS)  ## Run the long tests, and all that make test leaves out
+soak: $(VENV)/.ready $(ENVIRONMENTS) $(OLDER_FASTAPI)/.ready  ## Run the long tests, and all that make test leaves out
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m load $(ARGS)
+
+matrix: $(VENV)/.ready  ## Run the wheel with every release that it claims, in pairs; needs Python 3.10 to 3.13
+	$(VENV)/bin/python -m tests.matrix --jobs $(JOBS) $(ARGS)
+
+dist: $(VENV)/.ready $(DIST)/.ready  ## Build wheel and sdist into dist/, check them, and test them as installed
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(DIST)/bin/check-wheel-contents dist/*.whl
+	OBSKIT_TEST_DIST=$(CURDIR)/dist OBSKIT_TEST_PYTHONS=$(CURDIR)/$(VENV)/bin/python \
+		$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/dist $(ARGS)
 
 clean:  ## Remove everything that the other targets have made
 	rm -rf $(VENV) .venvs dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -112,14 +139,38 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(@D)/bin/python $(PIP) --editable . --group servers $(REQUIRES_$*)
 	@touch $@
 
+$(DEMO)/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --editable ".[cli]"
+	@touch $@
+
 $(DOCS)/.ready: pyproject.toml Makefile
 	@echo "Making $(@D), once"
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --group docs
+	@mkdir -p $(@D)/share/scripts
+	@PATH="$(CURDIR)/$(@D)/bin:$$PATH"; set -e; cd $(@D)/share/scripts; for script in $(SCRIPTS); do \
+		npm pack --silent "$${script%%/*}" >/dev/null; \
+		tar -xzf *.tgz "package/$${script#*/}"; \
+		mv "package/$${script#*/}" "$${script%%@*}.js"; \
+		rm -r *.tgz package; done
+	@touch $@
+
+$(DIST)/.ready: pyproject.toml Makefile
+	@echo "Making $(@D), once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(PIP) --group dist
 	@touch $@
 
 $(OLDEST_CLIENT)/.ready: $(VENV)/.ready
 	@rm -rf $(@D)
 	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "prometheus-client==0.20.*"
+	@touch $@
+
+$(OLDER_FASTAPI)/.ready: $(VENV)/.ready
+	@rm -rf $(@D)
+	@$(VENV)/bin/python $(PIP) --no-deps --target $(@D) "fastapi==0.115.*" "starlette==0.46.*"
 	@touch $@

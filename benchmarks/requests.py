@@ -107,6 +107,9 @@ def measure(side: str) -> None:
     print(f"{figures[1]:>10.1f}{figures[0]:>10.1f}{added:>10.1f}")
 
 
+ENVIRON = {"obskit_gunicorn.route": "/items/{id}"}
+
+
 class _Request:
     method = "GET"
 
@@ -116,19 +119,24 @@ class _Response:
     headers_sent = True
 
 
-def measure_hooks() -> None:
-    """Print what the hooks cost; in a process of its own."""
+def measure_hooks(*, has_routes: bool = False) -> None:
+    """Print what the hooks cost; in a process of its own.
+
+    Args:
+        has_routes: Whether requests are counted by their routes too, which are known.
+    """
     importlib.import_module("obskit_gunicorn.multiprocess")  # joins the directory
     importlib.import_module("obskit_gunicorn._values.sharing").take_lease()
     package = importlib.import_module("obskit_gunicorn")
     telemetry = importlib.import_module("obskit_gunicorn._gunicorn.telemetry")
-    requests = telemetry.requests(package.ObskitGunicornConfig.metrics_buckets)
+    buckets = package.ObskitGunicornConfig.metrics_buckets
+    requests = telemetry.requests(buckets, has_routes=has_routes)
     arrived, answered = requests.arrived_hook, requests.answered_hook
     request, response = _Request(), _Response()
 
     def serve_one() -> None:
         arrived(request)
-        answered(request, response)
+        answered(request, response, ENVIRON)
 
     times = timeit.repeat(serve_one, timer=time.process_time, number=20_000, repeat=15)
     best = min(times) / 20_000
@@ -146,6 +154,7 @@ def main() -> None:
             continue
         print(f"{package:<32}{in_a_process(f'measure({side!r})')}")
     print(f"{'its two hooks, alone':<32}{in_a_process('measure_hooks()')}")
+    print(f"{'the same, by route too':<32}{in_a_process('measure_hooks(has_routes=True)')}")
 
 
 def in_a_process(call: str) -> str:

@@ -1,20 +1,18 @@
-"""Write the table of options into the pages that have it, from their rows and the class.
+"""Write the table of options into docs/options.md, from their rows and the class.
 
 ``python docs/generate_options.py`` writes it; with ``--check`` it changes nothing and exits 1 if
-a table is out of date. Run it where the package can be imported.
+the table is out of date. Run it where the package can be imported.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from obskit_gunicorn import ObskitGunicornConfig
 from obskit_gunicorn._gunicorn.options import OPTIONS
 
-_DOCS = Path(__file__).resolve().parent
-PAGES = (_DOCS.parent / "README.md", _DOCS / "options.md")
+PAGE = Path(__file__).resolve().parent / "options.md"
 BEGIN = "<!-- options: written by docs/generate_options.py -->\n"
 END = "<!-- end of options -->\n"
 
@@ -37,20 +35,18 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def main(arguments: list[str], pages: Sequence[Path] = PAGES) -> int:
-    """Write the tables, or check them; return the exit status."""
-    status = 0
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        wanted = before + BEGIN + table() + END + after
-        if arguments != ["--check"]:
-            page.write_text(wanted, encoding="utf-8")
-        elif text != wanted:
-            print(f"{page.name} is out of date; run: python {Path(__file__).name}", file=sys.stderr)
-            status = 1
-    return status
+def main(arguments: list[str], page: Path = PAGE) -> int:
+    """Write the table, or check it; return the exit status."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    wanted = before + BEGIN + table() + END + after
+    if arguments != ["--check"]:
+        page.write_text(wanted, encoding="utf-8")
+    elif text != wanted:
+        print(f"{page.name} is out of date; run: python {Path(__file__).name}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

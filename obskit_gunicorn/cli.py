@@ -256,7 +256,7 @@ def _exporter_options(given: argparse.Namespace) -> Options:
         raise ConfigurationError(
             where=option.flag,
             value=error.value,
-            expected=re.sub(r"\bmetrics_(?=[a-z]+file\b)", "--", error.expected)
+            expected=re.sub(r"\bmetrics_[a-z_]+file\b", _as_flag, error.expected)
             .replace(", or None for no exporter", "")
             .replace(", or None", ""),
             hint=f"Write for example {option.flag} {option.example}, or see --help.",
@@ -269,6 +269,11 @@ def _exporter_options(given: argparse.Namespace) -> Options:
             hint="Name one, as in --bind 0.0.0.0:9764.",
         )
     return options
+
+
+def _as_flag(name: re.Match[str]) -> str:
+    """Return the flag of the option whose name was found."""
+    return next(option.flag for option in OPTIONS if option.name == name[0])
 
 
 def _serve(path: str | None, given: argparse.Namespace) -> int:

@@ -116,6 +116,32 @@ class ObskitGunicornConfig(Settings):
         All other clients are refused.
         """
 
+        metrics_bearer_token_file: str | None = None
+        """A file with a token: whoever asks the exporter must send it.
+
+        That is ``Authorization: Bearer ...``, Prometheus' ``authorization`` with
+        ``credentials_file``. Everything but the probes needs it. White space around the token is no
+        part of it. A renewed file is used for the next request; while it is gone, empty or damaged,
+        nobody is let in. As root, Gunicorn hands the file to an exporter that may not read it, and
+        a renewed one at the next SIGHUP. See ``docs/security.md``.
+        """
+
+        metrics_auth_file: str | None = None
+        """A file of users: whoever asks the exporter must send a user's name and password.
+
+        Its lines are ``user:hash`` with hashes of bcrypt, as ``htpasswd -B`` writes them. With
+        ``metrics_bearer_token_file`` too, either is enough. A token is cheaper to check, and cannot
+        be guessed; passwords are for browsers. Needs ``pip install "obskit-gunicorn[auth]"``:
+        without it no password is right.
+        """
+
+        metrics_auth_probes: bool = False
+        """Whether ``/-/healthy`` and ``/-/ready`` need a token or a password too.
+
+        A kubelet asks them without one, so they are open by default; they say only that the
+        exporter answers, and whether a worker is ready.
+        """
+
         metrics_collectors: Sequence[str] = ()
         """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 
@@ -147,6 +173,14 @@ class ObskitGunicornConfig(Settings):
 
         Under ASGI workers a wrapper around the application counts them, elsewhere the request hooks
         do. With ``False`` there is neither, and no cost.
+        """
+
+        metrics_routes: bool = False
+        """Whether requests are counted by route too: ``gunicorn_route_requests_total{route}``.
+
+        A route is the template in the application's code, such as ``/items/{id}``; paths that
+        clients ask for are never shown. Known are the routes of Django, Falcon, FastAPI, Flask,
+        Starlette and aiohttp; other applications can say them, see docs/metrics.md.
         """
 
         metrics_buckets: Sequence[float] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

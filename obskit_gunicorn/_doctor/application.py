@@ -62,7 +62,7 @@ def _imported(application: Any, options: Options, who: str) -> Iterator[Finding]
         if path and os.path.abspath(path) not in sys.path:
             sys.path.insert(0, os.path.abspath(path))
     try:
-        application.wsgi()
+        loaded = application.wsgi()
     except (Exception, SystemExit) as error:
         import traceback
 
@@ -72,7 +72,7 @@ def _imported(application: Any, options: Options, who: str) -> Iterator[Finding]
     yield finding.ok(_PART, f"{application.app_uri} can be imported by {who}")
     if lifecycle.missing_client() is not None:
         return
-    from obskit_gunicorn._gunicorn import applications
+    from obskit_gunicorn._gunicorn import applications, routes
     from obskit_gunicorn._values import sharing
 
     for _level, line in sharing.put_back():
@@ -83,6 +83,14 @@ def _imported(application: Any, options: Options, who: str) -> Iterator[Finding]
         yield finding.warning("metrics", problem)
     else:
         yield finding.ok("metrics", "all that the application makes at its import can be shared")
+    if options.metrics_routes:
+        routes.watch(loaded)
+        problem = applications.unrouted()
+        if problem is not None:
+            yield finding.warning("metrics", problem)
+        else:
+            names = ", ".join(sorted(routes.found.frameworks))
+            yield finding.ok("metrics", f"requests are counted by the routes of {names}")
 
 
 def _unimportable(name: str, who: str, reason: str) -> Finding:

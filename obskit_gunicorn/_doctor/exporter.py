@@ -1,10 +1,11 @@
-"""The exporter of a server that is to be started: its address, its interpreter, its certificate."""
+"""The exporter of a server that is to be started: address, interpreter, certificate, secrets."""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._doctor import finding
@@ -14,6 +15,15 @@ from obskit_gunicorn._exporter import launch
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.certificates import context_of, read_validity
 from obskit_gunicorn._exporter.logs import settings_of
+from obskit_gunicorn._exporter.passwords import MISSING, find_bcrypt
+from obskit_gunicorn._exporter.protocol import SECRET_FILES
+from obskit_gunicorn._exporter.secret_files import (
+    read_file,
+    summary,
+    token_in,
+    users_in,
+    words,
+)
 from obskit_gunicorn._gunicorn.supervisor import cannot_listen, cannot_log
 from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import private
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
     from obskit_gunicorn._exporter.protocol import Options
 
 _PART = "exporter"
+_LEAST_TOKEN = 16
 
 
 def examine(
@@ -62,6 +73,7 @@ def examine(
     if options.metrics_certfile:
         what = options.metrics_certfile
         yield from _tried(lambda: _certificate(options, user), user, what)
+    yield from _authorisation(options, user, address)
     for name in options.metrics_collectors:
         yield from _tried(functools.partial(_collector, name, user), user, name)
 
@@ -108,8 +120,13 @@ def _runs_in(pid: int, folder: str) -> bool:
 
 def _is_behind_a_pod(address: Address) -> bool:
     """Return whether only this pod can reach an address."""
-    if "KUBERNETES_SERVICE_HOST" not in os.environ or address.path:
-        return False
+    return "KUBERNETES_SERVICE_HOST" in os.environ and not address.path and _is_local(address)
+
+
+def _is_local(address: Address) -> bool:
+    """Return whether only this machine can reach an address."""
+    if address.path:
+        return True
     try:
         return ipaddress.ip_address(address.host).is_loopback
     except ValueError:
@@ -123,6 +140,53 @@ def _tried(look: Callable[[], Iterator[Finding]], user: User, what: str) -> Iter
     except EndedError as error:
         text = f"{what} cannot be tried as {user}: {error}"
         yield finding.error(_PART, Problem(text, "see what it does, and who may read it"))
+
+
+def _authorisation(options: Options, user: User, address: Address) -> Iterator[Finding]:
+    """Yield who may ask the exporter, and whether the files of that can be used."""
+    named = [path for name in SECRET_FILES if (path := getattr(options, name))]
+    for path in named:
+        yield from _tried(functools.partial(_handed_over, path, user), user, path)
+        yield from _secret_file(path, is_token=path == options.metrics_bearer_token_file)
+    if options.metrics_auth_file and find_bcrypt() is None:
+        problem, _, advice = MISSING.partition(": ")
+        yield finding.error(_PART, Problem(problem, advice))
+    if named and not options.metrics_certfile and not _is_local(address):
+        text = f"tokens and passwords cross the network to {address} in the clear"
+        advice = "set metrics_certfile, or let only those reach the address who may know them"
+        yield finding.warning(_PART, Problem(text, advice))
+
+
+def _handed_over(path: str, user: User) -> Iterator[Finding]:
+    """Yield how the exporter comes by a file; runs as its user."""
+    if os.access(path, os.R_OK):
+        text, advice = f"{path} can be read by {user}; a renewed one is used at once", ""
+    else:
+        text = f"{path} is handed over by the arbiter, because {user} may not read it"
+        advice = "send Gunicorn a SIGHUP after each change of it"
+    yield finding.ok(_PART, text, advice)
+
+
+def _secret_file(path: str, *, is_token: bool) -> Iterator[Finding]:
+    """Yield what is wrong with a file of who may ask."""
+    try:
+        data, mode = read_file(path), os.stat(path).st_mode
+        token = token_in(data) if is_token else b""
+        wrong = [] if is_token else users_in(data).wrong
+    except (OSError, ValueError) as error:
+        problem = Problem(f"{path} cannot be used: {words(error)}", "nobody is let in with it")
+        yield finding.error(_PART, problem)
+        return
+    if wrong:
+        problem = Problem(f"{path}: {summary(wrong)}", "write it with `htpasswd -B`")
+        yield finding.warning(_PART, problem)
+    if is_token and len(token) < _LEAST_TOKEN:
+        text = f"{path} holds a token of {len(token)} characters, which can be guessed"
+        yield finding.warning(_PART, Problem(text, "make one with `openssl rand -hex 32`"))
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        verb = "changed" if mode & stat.S_IWOTH else "read"
+        text = f"{path} can be {verb} by every user of this machine"
+        yield finding.warning(_PART, Problem(text, f"chmod o-rwx {path}"))
 
 
 def _certificate(options: Options, user: User) -> Iterator[Finding]:

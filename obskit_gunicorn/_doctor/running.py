@@ -19,7 +19,7 @@ from urllib.parse import quote
 from obskit_gunicorn._doctor import finding
 from obskit_gunicorn._exporter.addresses import Address
 from obskit_gunicorn._exporter.certificates import Validity, validity
-from obskit_gunicorn._exporter.protocol import network
+from obskit_gunicorn._exporter.protocol import NOT_AUTHORISED, network
 from obskit_gunicorn._problem import Problem
 
 if TYPE_CHECKING:
@@ -86,7 +86,12 @@ def ask(facts: dict[str, Any]) -> Iterator[Finding]:
         advice = 'see the server\'s log for "exporter"'
         yield finding.error(_PART, Problem(text, advice))
         return
-    if f'directory="{_escaped(directory)}"' in text:
+    if facts.get("authorisation") and text.startswith(NOT_AUTHORISED):
+        # Not with the secret, which this process may know: somebody else may have the address.
+        text = f"{_ANSWERS} at {where}; its page needs a token or a password"
+        yield finding.ok(_PART, text)
+        yield from _clock(sent)
+    elif f'directory="{_escaped(directory)}"' in text:
         whom = " to a client that takes any certificate" if is_tls else ""
         yield finding.ok(_PART, f"{_ANSWERS} at {where}{whom}")
         yield from _clock(sent)

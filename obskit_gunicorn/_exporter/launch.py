@@ -26,7 +26,17 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
-from obskit_gunicorn._exporter.protocol import BOOTED, LOST, MOVED, SERVING, STOP, Order
+from obskit_gunicorn._exporter.protocol import (
+    BOOTED,
+    LOST,
+    MOVED,
+    SECRET_FILES,
+    SERVING,
+    STOP,
+    Options,
+    Order,
+)
+from obskit_gunicorn._exporter.secret_files import identity
 from obskit_gunicorn._exporter.start import ORDER_VARIABLE, VARIABLE
 from obskit_gunicorn._fleet.secret import VARIABLES as SECRETS
 
@@ -155,7 +165,9 @@ class ExporterProcess:
         self._serves = False
         listener = None if self.listener is None else self.listener.fileno()
         predecessor = None if self.predecessor is None else self.predecessor._ours.fileno()
+        descriptors = self._opened_secrets()
         order = self.order._replace(
+            descriptors=descriptors,
             sys_path=[_absolute(path) for path in sys.path],
             listener=listener,
             predecessor=predecessor,
@@ -174,7 +186,10 @@ class ExporterProcess:
                 [sys.executable, *_flags(), "-c", _COMMAND, self._name],
                 executable=interpreter(),
                 stdin=self._theirs.fileno(),
-                pass_fds=[each for each in (listener, predecessor) if each is not None],
+                pass_fds=[
+                    *(each for each in (listener, predecessor) if each is not None),
+                    *descriptors.values(),
+                ],
                 env=_environment() | {VARIABLE: _program(), ORDER_VARIABLE: started},
                 start_new_session=True,
                 **self._credentials,
@@ -183,9 +198,25 @@ class ExporterProcess:
             self._failures += 1  # the child could not exec, and has ended
             self._fail(str(error))
             raise
+        finally:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
         self._pid = process.pid
         process.returncode = 0  # we reap it ourselves, and a worker cannot
         self._report_start(reason)
+
+    def _opened_secrets(self) -> dict[str, int]:
+        """Open the files of who may ask for a process that has fewer rights; see :func:`secrets`.
+
+        One that cannot be opened is left to the process, which says why.
+        """
+        found: dict[str, int] = {}
+        for name in SECRET_FILES if self._credentials else ():
+            path = getattr(self.order.options, name)
+            if path:
+                with contextlib.suppress(OSError):
+                    found[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return found
 
     def _fail(self, problem: str) -> None:
         """Note why there is no process; clients are refused, unless the predecessor serves."""
@@ -450,6 +481,21 @@ def credentials(settings: Any) -> dict[str, Any]:
         with contextlib.suppress(KeyError):
             groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     return {"user": uid, "group": gid, "extra_groups": groups}
+
+
+def secrets(options: Options, settings: Any) -> tuple[tuple[int, ...], ...]:
+    """Return what changes with the files of who may ask, where the arbiter hands them over.
+
+    It does so where the process runs as another user, who may not be allowed to read them: each
+    process has them as they were when it was started.
+
+    Args:
+        options: The options, which name the files.
+        settings: Gunicorn's settings, which name the user.
+    """
+    if not credentials(settings):
+        return ()
+    return tuple(identity(getattr(options, name) or "") for name in SECRET_FILES)
 
 
 def _environment() -> dict[str, str]:

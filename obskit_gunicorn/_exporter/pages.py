@@ -39,7 +39,7 @@ _READY_SECONDS = 0.1
 
 _STATIC = os.path.join(os.path.dirname(__file__), "static")
 
-_STRICT = [
+STRICT = [
     ("Cache-Control", "no-store"),
     (
         "Content-Security-Policy",
@@ -231,7 +231,7 @@ class Pages:
             log.exception("a request for %s has failed", path)
             text = "Internal error; see the exporter's log.\n"
             page = Page("500 Internal Server Error", text)
-        headers = [("Content-Type", f"{page.type}; charset=utf-8"), *_STRICT]
+        headers = [("Content-Type", f"{page.type}; charset=utf-8"), *STRICT]
         status, headers, body = complete(method, page.status, headers, page.text.encode())
         start_response(status, headers)
         return [body]

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from obskit_gunicorn._exporter.addresses import Address
@@ -25,6 +26,7 @@ from obskit_gunicorn._exporter.protocol import (
     LISTENING,
     LOST,
     MOVED,
+    SECRET_FILES,
     SERVING,
     STOP,
     Options,
@@ -37,7 +39,9 @@ from obskit_gunicorn._store import forks
 from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from obskit_gunicorn._exporter.server import Application
 
 _RETRY_SECONDS = 1.0
 _DRAIN_SECONDS = 3.0
@@ -52,22 +56,33 @@ _IGNORED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIG
 
 
 def serve(
-    pages: Pages, options: Options, listener: socket.socket, wait: Callable[[], object]
+    pages: Pages,
+    options: Options,
+    listener: socket.socket,
+    wait: Callable[[], object],
+    descriptors: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Serve until ``wait`` returns, then finish the answers that are under way.
 
     Args:
         pages: The application.
-        options: The options, which name the certificate.
+        options: The options, which name the certificate, and the files of who may ask.
         listener: A listening socket.
         wait: Returns when it is time to end.
+        descriptors: Files of who may ask that another process has opened for this one, by option.
     """
     tls = None
     if options.metrics_certfile:
         tls = TlsFiles(options.metrics_certfile, options.metrics_keyfile, options.metrics_ca_certs)
         tls.context()  # logs at once what is wrong with the files
+    served: Application = pages
+    if any(getattr(options, name) for name in SECRET_FILES):
+        # Only where it is wanted, for the sake of the exporter's memory.
+        from obskit_gunicorn._exporter.authorisation import Guard
+
+        served = Guard(pages, options, descriptors)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    server = MetricsServer(listener, pages, tls)
+    server = MetricsServer(listener, served, tls)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     pages.start()
@@ -118,6 +133,8 @@ def main(order: dict[str, Any]) -> None:
     pages.tell_lost = lambda: _tell(control, LOST)
     if told.predecessor is not None:
         os.set_inheritable(told.predecessor, False)
+    for descriptor in told.descriptors.values():
+        os.set_inheritable(descriptor, False)
     listener = _listener(told.listener, told.options, control, pages)
     if listener is not None:
 
@@ -125,6 +142,8 @@ def main(order: dict[str, Any]) -> None:
             """Keep nothing open in a process that a user's collector has forked."""
             listener.close()
             control.close()
+            for descriptor in told.descriptors.values():
+                os.close(descriptor)
 
         forks.in_child("exporter", close)
 
@@ -137,7 +156,7 @@ def main(order: dict[str, Any]) -> None:
             while _continues(control, pages):
                 pass
 
-        serve(pages, told.options, listener, wait)
+        serve(pages, told.options, listener, wait, told.descriptors)
 
 
 def _take_control() -> socket.socket:

@@ -44,6 +44,13 @@ SCRIPT_PATH = "/-/page.js"
 STYLE_PATH = "/-/page.css"
 
 
+NOT_AUTHORISED = "Not authorised"
+"""What the body of a 401 begins with."""
+
+SECRET_FILES = ("metrics_bearer_token_file", "metrics_auth_file")
+"""The options that name files of who may ask. Root may have them for itself alone."""
+
+
 class Options(SimpleNamespace):
     """Checked options, each under its name as an attribute of the class.
 
@@ -52,6 +59,9 @@ class Options(SimpleNamespace):
     """
 
     metrics_page: bool = True
+    metrics_bearer_token_file: str | None = None
+    metrics_auth_file: str | None = None
+    metrics_auth_probes: bool = False
     metrics_redis: str | None = None
     metrics_push: str | None = None
 
@@ -87,6 +97,12 @@ class Order(NamedTuple):
     has_booted: bool = False
     """Whether a worker without a lease has reported that it serves."""
 
+    secrets: Sequence[tuple[int, ...]] = ()
+    """What changes with the files of :data:`SECRET_FILES`, where only the arbiter may read them."""
+
+    descriptors: Mapping[str, int] = MappingProxyType({})
+    """Those files, opened by the arbiter: descriptors by option."""
+
     def facts(self) -> dict[str, object]:
         """Return what the arbiter records for who wants to know where the exporter serves."""
         return {
@@ -95,12 +111,18 @@ class Order(NamedTuple):
             "directory": self.directory,
             "tls": bool(self.options.metrics_certfile),
             "client_certificates": bool(self.options.metrics_ca_certs),
+            "authorisation": any(getattr(self.options, name) for name in SECRET_FILES),
             "network": network(),
         }
 
     def to_json(self, **more: object) -> str:
         """Return the order as text, together with what the start of the interpreter needs."""
-        order = self._asdict() | {"options": vars(self.options), "logging": dict(self.logging)}
+        order = self._asdict() | {
+            "options": vars(self.options),
+            "logging": dict(self.logging),
+            "descriptors": dict(self.descriptors),
+        }
+        del order["secrets"]
         return json.dumps({"order": order, **more})
 
     @classmethod

@@ -3,11 +3,15 @@
 It serves each connection on its own thread, and has at most :data:`MOST_CONNECTIONS`; others wait
 in the queue of the listening socket. No client can keep it from answering others. A request must
 arrive within seconds. If there are too many connections, the one that has waited longest for its
-request is closed; if none waits for a request, the one that has been receiving its answer longest.
+request is closed; if none has waited for long, the one that has been receiving its answer longest;
+if none has received for long, the one whose answer has been in the making longest.
 
 At most :data:`MOST_SCRAPES` of them are scrapes, so that there is always room for probes, and what
 all of them are sent is at most :data:`MOST_BODY_BYTES`. One scrape more takes the room of the one
 that has been receiving longest; if none is receiving, it is told to come back later.
+
+A client's request comes a little after its connection, so a young connection is closed only where
+so many say nothing that their turn must come fast.
 """
 
 from __future__ import annotations
@@ -41,6 +45,9 @@ MOST_CONNECTIONS = 64
 MOST_SCRAPES = 48
 """How many of them may be scrapes."""
 
+MOST_ABANDONED = 16
+"""How many threads may be making answers that nobody waits for any more, beside all others."""
+
 MOST_BODY_BYTES = 64 << 20
 """How large different bodies may be together that are being sent; one may be larger."""
 
@@ -55,7 +62,9 @@ MOST_REQUEST_BYTES = 1 << 16
 
 _POLL_SECONDS = 0.25
 _ROOM_SECONDS = 1.0
+_SILENT_SECONDS = 0.25
 _RECEIVE_SECONDS = 0.5
+_WORK_SECONDS = 1.0
 _ROOM_POLL_SECONDS = 0.05
 _LINGER_SECONDS = 0.5
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -65,7 +74,7 @@ _NOT_TLS = (
     b"This port speaks HTTPS: ask for https:// instead of http://.\n"
 )
 
-Stage = Literal["waiting", "working", "sending"]
+Stage = Literal["waiting", "queueing", "working", "sending"]
 
 
 class Application(Protocol):
@@ -89,7 +98,8 @@ class _Connection:
         is_scrape: Whether it has asked for the exposition, and there is room for that.
         is_cut: Whether it was cut off, and is ending.
         body: What it is being sent.
-        stage: Whether it waits for its request, or its answer is being made or sent.
+        stage: Whether it waits for its request, or for room for its scrape, or its answer is being
+            made or sent.
         since: When that began.
     """
 
@@ -234,6 +244,7 @@ class MetricsServer(WSGIServer):
         if tls is not None:
             application.register(tls)
         self._open: set[_Connection] = set()
+        self._abandoned: set[_Connection] = set()
         self._has_room = threading.Condition()
         self._served = threading.local()
 
@@ -272,8 +283,7 @@ class MetricsServer(WSGIServer):
         deadline = time.monotonic() + _ROOM_SECONDS
         with self._has_room:
             while is_scrape and sum(each.is_scrape for each in self._open) >= MOST_SCRAPES:
-                # It counts as waiting again, and a new connection may take its place.
-                connection.stage = "waiting"
+                connection.stage = "queueing"
                 if connection.is_cut or time.monotonic() > deadline:
                     return False
                 self._cut(self._in("sending"), older_than=_RECEIVE_SECONDS)
@@ -389,6 +399,7 @@ class MetricsServer(WSGIServer):
         finally:
             with self._has_room:
                 self._open.discard(connection)
+                self._abandoned.discard(connection)
                 self._has_room.notify_all()
 
     def _connections(self) -> list[_Connection]:
@@ -396,20 +407,39 @@ class MetricsServer(WSGIServer):
             return list(self._open)
 
     def _make_room(self) -> None:
-        """Cut off the connection that has waited longest, or else received longest.
+        """Cut off the connection that has waited longest, or else received or worked longest.
 
         One whose request has come, and only waits for its thread, is not cut off: that is our time.
         The caller holds the lock.
         """
-        waiting = self._in("waiting")
-        if not self._cut([each for each in waiting if not each.has_unread()]) and not waiting:
-            self._cut(self._in("sending"))
+        silent = [each for each in self._in("waiting") if not each.has_unread()]
+        are_many = len(silent) > MOST_CONNECTIONS - MOST_SCRAPES
+        if self._cut(silent, older_than=0.0 if are_many else _SILENT_SECONDS):
+            return
+        if not self._cut(self._in("sending"), older_than=_RECEIVE_SECONDS):
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Give away the place of the connection whose answer has been in the making longest.
+
+        Its thread goes on to the end of that, which nothing can hasten, and sends nothing. So that
+        there is a bound on threads, few can do so at once. The caller holds the lock.
+        """
+        working = self._in("working")
+        oldest = min(working, key=lambda connection: connection.since, default=None)
+        if oldest is None or len(self._abandoned) >= MOST_ABANDONED:
+            return
+        if time.monotonic() - oldest.since >= _WORK_SECONDS:
+            self._open.discard(oldest)
+            self._abandoned.add(oldest)
+            oldest.cut()
+            self._has_room.notify_all()
 
     def _in(self, stage: Stage) -> list[_Connection]:
         """Return the connections in a stage; the caller holds the lock."""
         return [each for each in self._open if each.stage == stage]
 
-    def _cut(self, connections: list[_Connection], *, older_than: float = 0.0) -> bool:
+    def _cut(self, connections: list[_Connection], *, older_than: float) -> bool:
         """Cut off the one that has been longest in its stage, unless one is ending already.
 
         Returns:

@@ -6,7 +6,6 @@ the environment says, as Prometheus does it too. So credentials reach only the h
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import re
@@ -17,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from obskit_gunicorn._fleet.secret import secret
+from obskit_gunicorn._fleet.secret import authorisation
 from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 
 _MOST_ANSWER = 4096
 _MOST_SHOWN = 300
-_USER = "OBSKIT_METRICS_PUSH_USER"
-_PASSWORD = "OBSKIT_METRICS_PUSH_PASSWORD"
-_TOKEN = "OBSKIT_METRICS_PUSH_TOKEN"
+_SECRETS = "OBSKIT_METRICS_PUSH"
+_USER, _PASSWORD, _TOKEN = (f"{_SECRETS}_{end}" for end in ("USER", "PASSWORD", "TOKEN"))
 _PRINTABLE = re.compile(r"[!-~]+")
 _ADVICE = {
     401: f"set {_TOKEN}, or {_USER} and {_PASSWORD}, to what the endpoint expects",
@@ -127,8 +125,11 @@ class Endpoint:
         """
         if self._wrong:
             raise EndpointError(self._wrong)
-        authorisation, secrets = _authorisation()
-        connection = Connection(self, authorisation, secrets, time.monotonic() + seconds)
+        try:
+            header, secrets = authorisation(_SECRETS)
+        except ValueError as error:
+            raise EndpointError(str(error)) from error
+        connection = Connection(self, header, secrets, time.monotonic() + seconds)
         # What bounds each read alone would let a slow endpoint take for ever.
         timer = threading.Timer(seconds, connection.cut)
         timer.daemon = True
@@ -174,13 +175,13 @@ class Connection:
     """A connection to an endpoint, see :meth:`Endpoint.connected`; opened when it is needed."""
 
     def __init__(
-        self, endpoint: Endpoint, authorisation: str, secrets: tuple[str, ...], deadline: float
+        self, endpoint: Endpoint, header: str, secrets: tuple[str, ...], deadline: float
     ) -> None:
         """Keep what each request needs.
 
         Args:
             endpoint: Where to.
-            authorisation: The header, or nothing.
+            header: Who asks, as ``Authorization`` says it; or nothing.
             secrets: What is never to be shown.
             deadline: When all has to be done, in monotonic time.
         """
@@ -193,8 +194,8 @@ class Connection:
             "X-Prometheus-Remote-Write-Version": "0.1.0",
             "User-Agent": f"obskit-gunicorn/{__version__}",
         }
-        if authorisation:
-            self._headers["Authorization"] = authorisation
+        if header:
+            self._headers["Authorization"] = header
 
     def post(self, body: bytes) -> Answer:
         """Post a request's body, which is compressed already.
@@ -287,29 +288,3 @@ def _words(error: Exception, is_late: bool, seconds: float) -> str:
         return f"it does not speak HTTP ({type(error).__name__}): look at the URL"
     problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{problem}: see that it runs and can be reached; the next push sends newer values"
-
-
-def _authorisation() -> tuple[str, tuple[str, ...]]:
-    """Return the header for the credentials in the environment, and what must not be shown.
-
-    Raises:
-        EndpointError: They cannot be used.
-    """
-    try:
-        token, user, password = secret(_TOKEN), secret(_USER), secret(_PASSWORD)
-    except ValueError as error:
-        raise EndpointError(str(error)) from error
-    if token is not None:
-        if user is not None or password is not None:
-            raise EndpointError(f"{_TOKEN} and {_USER} are both set: unset one of them")
-        if not _PRINTABLE.fullmatch(token):
-            raise EndpointError(f"{_TOKEN} holds characters that no token has: set it anew")
-        return f"Bearer {token}", (token,)
-    if user is None and password is None:
-        return "", ()
-    if user is None or password is None:
-        raise EndpointError(f"{_USER} and {_PASSWORD} belong together: set both, or none")
-    if ":" in user:
-        raise EndpointError(f"{_USER} has a colon, which no user of HTTP may have")
-    both = base64.b64encode(f"{user}:{password}".encode(errors="surrogateescape")).decode()
-    return f"Basic {both}", (password, both)

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from array import array
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -75,7 +75,10 @@ class _Column:
         self.stamped = numbers.tobytes() if has_timestamps else b""
 
     def pairs(self) -> Iterable[float]:
-        return memoryview(self.stamped).cast("d")
+        if self.stamped:
+            return memoryview(self.stamped).cast("d")
+        values = memoryview(self.numbers).cast("d")
+        return chain.from_iterable(zip(values, repeat(0.0), strict=False))
 
 
 class _Part(NamedTuple):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import operator
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._gunicorn import routes
 from obskit_gunicorn._log import log
 from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._scrape import witness
@@ -93,6 +94,33 @@ def unshown(options: Options) -> Problem | None:
         f"not shown, because files cannot hold them: {', '.join(names)}",
         "run them once, in the exporter, with metrics_collectors, or use a Gauge that is set "
         "(docs/deployment.md)",
+    )
+
+
+def watch_routes(application: Any) -> None:
+    """Begin to see by which routes an application serves, or say that nothing will tell.
+
+    Runs in a worker, once, before it serves.
+    """
+    try:
+        routes.watch(application)
+    except Exception:  # it looks at objects of the application; requests must be counted
+        log.exception("obskit: it is unknown how the application routes requests")
+        return
+    problem = unrouted()
+    if problem is not None and turn.is_ours:
+        log.info("obskit: %s", problem)
+
+
+def unrouted() -> Problem | None:
+    """Return why requests may have no routes, after :func:`routes.watch`."""
+    if routes.found.frameworks:
+        return None
+    return Problem(
+        "metrics_routes is on, and no framework was found behind the application whose routes are "
+        'known, so each request has the route ""',
+        f"put the template of each into the environ or the scope, as {routes.KEY} "
+        "(docs/metrics.md)",
     )
 
 

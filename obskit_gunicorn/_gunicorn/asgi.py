@@ -1,7 +1,7 @@
-"""An ASGI application that counts the requests of another one.
+"""An ASGI application that counts the requests and the websockets of another one.
 
 Under ASGI workers Gunicorn calls its request hooks late or never, so the application is wrapped
-there. Other scopes (``lifespan``, ``websocket``) and all messages pass through unchanged.
+there. Other scopes, such as ``lifespan``, and all messages pass through unchanged.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._gunicorn import routes
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED
 
 if TYPE_CHECKING:
-    from obskit_gunicorn._gunicorn.telemetry import Requests
+    from obskit_gunicorn._gunicorn.telemetry import Requests, Websockets
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+_NORMAL, _NO_CODE, _ABNORMAL, _ERROR, _RESTART = 1000, 1005, 1006, 1011, 1012
+"""Codes with which websockets are closed."""
 
 
 class CountedApplication:
@@ -27,19 +31,29 @@ class CountedApplication:
     Runs in workers, on the event loop. If the application raises before its response has begun,
     the request is counted as 500; the exception propagates. If a request is cancelled while the
     worker serves, its client has disconnected: Gunicorn cancels it a few seconds later.
+
+    A websocket is counted when it is accepted or not, and when it is closed.
     """
 
-    def __init__(self, application: Any, requests: Requests, worker: Any = None) -> None:
+    def __init__(
+        self,
+        application: Any,
+        requests: Requests,
+        worker: Any = None,
+        websockets: Websockets | None = None,
+    ) -> None:
         """Wrap an application.
 
         Args:
             application: The ASGI application.
             requests: Where to count.
             worker: The worker that calls it; its ``alive`` says whether it serves.
+            websockets: Where to count websockets; ``None`` to let them pass.
         """
         self._application = application
         self._requests = requests
         self._worker = worker
+        self._websockets = websockets
 
     def __getattr__(self, name: str) -> Any:
         # Attributes of the worker's application stay visible. A copy that is being made does not
@@ -51,7 +65,10 @@ class CountedApplication:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
         if scope["type"] != "http":
-            await self._application(scope, receive, send)
+            if scope["type"] == "websocket" and self._websockets is not None:
+                await self._serve_websocket(self._websockets, scope, receive, send)
+            else:
+                await self._application(scope, receive, send)
             return
         requests, method = self._requests, scope["method"]
         started = requests.arrived()
@@ -81,6 +98,9 @@ class CountedApplication:
             ):
                 is_counted = True
                 requests.answered(method, code or 500, started)
+                if requests.by_route is not None:
+                    route = routes.found.of_scope(scope)
+                    requests.by_route.answered(route, method, code or 500, started)
 
         try:
             await self._application(scope, received, sent)
@@ -89,7 +109,68 @@ class CountedApplication:
             raise
         finally:
             if not is_counted:
-                requests.answered(method, code or (CLIENT_CLOSED if has_left else 500), started)
+                code = code or (CLIENT_CLOSED if has_left else 500)
+                requests.answered(method, code, started)
+                if requests.by_route is not None:
+                    requests.by_route.answered(routes.found.of_scope(scope), method, code, started)
+
+    async def _serve_websocket(
+        self,
+        websockets: Websockets,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Serve one websocket.
+
+        One that the application leaves without a word, by an exception or by its return, counts as
+        an error of the application, whatever its server then sends.
+        """
+        closing: object = None
+        was_accepted = is_open = is_refused = has_left = False
+
+        def end(code: object) -> None:
+            nonlocal is_open
+            if is_open:
+                is_open = False
+                websockets.closed(code)
+
+        async def received() -> Message:
+            nonlocal has_left
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                has_left = True
+                # Servers also say this after the application has closed.
+                end(message.get("code") or _NO_CODE if closing is None else closing)
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal was_accepted, is_open, is_refused, has_left, closing
+            kind = message["type"]
+            if kind == "websocket.close":
+                closing = message.get("code") or _NORMAL  # the server may wait for the client's
+            is_refused = is_refused or not (was_accepted or kind == "websocket.accept")
+            try:
+                await send(message)
+            except OSError:
+                has_left = True
+                raise
+            if kind == "websocket.accept":
+                was_accepted = is_open = True
+                websockets.accepted()
+            elif kind == "websocket.close":
+                end(closing)
+
+        left_by = _ERROR
+        try:
+            await self._application(scope, received, sent)
+        except asyncio.CancelledError:
+            left_by = _ABNORMAL if getattr(self._worker, "alive", True) else _RESTART
+            raise
+        finally:
+            if not was_accepted:
+                websockets.not_accepted(has_left=has_left and not is_refused)
+            end(_ABNORMAL if has_left else left_by)
 
 
 def is_asgi3(application: Any) -> bool:

@@ -146,7 +146,7 @@ def _request_function(
     def run_after(worker: Worker, req: Request, environ: Any, resp: Any) -> Any:
         requests = counting.requests
         if requests is not None:
-            requests.answered_hook(req, resp)
+            requests.answered_hook(req, resp, environ)
         if accepted == 4:
             return method(worker, req, environ, resp)
         return method(*(worker, req, environ, resp)[:accepted])

@@ -386,10 +386,15 @@ def _leave(worker: Worker, is_used_up: bool) -> None:
 
 def _count_requests(publication: Publication, worker: Worker) -> None:
     """Begin to count requests: by the request hooks, or where its class shows them."""
-    from obskit_gunicorn._gunicorn import seams, telemetry
+    from obskit_gunicorn._gunicorn import applications, seams, telemetry
 
-    make = functools.partial(telemetry.requests, publication.options.metrics_buckets)
+    options = publication.options
+    make = functools.partial(
+        telemetry.requests, options.metrics_buckets, has_routes=options.metrics_routes
+    )
     seen_by = worker_classes.kind_of(type(worker)).requests
+    if options.metrics_routes:
+        applications.watch_routes(getattr(worker, "asgi", None) or worker.wsgi)
     if seen_by == worker_classes.HOOKS:
         counting.requests = make()
     elif not seen_by:

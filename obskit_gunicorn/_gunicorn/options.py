@@ -22,10 +22,12 @@ from obskit_gunicorn._exporter.protocol import (
     HEALTHY_PATH,
     READY_PATH,
     SCRIPT_PATH,
+    SECRET_FILES,
     STATUS_PATH,
     STYLE_PATH,
     Options,
 )
+from obskit_gunicorn._exporter.secret_files import read_file, token_in, users_in, words
 from obskit_gunicorn._fleet.address import SCHEMES, StoreAddress
 from obskit_gunicorn._fleet.secret import VARIABLES
 from obskit_gunicorn._log import log
@@ -250,6 +252,37 @@ def _file(found: Found) -> str | None:
     )
 
 
+def _secret_file(found: Found, parse: Callable[[bytes], object], expected: str) -> str | None:
+    """Return the path of a file of who may ask the exporter, which is read here once.
+
+    Raises:
+        ConfigurationError: It cannot be read by this process, or holds something else.
+    """
+    if found.value is None or found.value == "":
+        return None
+    value = os.fspath(found.value) if isinstance(found.value, os.PathLike) else found.value
+    problem = "it is no path"
+    if isinstance(value, str):
+        path = absolute(value, found.base)
+        try:
+            parse(read_file(path))
+            return path
+        except (OSError, ValueError) as error:
+            problem = words(error)
+    raise found.wrong(
+        f"the path of a file with {expected}, or None ({problem})",
+        "Correct the path or the file; whoever starts Gunicorn must be able to read it.",
+    )
+
+
+def _token_file(found: Found) -> str | None:
+    return _secret_file(found, token_in, "one token of printable characters")
+
+
+def _auth_file(found: Found) -> str | None:
+    return _secret_file(found, users_in, "lines user:hash, as htpasswd -B writes them")
+
+
 def _import_strings(found: Found) -> tuple[str, ...]:
     names = found.items()
     hint = 'Write for example metrics_collectors = ["myapp.metrics:queue_depth"].'
@@ -395,6 +428,29 @@ OPTIONS = (
         is_exporters=True,
     ),
     Option(
+        "metrics_bearer_token_file",
+        _token_file,
+        "a file with the token that whoever asks the exporter must send; a renewed one is used "
+        "without a restart",
+        "/run/secrets/metrics-token",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_auth_file",
+        _auth_file,
+        "a file of users and passwords, as `htpasswd -B` writes it, one of which whoever asks the "
+        "exporter must send; needs the extra `auth`",
+        "/etc/shop/metrics.htpasswd",
+        is_exporters=True,
+    ),
+    Option(
+        "metrics_auth_probes",
+        _flag,
+        "whether `/-/healthy` and `/-/ready` need a token or a password too",
+        "true",
+        is_exporters=True,
+    ),
+    Option(
         "metrics_collectors",
         _import_strings,
         "import strings of collectors that run once, in the exporter; commas separate them",
@@ -418,6 +474,12 @@ OPTIONS = (
         empty_is_none=True,
     ),
     Option("metrics_requests", _flag, "whether requests are counted", "false"),
+    Option(
+        "metrics_routes",
+        _flag,
+        "whether requests are counted by the template of their route, too",
+        "true",
+    ),
     Option(
         "metrics_buckets",
         _buckets,
@@ -602,6 +664,11 @@ def read_options(
             f"another path than metrics_path, which is {options.metrics_path}",
             "Change one of them.",
         )
+    if options.metrics_routes and not options.metrics_requests:
+        raise found["metrics_routes"].wrong(
+            "requests that are counted, and metrics_requests is False",
+            "Set metrics_requests = True, or metrics_routes = False.",
+        )
     for name in ("metrics_redis", "metrics_push"):
         if getattr(options, name) and options.metrics_bind is None:
             raise (
@@ -618,6 +685,11 @@ def read_options(
                 "a certificate that belongs to it, in metrics_certfile",
                 f"Set metrics_certfile, or unset {name}.",
             )
+    if options.metrics_auth_probes and not any(getattr(options, name) for name in SECRET_FILES):
+        raise found["metrics_auth_probes"].wrong(
+            "a file of who may ask, in metrics_bearer_token_file or metrics_auth_file",
+            "Set one of them, or unset metrics_auth_probes.",
+        )
     return options
 
 

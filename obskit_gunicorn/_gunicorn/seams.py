@@ -14,7 +14,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests
+from obskit_gunicorn._gunicorn import routes
+from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests, websockets
 from obskit_gunicorn._log import log
 
 MakeRequests = Callable[..., Requests]
@@ -40,7 +41,7 @@ def _say_uncounted(application: Any, expected: str) -> None:
 def _asgi(worker: Any, make: MakeRequests) -> str:
     from obskit_gunicorn._gunicorn import asgi
 
-    worker.asgi = asgi.CountedApplication(worker.asgi, make(), worker)
+    worker.asgi = asgi.CountedApplication(worker.asgi, make(), worker, websockets())
     return ""
 
 
@@ -49,7 +50,7 @@ def _uvicorn(worker: Any, make: MakeRequests) -> str:
 
     if not asgi.is_asgi3(worker.wsgi):
         return "an ASGI 3 application"
-    worker.wsgi = asgi.CountedApplication(worker.wsgi, make(), worker)
+    worker.wsgi = asgi.CountedApplication(worker.wsgi, make(), worker, websockets())
     return ""
 
 
@@ -74,6 +75,8 @@ def _tornado(worker: Any, make: MakeRequests) -> str:
         request = handler.request
         started = perf_counter() - request.request_time()
         requests.answered(request.method, handler.get_status(), started)
+        if requests.by_route is not None:  # it does not say which of its rules has matched
+            requests.by_route.answered("", request.method, handler.get_status(), started)
         log_request(handler)
 
     application.log_request = counted
@@ -136,6 +139,9 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
             raise
         finally:
             requests.answered(request.method, code, started)
+            if requests.by_route is not None:
+                route = routes.found.of_aiohttp(request)
+                requests.by_route.answered(route, request.method, code, started)
         return response
 
     application.middlewares.insert(0, counted)

@@ -278,6 +278,12 @@ class NearlySettings(Configuration):
     @_nearly
     def maxrequestsjitter(self) -> DidYouMean[Literal["max_requests_jitter"]]: ...
     @_nearly
+    def metric_auth_file(self) -> DidYouMean[Literal["metrics_auth_file"]]: ...
+    @_nearly
+    def metric_auth_probes(self) -> DidYouMean[Literal["metrics_auth_probes"]]: ...
+    @_nearly
+    def metric_bearer_token_file(self) -> DidYouMean[Literal["metrics_bearer_token_file"]]: ...
+    @_nearly
     def metric_bind(self) -> DidYouMean[Literal["metrics_bind"]]: ...
     @_nearly
     def metric_buckets(self) -> DidYouMean[Literal["metrics_buckets"]]: ...
@@ -313,6 +319,14 @@ class NearlySettings(Configuration):
     def metric_redis_name(self) -> DidYouMean[Literal["metrics_redis_name"]]: ...
     @_nearly
     def metric_requests(self) -> DidYouMean[Literal["metrics_requests"]]: ...
+    @_nearly
+    def metric_routes(self) -> DidYouMean[Literal["metrics_routes"]]: ...
+    @_nearly
+    def metrics_auth_files(self) -> DidYouMean[Literal["metrics_auth_file"]]: ...
+    @_nearly
+    def metrics_auth_probe(self) -> DidYouMean[Literal["metrics_auth_probes"]]: ...
+    @_nearly
+    def metrics_bearer_token_files(self) -> DidYouMean[Literal["metrics_bearer_token_file"]]: ...
     @_nearly
     def metrics_binds(self) -> DidYouMean[Literal["metrics_bind"]]: ...
     @_nearly
@@ -352,6 +366,12 @@ class NearlySettings(Configuration):
     @_nearly
     def metrics_request(self) -> DidYouMean[Literal["metrics_requests"]]: ...
     @_nearly
+    def metrics_route(self) -> DidYouMean[Literal["metrics_routes"]]: ...
+    @_nearly
+    def metricsauthfile(self) -> DidYouMean[Literal["metrics_auth_file"]]: ...
+    @_nearly
+    def metricsauthprobes(self) -> DidYouMean[Literal["metrics_auth_probes"]]: ...
+    @_nearly
     def metricsbind(self) -> DidYouMean[Literal["metrics_bind"]]: ...
     @_nearly
     def metricsbuckets(self) -> DidYouMean[Literal["metrics_buckets"]]: ...
@@ -387,6 +407,8 @@ class NearlySettings(Configuration):
     def metricsredisname(self) -> DidYouMean[Literal["metrics_redis_name"]]: ...
     @_nearly
     def metricsrequests(self) -> DidYouMean[Literal["metrics_requests"]]: ...
+    @_nearly
+    def metricsroutes(self) -> DidYouMean[Literal["metrics_routes"]]: ...
     @_nearly
     def multiproc_dirs(self) -> DidYouMean[Literal["multiproc_dir"]]: ...
     @_nearly
@@ -809,6 +831,12 @@ if MYPY:
         @_setting
         def metrics_ca_certs(self) -> str | None: ...
         @_setting
+        def metrics_bearer_token_file(self) -> str | None: ...
+        @_setting
+        def metrics_auth_file(self) -> str | None: ...
+        @_setting
+        def metrics_auth_probes(self) -> bool: ...
+        @_setting
         def metrics_collectors(self) -> Sequence[str]: ...
         @_setting
         def metrics_max_series(self) -> int | Mapping[str, int] | None: ...
@@ -816,6 +844,8 @@ if MYPY:
         def metrics_max_bytes(self) -> int | None: ...
         @_setting
         def metrics_requests(self) -> bool: ...
+        @_setting
+        def metrics_routes(self) -> bool: ...
         @_setting
         def metrics_buckets(self) -> Sequence[float]: ...
         @_setting
@@ -2419,6 +2449,32 @@ else:
         All other clients are refused.
         """
 
+        metrics_bearer_token_file: str | None | Computed[str | None]
+        """A file with a token: whoever asks the exporter must send it.
+
+        That is ``Authorization: Bearer ...``, Prometheus' ``authorization`` with
+        ``credentials_file``. Everything but the probes needs it. White space around the token is no
+        part of it. A renewed file is used for the next request; while it is gone, empty or damaged,
+        nobody is let in. As root, Gunicorn hands the file to an exporter that may not read it, and
+        a renewed one at the next SIGHUP. See ``docs/security.md``.
+        """
+
+        metrics_auth_file: str | None | Computed[str | None]
+        """A file of users: whoever asks the exporter must send a user's name and password.
+
+        Its lines are ``user:hash`` with hashes of bcrypt, as ``htpasswd -B`` writes them. With
+        ``metrics_bearer_token_file`` too, either is enough. A token is cheaper to check, and cannot
+        be guessed; passwords are for browsers. Needs ``pip install "obskit-gunicorn[auth]"``:
+        without it no password is right.
+        """
+
+        metrics_auth_probes: bool | Computed[bool]
+        """Whether ``/-/healthy`` and ``/-/ready`` need a token or a password too.
+
+        A kubelet asks them without one, so they are open by default; they say only that the
+        exporter answers, and whether a worker is ready.
+        """
+
         metrics_collectors: Sequence[str] | Computed[Sequence[str]]
         """Collectors that run once, in the exporter: import strings like ``myapp.metrics:depth``.
 
@@ -2450,6 +2506,14 @@ else:
 
         Under ASGI workers a wrapper around the application counts them, elsewhere the request hooks
         do. With ``False`` there is neither, and no cost.
+        """
+
+        metrics_routes: bool | Computed[bool]
+        """Whether requests are counted by route too: ``gunicorn_route_requests_total{route}``.
+
+        A route is the template in the application's code, such as ``/items/{id}``; paths that
+        clients ask for are never shown. Known are the routes of Django, Falcon, FastAPI, Flask,
+        Starlette and aiohttp; other applications can say them, see docs/metrics.md.
         """
 
         metrics_buckets: Sequence[float] | Computed[Sequence[float]]

@@ -115,7 +115,8 @@ class Supervisor:
             self._not_logged = lost
             if lost:
                 log.warning("obskit: %s", cannot_log(lost))
-        return Order(options, None if directory is None else directory.path, logging)
+        path = None if directory is None else directory.path
+        return Order(options, path, logging, secrets=launch.secrets(options, server.cfg))
 
     def _has_new_code(self, order: Order) -> bool:
         """Return whether an exporter that is started now runs other code than the last one."""

@@ -12,11 +12,12 @@ import errno
 import functools
 import sys
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from obskit_gunicorn import _prometheus
+from obskit_gunicorn._gunicorn import routes
 from obskit_gunicorn._gunicorn.exits import REASONS
 from obskit_gunicorn._values.values import end_of_work
 
@@ -47,6 +48,21 @@ DIRECTIONS = ("down", "up")
 _BOOT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
+_MOST_ROUTES = 1000
+"""How many templates of routes a worker counts by themselves."""
+
+_LONGEST_ROUTE = 500
+
+OTHER_ROUTES = "__other__"
+"""The label of all routes beyond those."""
+
+WEBSOCKET_OUTCOMES = ("accepted", "refused", "abandoned")
+"""What becomes of a websocket's handshake."""
+
+CLOSE_CODES = ("1000", "1001", "1005", "1006", "1011", "1012", "1xxx", "3xxx", "4xxx", "other")
+"""The labels for codes with which websockets are closed."""
+
+
 class _Child(NamedTuple):
     """The functions to call for each request of one method and code."""
 
@@ -62,16 +78,27 @@ class Requests:
 
     The metrics are in no registry. They are shared by file, and the application's registry may have
     metrics with the same names.
+
+    Attributes:
+        by_route: Where requests are counted by their routes too; ``None`` if they are not.
     """
 
-    def __init__(self, buckets: tuple[float, ...], *, sees_arrivals: bool = True) -> None:
+    def __init__(
+        self,
+        buckets: tuple[float, ...],
+        *,
+        sees_arrivals: bool = True,
+        has_routes: bool = False,
+    ) -> None:
         """Make the metrics; the value class must be installed.
 
         Args:
             buckets: Upper bounds of the durations, in seconds.
             sees_arrivals: Whether :meth:`arrived` is called; if not, nothing says how many requests
                 are in progress.
+            has_routes: Whether requests are counted by their routes too.
         """
+        self.by_route = RouteRequests(buckets) if has_routes else None
         self._total = Counter(
             "gunicorn_requests",
             "Requests that workers have answered, by method and status code.",
@@ -120,7 +147,7 @@ class Requests:
         except AttributeError:  # without the attribute there is no duration
             self._count_in_progress(-1.0)
 
-    def answered_hook(self, req: Request, resp: Response | None) -> None:
+    def answered_hook(self, req: Request, resp: Response | None, environ: Any = None) -> None:
         """Note in ``post_request`` that a request was answered.
 
         Gunicorn calls that hook in a ``finally``, so an exception of the application may be in
@@ -138,13 +165,12 @@ class Requests:
         if code is None or not is_sent:
             code = code_of(sys.exc_info()[1], code)
         self.answered(method, code, started)
+        if self.by_route is not None:
+            self.by_route.answered(routes.found.of_environ(environ), method, code, started)
 
     def _child(self, method: str | None, code: int) -> _Child:
         name = method if method in _METHODS else _OTHER
-        try:
-            code = int(code)  # str() of an enum's member is its name
-        except (TypeError, ValueError):
-            code = 500
+        code = _number(code)
         total, duration = self._total.labels(name, str(code)), self._duration.labels(name)
         child = _Child(_prometheus.adder(total), self._end(total, duration))
         if name is not _OTHER:  # otherwise clients could fill the memory with names
@@ -166,6 +192,85 @@ class Requests:
             self._count_in_progress(-1.0)
 
         return end
+
+
+class RouteRequests:
+    """The requests of this process by the templates of their routes. Thread-safe.
+
+    Metrics of their own, so that nobody's sums over those of :class:`Requests` change. The calls
+    never raise.
+    """
+
+    def __init__(self, buckets: tuple[float, ...]) -> None:
+        """Make the metrics; the value class must be installed.
+
+        Args:
+            buckets: Upper bounds of the durations, in seconds.
+        """
+        self._total = Counter(
+            "gunicorn_route_requests",
+            "Requests that workers have answered, by the template of their route.",
+            ["route", "method", "code"],
+            registry=None,
+        )
+        self._duration = Histogram(
+            "gunicorn_route_request_duration_seconds",
+            "Time from a request's arrival in a worker to the end of its response, by the "
+            "template of its route.",
+            ["route", "method"],
+            buckets=buckets,
+            registry=None,
+        )
+        self._bounds = buckets
+        self._routes = {""}
+        self._children: dict[tuple[str, str | None, int], _RouteChild] = {}
+
+    def answered(self, route: str, method: str | None, code: int, started: float | None) -> None:
+        """Note that a request was answered.
+
+        Args:
+            route: The template of its route; empty if it has none.
+            method: Its method, as the client has sent it.
+            code: The status code of the response.
+            started: When it has arrived, see :meth:`Requests.arrived`; ``None`` if unknown.
+        """
+        child = self._children.get((route, method, code)) or self._child(route, method, code)
+        child.add_one(1.0)
+        if started is not None:
+            child.observe(perf_counter() - started)
+
+    def _child(self, route: str, method: str | None, code: int) -> _RouteChild:
+        name = method if method in _METHODS else _OTHER
+        code = _number(code)
+        is_known = route in self._routes
+        if not is_known and len(self._routes) <= _MOST_ROUTES and len(route) <= _LONGEST_ROUTE:
+            self._routes.add(route)
+            is_known = True
+        label = route if is_known else OTHER_ROUTES
+        # A lone surrogate cannot be written.
+        label = label.encode(errors="backslashreplace").decode()
+        child = _RouteChild(
+            _prometheus.adder(self._total.labels(label, name, str(code))),
+            _prometheus.observer(self._duration.labels(label, name), self._bounds),
+        )
+        if is_known and name is not _OTHER:  # otherwise they could fill the memory
+            self._children[route, name, code] = child
+        return child
+
+
+class _RouteChild(NamedTuple):
+    """The functions to call for each request of one route, method and code."""
+
+    add_one: Callable[[float], None]
+    observe: Callable[[float], None]
+
+
+def _number(code: Any) -> int:
+    """Return a status as a number, however an application spells it."""
+    try:
+        return int(code)  # str() of an enum's member is its name
+    except (TypeError, ValueError):
+        return 500
 
 
 def code_of(error: BaseException | None, code: int | None) -> int:
@@ -195,9 +300,74 @@ def _ignore(_amount: float) -> None:
 
 
 @functools.cache
-def requests(buckets: tuple[float, ...], *, sees_arrivals: bool = True) -> Requests:
+def requests(
+    buckets: tuple[float, ...], *, sees_arrivals: bool = True, has_routes: bool = False
+) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
-    return Requests(buckets, sees_arrivals=sees_arrivals)
+    return Requests(buckets, sees_arrivals=sees_arrivals, has_routes=has_routes)
+
+
+class Websockets:
+    """The websockets of this process. The calls never raise."""
+
+    def __init__(self) -> None:
+        """Make the metrics, all 0; the value class must be installed."""
+        total = Counter(
+            "gunicorn_websockets",
+            "Websockets that clients have asked for, by outcome of the handshake.",
+            ["outcome"],
+            registry=None,
+        )
+        closed = Counter(
+            "gunicorn_websockets_closed",
+            "Accepted websockets that have ended, by code.",
+            ["code"],
+            registry=None,
+        )
+        in_progress = Gauge(
+            "gunicorn_websockets_in_progress",
+            "Websockets that are open.",
+            multiprocess_mode="livesum",
+            registry=None,
+        )
+        self._count_in_progress = _prometheus.adder(in_progress)
+        self._outcomes = {
+            name: _prometheus.adder(total.labels(name)) for name in WEBSOCKET_OUTCOMES
+        }
+        self._closed = {name: _prometheus.adder(closed.labels(name)) for name in CLOSE_CODES}
+
+    def accepted(self) -> None:
+        """Note that one is open."""
+        self._outcomes["accepted"](1.0)
+        self._count_in_progress(1.0)
+
+    def not_accepted(self, *, has_left: bool) -> None:
+        """Note that one was refused, or that its client has left before there was an answer."""
+        self._outcomes["abandoned" if has_left else "refused"](1.0)
+
+    def closed(self, code: object) -> None:
+        """Note that one that was accepted has ended.
+
+        Args:
+            code: The code, as the application or the server says it.
+        """
+        self._closed[_close_code(code)](1.0)
+        self._count_in_progress(-1.0)
+
+
+def _close_code(code: object) -> str:
+    """Return the label for a code with which a websocket is closed; clients send any."""
+    name = str(int(code)) if isinstance(code, int) else ""
+    if name in CLOSE_CODES:
+        return name
+    of_class = f"{name[:1]}xxx"
+    return of_class if len(name) == 4 and of_class in CLOSE_CODES else "other"
+
+
+@functools.cache
+def websockets() -> Websockets:
+    """Return the :class:`Websockets` of this process, made at the first call."""
+    return Websockets()
 
 
 class Connections(NamedTuple):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from obskit_gunicorn._gunicorn import routes
 from obskit_gunicorn._gunicorn.telemetry import code_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class CountedApplication:
         """Serve one request."""
         if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
             return self._application(environ, start_response)
-        answer = _Answer(environ.get("REQUEST_METHOD"), start_response, self._requests)
+        answer = _Answer(environ, start_response, self._requests)
         try:
             body = self._application(environ, answer.start_response)
         except BaseException:
@@ -59,9 +60,10 @@ class _Answer:
     """Whether the application has given a part of the body."""
 
     def __init__(
-        self, method: str | None, start_response: Callable[..., Any], requests: Requests
+        self, environ: dict[str, Any], start_response: Callable[..., Any], requests: Requests
     ) -> None:
-        self._method = method
+        self._environ = environ
+        self._method = environ.get("REQUEST_METHOD")
         self._start_response = start_response
         self._requests = requests
         self._started = requests.arrived()
@@ -88,6 +90,9 @@ class _Answer:
             if code is None or not self.has_begun:
                 code = code_of(sys.exc_info()[1], code)
             self._requests.answered(self._method, code, self._started)
+            if self._requests.by_route is not None:
+                route = routes.found.of_environ(self._environ)
+                self._requests.by_route.answered(route, self._method, code, self._started)
 
 
 class _Body:

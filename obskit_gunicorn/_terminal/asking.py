@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from obskit_gunicorn._exporter.protocol import STATUS_PATH
 from obskit_gunicorn._exporter.status import STATUS_VERSION, StatusReader
+from obskit_gunicorn._fleet.secret import authorisation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 5.0
 _MOST_BYTES = 16 << 20
+_SECRETS = "OBSKIT_TOP"
+_HINT = (
+    f"set {_SECRETS}_TOKEN, or {_SECRETS}_USER and {_SECRETS}_PASSWORD; or each with _FILE, to the "
+    "name of a file that holds it"
+)
+_HINTS = {
+    401: f"it wants to know who asks: {_HINT}",
+    404: "metrics_page is off, or this is no exporter",
+    429: "it checks other passwords just now",
+}
 
 
 class NoStatusError(Exception):
@@ -36,6 +47,8 @@ def ask(source: str) -> Callable[[], Status]:
     """
     parts = urlsplit(source)
     if parts.scheme in ("http", "https"):
+        if "@" in parts.netloc:
+            return _refuse
         url = f"{parts.scheme}://{parts.netloc}{STATUS_PATH}"
         return lambda: _checked(_fetch(url), url)
     reader = StatusReader(lambda: source)
@@ -48,13 +61,28 @@ def ask(source: str) -> Callable[[], Status]:
     return read
 
 
+def _refuse() -> Status:
+    raise NoStatusError(
+        "the URL has a user or a password in it, which everybody on this machine could read: "
+        f"{_HINT}"
+    )
+
+
 def _fetch(url: str) -> Any:
+    request = urllib.request.Request(url)
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
+        header, _ = authorisation(_SECRETS)
+    except ValueError as error:
+        raise NoStatusError(str(error)) from None
+    if header:
+        # It is for this address only, and not for one that a redirect leads to.
+        request.add_unredirected_header("Authorization", header)
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             return json.loads(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         with error:
-            hint = ": metrics_page is off, or this is no exporter" if error.code == 404 else ""
+            hint = f": {_HINTS[error.code]}" if error.code in _HINTS else ""
             raise NoStatusError(f"{url} answers {error.code}{hint}") from None
     except ValueError:
         raise NoStatusError(f"{url} does not answer with a status") from None

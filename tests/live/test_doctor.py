@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from tests.support import no_flock
-from tests.support.databases import PASSWORD, USER, Database
+from tests.support.databases import HASH, PASSWORD, USER, Database
 from tests.support.process import (
     HOST,
     GunicornProcess,
@@ -379,6 +379,17 @@ def test_metrics_that_cannot_be_shown(newest: Interpreter) -> None:
         check_both(server, "metrics", 1, text, "with metrics_collectors")
 
 
+def test_routes_that_nothing_says(newest: Interpreter) -> None:
+    """An application of no framework that is known has none; of one that is, it is named."""
+    config = f"{CONFIG}    metrics_routes = True\n"
+    with GunicornProcess(newest, config, PLAIN_APP, exporter=True) as server:
+        check_both(server, "metrics", 1, "no framework was found", "obskit_gunicorn.route")
+        (server.root / "app.py").write_text("import flask\napplication = flask.Flask(__name__)\n")
+        found = check(server)
+        assert problems(found) == []
+        assert "requests are counted by the routes of Flask" in texts(found, "metrics")
+
+
 HOOKS = """
 from obskit_gunicorn import ObskitGunicornConfig
 
@@ -484,6 +495,73 @@ def test_a_certificate(newest: Interpreter, place: Path) -> None:
         file.chmod(0o600)
         (problem,) = problems(check(server))
         assert f"{file} cannot be used by uid {NOBODY}: [Errno 13]" in problem["text"]
+
+
+def test_who_may_ask(newest: Interpreter, place: Path) -> None:
+    """Files that others may read, that hold little or wrong lines, and secrets in the clear."""
+    token, users = place / "token", place / "users"
+    token.write_text("short\n")
+    users.write_text(f"prometheus:{HASH}\nother:s3cret\n")
+    token.chmod(0o644)
+    users.chmod(0o606)
+    config = f"{CONFIG}    metrics_bearer_token_file = {str(token)!r}\n"
+    config += f"    metrics_auth_file = {str(users)!r}\n"
+    server = GunicornProcess(newest, config, exporter=True)
+    found = check(server)
+    assert "s3cret" not in json.dumps(found)
+    said = [f"{each['text']}: {each['advice']}" for each in problems(found)]
+    for text, words in zip(
+        said,
+        (
+            f"{token} holds a token of 5 characters, which can be guessed: make one with",
+            f"{token} can be read by every user of this machine: chmod o-rwx {token}",
+            f"{users}: line 2 is no user:hash with a hash of bcrypt: write it with `htpasswd -B`",
+            f"{users} can be changed by every user of this machine: chmod o-rwx {users}",
+        ),
+        strict=True,
+    ):
+        assert text.startswith(words)
+    token.write_text("a-token-of-some-length")
+    users.write_text(f"prometheus:{HASH}\n")
+    for file in (token, users):
+        file.chmod(0o600)
+    server.environment["OBSKIT_METRICS_BIND"] = "192.0.2.1:9764"  # nobody's
+    taken, clear = problems(check(server))
+    assert "cannot listen" in taken["text"]
+    assert "cross the network to 192.0.2.1:9764 in the clear" in clear["text"]
+    assert "metrics_certfile" in clear["advice"]
+    server.environment["OBSKIT_METRICS_BIND"] = f"{HOST}:{server.metrics_port}"
+    library = server.root / "bcrypt.py"
+    library.write_text("raise ImportError\n")
+    (problem,) = problems(check(server))
+    assert "the package bcrypt is missing" in problem["text"]
+    assert problem["advice"] == 'pip install "obskit-gunicorn[auth]"'
+    library.unlink()
+    with server:
+        wait_until(lambda: not problems(check(server)), "all is well")
+        assert any("is used by the exporter" in each for each in texts(check(server), "exporter"))
+
+
+@needs_root
+def test_secrets_of_root(newest: Interpreter, place: Path) -> None:
+    """A file that the exporter's user may not read is handed over; after a change by a SIGHUP."""
+    if not can_run(newest, NOBODY):
+        pytest.skip(f"uid {NOBODY} may not run {newest.path}")
+    token = place / "token"
+    token.write_text("a-token-of-some-length")
+    config = f"{CONFIG}    user = group = {NOBODY}\n"
+    config += f"    metrics_bearer_token_file = {str(token)!r}\n"
+    server = GunicornProcess(newest, config, exporter=True)
+    token.chmod(0o600)
+    found = check(server)
+    assert not problems(found)
+    (said,) = [each for each in found["findings"] if str(token) in each["text"]]
+    assert "is handed over by the arbiter" in said["text"]
+    assert "SIGHUP" in said["advice"]
+    os.chown(token, NOBODY, NOBODY)
+    assert f"{token} can be read by uid {NOBODY}; a renewed one is used at once" in texts(
+        check(server), "exporter"
+    )
 
 
 COLLECTORS = """

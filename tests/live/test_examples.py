@@ -40,6 +40,33 @@ FROM_README = (
     "own_collector",
 )
 
+OWN_PAGE = """
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, generate_latest
+
+ORDERS = Counter("shop_orders", "Orders taken.")
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+    if environ["PATH_INFO"] == "/metrics":
+        return [generate_latest()]
+    ORDERS.inc()
+    return [b"taken"]
+"""
+"""An application that serves prometheus_client's default registry."""
+
+SHOP = """
+import os
+
+def say(text):
+    descriptor = os.open("said", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{text}\\n".encode())
+    os.close(descriptor)
+
+def open_database_pool(): say("opened")
+def warm_up(): say("warm")
+def report(hook, error): say(f"{hook}:{error}")
+"""
+
 
 class Block(NamedTuple):
     """A block of a README.
@@ -196,21 +223,36 @@ def test_readme(newest: Interpreter, name: str) -> None:
         example.follow()
 
 
+QUICK_START = "## In five minutes"
+ORDERS = ("shop_orders_total", frozenset[tuple[str, str]]())
+
+
 def test_quick_start(newest: Interpreter) -> None:
-    """The first class and the quick start of the README, as they are, show what they say."""
-    config = python_blocks("README.md", "# obskit_gunicorn")["gunicorn.conf.py"]
-    app = python_blocks("README.md", "## Quick start")["myapp.py"]
-    with serving(newest, config, {"myapp.py": app}, "myapp:app") as server:
+    """The two files of the README, as they are, show what it says, in each way that it names."""
+    files = python_blocks("README.md", QUICK_START)
+    text = (EXAMPLES.parent / "README.md").read_text().partition(f"\n{QUICK_START}\n")[2]
+    install, start, look = read_blocks(text.partition("\n## ")[0])
+    assert 'pip install ".[cli]"\n' in install.commands
+    assert start.commands == "gunicorn myapp:app\n"
+    config = files.pop("gunicorn.conf.py")
+    with serving(newest, config, files, "myapp:app") as server:
         wait_until_ready(server, 4)
-        text = (EXAMPLES.parent / "README.md").read_text().partition("\n## Quick start\n")[2]
-        start, look = read_blocks(text.partition("There is no")[0])
-        assert start.commands == "gunicorn myapp:app\n"
-        assert Example(server, []).type(look.commands) == look.shown
+        example = Example(server, [])
+        requests, question = look.commands.splitlines()
+        answers = example.type(requests)
+        wait_until(lambda: answers + example.type(question) == look.shown, "it is as shown")
+        (loop,) = re.findall(r"`(while curl .*? done)`", text)
+        asked = server.scrape()
+        with beside(example, f"sh -c '{loop.replace('8000', str(server.port))}'"):
+            wait_until(lambda: server.scrape()[ORDERS] > asked[ORDERS] + 1, "it moves")
+        assert "<title>" in example.type("curl -s http://127.0.0.1:9764/")
+        top = example.type(f"obskit-gunicorn top {server.metrics_directory}")
+        assert "4 ready of 4" in top  # once, because this is no terminal
 
 
 def test_first_steps_with_fastapi(newest: Interpreter) -> None:
     """The page's application, under the line that the README has for it, shows all workers."""
-    config = python_blocks("README.md", "# obskit_gunicorn")["gunicorn.conf.py"]
+    config = python_blocks("README.md", QUICK_START)["gunicorn.conf.py"]
     config = config.replace("# worker_class", "worker_class")
     app = python_blocks("docs/first-steps.md", "## Frameworks")["app.py"]
     with serving(newest, config, {"app.py": app}, "app:app") as server:
@@ -220,6 +262,44 @@ def test_first_steps_with_fastapi(newest: Interpreter) -> None:
         for _ in range(8):
             shown = example.type("curl -sL http://127.0.0.1:8000/metrics | grep ^shop_orders_total")
             assert shown == "shop_orders_total 10.0\n"
+
+
+def test_first_steps_with_the_default_registry(newest: Interpreter) -> None:
+    """With the page's one call an application's page of the default registry shows all workers."""
+    steps = python_blocks("docs/first-steps.md", "## I already have a `/metrics`")
+    with serving(newest, steps["gunicorn.conf.py"], {"app.py": OWN_PAGE}, "app:app") as server:
+        wait_until_ready(server, 4)
+        example = Example(server, [])
+        example.type("for i in $(seq 10); do curl -s http://127.0.0.1:8000/; done")
+        for _ in range(8):
+            shown = example.type("curl -s http://127.0.0.1:8000/metrics | grep ^shop_orders_total")
+            assert shown == "shop_orders_total 10.0\n"
+
+
+def test_configuration_page(newest: Interpreter) -> None:
+    """The class of the page does what it says: hooks are called, and a failing one is reported."""
+    config = python_blocks("docs/configuration.md", "## A class")["gunicorn.conf.py"]
+    config += "\n    def on_reload(self, server):\n        raise ValueError('mine')\n"
+    with serving(newest, config, {"app.py": OWN_PAGE, "shop.py": SHOP}, "app:app") as server:
+        workers = 2 * (os.cpu_count() or 1) + 1
+        wait_until_ready(server, workers)
+        said = server.root / "said"
+        assert sorted(said.read_text().split()) == [*["opened"] * workers, "warm"]
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: "on_reload:mine" in said.read_text().split(), "it is reported")
+        server.wait_for_log("Config.on_reload raised; the server continues")
+    config = config.replace("return warm_up()", "return False")
+    with serving(newest, config, {"app.py": OWN_PAGE, "shop.py": SHOP}, "app:app") as server:
+        assert server.exit_status() != 0
+        assert server.log().count("Config.when_ready returned False: not starting") == 1
+
+
+def test_configuration_page_with_functions(newest: Interpreter) -> None:
+    """The file of functions of the page is adopted: its hook is called, and workers counted."""
+    config = python_blocks("docs/configuration.md", "## A file of functions")["gunicorn.conf.py"]
+    with serving(newest, config, {"app.py": OWN_PAGE, "shop.py": SHOP}, "app:app") as server:
+        wait_until_ready(server, 4)
+        assert (server.root / "said").read_text().split() == ["opened"] * 4
 
 
 def test_every_example_is_listed_and_run() -> None:

@@ -48,7 +48,7 @@ tally = None
 def count():
     global tally
     REQUESTS.inc()
-    DURATION.observe(0.05)
+    DURATION.observe(0.0625)  # sums of it are exact
     SIZE.observe(3)
     for mode in ("max", "livemax", "min", "livemin", "mostrecent", "livemostrecent"):
         GAUGES[mode].set(7)

@@ -6,6 +6,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -33,6 +34,7 @@ class Browser:
     Attributes:
         requests: The URL of everything that the page has asked for.
         errors: What the page has reported: exceptions, and what its policy has refused.
+        credentials: The user and the password that its reader types where he is asked for them.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class Browser:
         self._program = shutil.which("chromium") or missing(
             "chromium is missing: install the Debian package chromium"
         )
+        self.credentials: tuple[str, str] | None = None
         self._number = 0
         self._session = ""
         self._rest = b""
@@ -124,10 +127,13 @@ class Browser:
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[theme])
         self._call("Emulation.setScriptExecutionDisabled", value=not script)
+        if self.credentials is not None:
+            self._call("Fetch.enable", handleAuthRequests=True)
         self._call("Page.navigate", url=url)
+        shown = re.sub("//[^/@]*@", "//", url)  # the page does not learn who asks
         wait_until(
             lambda: (
-                self.run("document.readyState") == "complete" and self.run("location.href") == url
+                self.run("document.readyState") == "complete" and self.run("location.href") == shown
             ),
             "the page is loaded",
         )
@@ -169,6 +175,17 @@ class Browser:
         self.run("0")
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = self._send(method, **parameters)
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+            self._note(answer)
+
+    def _send(self, method: str, **parameters: Any) -> int:
+        """Send a message and do not wait for its answer; return the number of that."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -176,13 +193,7 @@ class Browser:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._out, data) :]
-        while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
-                return result
-            self._note(answer)
+        return self._number
 
     def _receive(self) -> dict[str, Any]:
         end = time.monotonic() + _TIMEOUT_SECONDS
@@ -203,6 +214,16 @@ class Browser:
         match event.get("method"):
             case "Network.requestWillBeSent":
                 self.requests.append(facts["request"]["url"])
+            case "Fetch.requestPaused":
+                self._send("Fetch.continueRequest", requestId=facts["requestId"])
+            case "Fetch.authRequired" if self.credentials is not None:
+                user, password = self.credentials
+                answer = {"response": "ProvideCredentials", "username": user, "password": password}
+                self._send(
+                    "Fetch.continueWithAuth",
+                    requestId=facts["requestId"],
+                    authChallengeResponse=answer,
+                )
             case "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(facts))
             case "Log.entryAdded" if facts["entry"]["level"] == "error":

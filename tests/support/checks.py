@@ -17,30 +17,52 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from tests.support.client import Load, Watch
-    from tests.support.process import GunicornProcess
+    from tests.support.process import GunicornProcess, Metrics
 
-__all__ = ["check_counts", "slot_of", "total_as_others_read_it"]
+__all__ = ["check_counts", "slot_of", "total_as_others_read_it", "wrong_counts"]
 
 
 def check_counts(server: GunicornProcess, load: Load, watch: Watch | None = None) -> None:
     """Compare the counters with the tally and with what clients know; look at files and scrapes."""
-    metrics = server.metrics()
-    total = metrics["app_requests_total", frozenset()]
-    assert total == server.tally()
-    assert load.answered <= total <= load.answered + len(load.unknown), load.unknown
-    assert metrics["app_duration_seconds_count", frozenset()] == total
-    assert metrics["app_duration_seconds_bucket", frozenset({("le", "+Inf")})] == total
-    assert metrics["app_size_bytes_count", frozenset()] == total
-    assert metrics["app_size_bytes_sum", frozenset()] == 3 * total
-    assert metrics["app_sum", frozenset()] == total
-    assert metrics["app_max", frozenset()] == 7
-    assert metrics["obskit_gunicorn_values_not_shared", frozenset()] == 0
+    assert not wrong_counts(server.metrics(), server.tally(), load)
     if watch is None:
         return
     assert not watch.wrong
     assert watch.scrapes > 5
     for kind, names in metric_files(server.metrics_directory).items():
         assert len(names) <= 2 * watch.most_processes, (kind, names)
+
+
+def wrong_counts(metrics: Metrics, tally: int, load: Load) -> list[str]:
+    """Return which samples are not what they must be, in words.
+
+    Args:
+        metrics: A scrape of one of the applications of ``tests.support.apps``.
+        tally: How many requests the application has counted, by its own bookkeeping.
+        load: Who has sent them.
+    """
+    expected = {
+        ("app_requests_total", ""): tally,
+        ("app_duration_seconds_count", ""): tally,
+        ("app_duration_seconds_bucket", "+Inf"): tally,
+        ("app_duration_seconds_sum", ""): tally / 16,
+        ("app_size_bytes_count", ""): tally,
+        ("app_size_bytes_sum", ""): 3 * tally,
+        ("app_sum", ""): tally,
+        ("app_max", ""): 7,
+        ("obskit_gunicorn_values_not_shared", ""): 0,
+    }
+    wrong = []
+    for (name, bound), value in expected.items():
+        found = metrics.get((name, frozenset({("le", bound)} if bound else ())))
+        if found != value:
+            wrong.append(f"{name} is {found}, not {value}")
+    if not load.answered <= tally <= load.answered + len(load.unknown):
+        wrong.append(
+            f"{tally} requests were counted; {load.answered} were answered, and of these it is not"
+            f" known: {load.unknown}"
+        )
+    return wrong
 
 
 def total_as_others_read_it(directory: Path) -> float:

@@ -18,12 +18,13 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 @functools.cache
-def interpreter(version: str) -> str:
-    """Return the path of an interpreter of a version; skips the test where there is none."""
+def find(version: str) -> str | None:
+    """Return the path of an interpreter of a version: on PATH, of pyenv's, of uv's; or ``None``."""
     if version == "{}.{}".format(*sys.version_info):
         return sys.executable
-    installed = glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python"))
-    for path in (shutil.which(f"python{version}"), *installed):
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    installed = glob.glob(f"{glob.escape(str(pyenv))}/versions/{version}.*/bin/python")
+    for path in (shutil.which(f"python{version}"), *sorted(installed), _of_uv(version)):
         if path is not None:
             code = "import sys; print('{}.{}'.format(*sys.version_info))"
             done = subprocess.run(
@@ -31,7 +32,25 @@ def interpreter(version: str) -> str:
             )
             if done.stdout.strip() == version:
                 return path
-    pytest.skip(f"there is no Python {version}")
+    return None
+
+
+def _of_uv(version: str) -> str | None:
+    if shutil.which("uv") is None:
+        return None
+    done = subprocess.run(
+        ["uv", "python", "find", "--no-python-downloads", version],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def interpreter(version: str) -> str:
+    """Return the path of an interpreter of a version; skips the test where there is none."""
+    return find(version) or pytest.skip(f"there is no Python {version}")
 
 
 def run_with(version: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
+    "AUTHORISATION",
     "BASE",
     "CHART",
     "DEMO",
@@ -55,6 +56,7 @@ BASE = KUBERNETES / "base"
 SIDECAR = KUBERNETES / "overlays" / "sidecar"
 FLEET = KUBERNETES / "overlays" / "fleet"
 SERVICE_MONITOR = KUBERNETES / "components" / "servicemonitor"
+AUTHORISATION = KUBERNETES / "components" / "authorisation"
 MESH = KUBERNETES / "components" / "service-mesh"
 RULES = KUBERNETES / "rules"
 CHART = KUBERNETES / "chart"

@@ -186,7 +186,9 @@ class Response(NamedTuple):
     body: str
 
 
-def get(port: int, path: str, *, timeout: float = 10.0) -> Response:
+def get(
+    port: int, path: str, *, headers: Mapping[str, str] | None = None, timeout: float = 10.0
+) -> Response:
     """Ask a server of 127.0.0.1 for a page.
 
     Raises:
@@ -195,7 +197,7 @@ def get(port: int, path: str, *, timeout: float = 10.0) -> Response:
     """
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
     try:
-        connection.request("GET", path, headers={"Connection": "close"})
+        connection.request("GET", path, headers={"Connection": "close", **(headers or {})})
         response = connection.getresponse()
         return Response(response.status, response.read().decode())
     finally:

@@ -1,15 +1,15 @@
 """Which live tests run on which Gunicorn in ``make test``; ``make soak`` runs the rest.
 
 A test that asks for an ``interpreter`` could run on every release with every combination of its
-parameters. The newest release gets all of them. An older one gets
+parameters. The newest release gets all of them. The older ones get
 
 - of a test that is marked ``releases_differ``, because what it holds us to hangs on something that
-  Gunicorn has changed: each scenario once, that is, as few combinations as have every value of
-  every parameter at least once. Worker classes are no scenario of their own: they are spread over
-  the older releases, so that each is met on one of them, and on another one by the next test;
+  Gunicorn has changed: each of them at least one combination, and as few together as have every
+  value of every parameter at least once. So each scenario and each worker class is met on one of
+  them, and on another one by the next test;
 - of any other test: one combination, on one older release. They take turns.
 
-What is left over is marked ``load``.
+What is left over is marked ``load``. ``make matrix`` runs one scenario on many more releases.
 """
 
 from __future__ import annotations
@@ -107,10 +107,8 @@ def _could_run(item: pytest.Function, releases: Sequence[Interpreter]) -> bool:
 
 
 def _needed(item: pytest.Function) -> list[Hashable]:
-    """Return what is to occur: the release, its scenarios, and, on any release, worker classes."""
-    scenarios = [pair for pair in _pairs(item) if pair[1] != "worker_class"]
-    classes = [pair[1:] for pair in _pairs(item) if pair[1] == "worker_class"]
-    return [_release(item), *scenarios, *classes]
+    """Return what is to occur: the release, and, on any of them, each other parameter's value."""
+    return [_release(item), *(pair[1:] for pair in _pairs(item))]
 
 
 def _pairs(item: pytest.Function) -> list[tuple[Interpreter, str, str]]:

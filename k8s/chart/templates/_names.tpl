@@ -29,6 +29,24 @@ securityContext:
     drop: ["ALL"]
 {{- end }}
 
+{{- define "gunicorn-app.tokenVariable" -}}
+- name: OBSKIT_METRICS_BEARER_TOKEN_FILE
+  value: /run/secrets/metrics/token
+{{- end }}
+
+{{- define "gunicorn-app.tokenMount" -}}
+- name: metrics-token
+  mountPath: /run/secrets/metrics
+  readOnly: true
+{{- end }}
+
+{{- define "gunicorn-app.authorization" -}}
+authorization:
+  credentials:
+    name: {{ . }}
+    key: token
+{{- end }}
+
 {{- define "gunicorn-app.probe" -}}
 httpGet:
   path: {{ .path }}

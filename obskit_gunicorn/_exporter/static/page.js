@@ -280,7 +280,11 @@
     const abort = new AbortController();
     const limit = setTimeout(() => abort.abort(), TIMEOUT_SECONDS * 1000);
     try {
-      const answer = await fetch("-/status", { cache: "no-store", signal: abort.signal });
+      // Where the page was opened with a user and a password in its address, fetch refuses that.
+      const url = new URL("-/status", location.href);
+      url.username = url.password = "";
+      const answer = await fetch(url, { cache: "no-store", signal: abort.signal });
+      if (answer.status === 401) throw new Error("it asks who you are: load the page again");
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       const status = await answer.json();
       if (status.version !== 1) throw new Error("another release: load the page again");

@@ -16,6 +16,7 @@ import yaml
 from obskit_gunicorn import __version__
 from tests.support.helm import lint_chart, render_chart
 from tests.support.manifests import (
+    AUTHORISATION,
     BASE,
     CHART,
     MESH,
@@ -38,7 +39,7 @@ HELMS_OWN = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 
 
 def _sorted(manifests: list[Manifest]) -> list[Manifest]:
-    """Return manifests in an order of their own, and so the variables of their containers.
+    """Return manifests in an order of their own, and so variables and volumes of their pods.
 
     Kustomize puts what a patch changes first. The order of variables matters only to those whose
     value names another one, and none does.
@@ -47,8 +48,10 @@ def _sorted(manifests: list[Manifest]) -> list[Manifest]:
     for manifest in found:
         if manifest["kind"] == "Deployment":
             for container in containers([manifest]):
-                container.get("env", []).sort(key=lambda entry: entry["name"])
+                for several in ("env", "volumeMounts"):
+                    container.get(several, []).sort(key=lambda entry: entry["name"])
                 assert "$(" not in json.dumps(container.get("env", []))
+            pod_spec([manifest])["volumes"].sort(key=lambda entry: entry["name"])
     return sorted(found, key=lambda each: (each["kind"], each["metadata"]["name"]))
 
 
@@ -89,6 +92,39 @@ def test_service_monitor_is_the_component(tmp_path: Path) -> None:
     """With a ServiceMonitor it makes what the component makes of the base."""
     found = render_chart(CHART, {"metrics": {"monitor": "serviceMonitor"}}, DEMO_RELEASE)
     assert _without_helms_labels(found) == _sorted(_kustomized(tmp_path, SERVICE_MONITOR))
+
+
+@pytest.mark.parametrize("monitor", ["podMonitor", "serviceMonitor"])
+def test_a_token_is_the_component(tmp_path: Path, monitor: str) -> None:
+    """With a Secret's name it makes what the component makes of the base, for both monitors."""
+    metrics = {"monitor": monitor, "tokenSecret": f"{DEMO_RELEASE}-metrics"}
+    found = render_chart(CHART, {"metrics": metrics}, DEMO_RELEASE)
+    others = [SERVICE_MONITOR] if monitor == "serviceMonitor" else []
+    expected = _kustomized(tmp_path, *others, AUTHORISATION)
+    assert _without_helms_labels(found) == _sorted(expected)
+    assert all_problems(expected, OLDEST) == []
+    assert schema_problems(expected, NEWEST) == []
+    kind = "PodMonitor" if monitor == "podMonitor" else "ServiceMonitor"
+    spec = find(expected, kind)["spec"]
+    (end,) = spec.get("podMetricsEndpoints") or spec["endpoints"]
+    (volume,) = (each for each in pod_spec(expected)["volumes"] if "secret" in each)
+    assert end["authorization"]["credentials"]["name"] == volume["secret"]["secretName"]
+
+
+def test_a_token_for_the_sidecar() -> None:
+    """Where the exporter has its own container, only that has the token."""
+    values = {"metrics": {"sidecar": True, "tokenSecret": "scrapes"}}
+    found = render_chart(CHART, values, DEMO_RELEASE)
+    assert all_problems(found, OLDEST_WITH_SIDECARS) == []
+    assert schema_problems(found, NEWEST) == []
+    has = {
+        container["name"]: [
+            "OBSKIT_METRICS_BEARER_TOKEN_FILE" in json.dumps(container.get("env", [])),
+            "metrics-token" in json.dumps(container["volumeMounts"]),
+        ]
+        for container in containers(found)
+    }
+    assert has == {"app": [False, False], "exporter": [True, True]}
 
 
 def test_annotations_for_a_mesh_are_the_component(tmp_path: Path) -> None:
@@ -172,6 +208,7 @@ def test_what_can_be_added_and_left_out() -> None:
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"name": "My Shop"}, "/name"),
         ({"user": 0}, "/user"),
+        ({"metrics": {"tokenSecret": "My Token"}}, "/metrics/tokenSecret"),
     ],
     ids=str,
 )

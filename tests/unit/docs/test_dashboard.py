@@ -140,6 +140,7 @@ def test_rows_are_what_one_looks_for(board: dict[str, Any]) -> None:
         "Saturation",
         "Workers",
         "Processes",
+        "Routes and websockets",
         "Metrics about metrics",
     ]
 

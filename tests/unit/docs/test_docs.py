@@ -1,4 +1,4 @@
-"""The pages for people: their links lead somewhere, and their code is code."""
+"""The pages for people: their links lead somewhere, and each can be found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from prometheus_client import Gauge
 
 ROOT = Path(__file__).parents[3]
@@ -48,27 +47,31 @@ def test_named_files(page: Path) -> None:
         assert (ROOT / "benchmarks" / f"{benchmark}.py").exists(), benchmark
 
 
-WITH_CODE = [page for page in PAGES if page.name != "hooks.md"]
-"""That one has signatures."""
-
-
-@pytest.mark.parametrize("page", WITH_CODE, ids=_name)
-def test_code(page: Path) -> None:
-    """Each piece of Python compiles, each piece of YAML is YAML."""
-    text = page.read_text(encoding="utf-8")
-    for language, code in re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
-        if language == "python":
-            compile(code, page.name, "exec")
-        elif language == "yaml" and page.name != "README.md":  # two parts of a manifest there
-            yaml.safe_load(code)
-
-
 def test_every_page_can_be_found() -> None:
     """Each page of docs/ is linked from the first one, and that from the README."""
     first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([\w-]+\.md)", first))
     assert linked == {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}
     assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_is_short_and_its_figures_are_measured() -> None:
+    """It is little more than a screen, and its figures stand on the page that says how."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 110
+    measured = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): set(re.findall(r"[\d.,]*\d", line))
+        for line in measured.splitlines()
+    }
+    table = readme.partition("| measured ([how]")[2].partition("\n\n")[0]
+    scrape, answer, count = [line.split(" | ")[1:] for line in table.splitlines()[2:]]
+    for cells, row in (
+        (scrape, "32 \u00d7 9,000"),
+        (answer, "734 ms"),
+        (count, "`Counter.inc()`"),
+    ):
+        assert {re.findall(r"[\d.]+", cell)[0] for cell in cells} <= rows[row], row
 
 
 def test_every_gauge_mode_is_explained() -> None:

@@ -19,6 +19,7 @@ import yaml
 from obskit_gunicorn._fleet.address import StoreAddress
 from tests.support import metrics_page
 from tests.support.manifests import (
+    AUTHORISATION,
     BASE,
     DEMO,
     FLEET,
@@ -110,7 +111,7 @@ def test_manifests_are_sound(rendered: dict[Path, list[Manifest]], directory: Pa
 
 
 @pytest.mark.parametrize(
-    "directory", [*OLDEST, SERVICE_MONITOR, MESH, RULES], ids=lambda path: path.name
+    "directory", [*OLDEST, SERVICE_MONITOR, MESH, AUTHORISATION, RULES], ids=lambda path: path.name
 )
 def test_kustomizations_list_their_files(directory: Path) -> None:
     """A kustomization names every file beside it, and none that is missing."""
@@ -120,7 +121,7 @@ def test_kustomizations_list_their_files(directory: Path) -> None:
 def test_every_kustomization_is_tested() -> None:
     """No kustomization of k8s/ is left out of these tests."""
     found = {path.parent for path in KUBERNETES.rglob("kustomization.yaml")}
-    assert found == {*OLDEST, SERVICE_MONITOR, MESH, RULES}
+    assert found == {*OLDEST, SERVICE_MONITOR, MESH, AUTHORISATION, RULES}
 
 
 def test_application_listens_where_the_service_leads(base: list[Manifest]) -> None:
@@ -434,7 +435,9 @@ def _shown(manifests: list[Manifest], labels: dict[str, str], name: str) -> bool
 def test_each_metric_is_scraped_once(fleet: dict[str, list[Manifest]]) -> None:
     """Counts come from the fleet's page, what describes a pod from the pod; nothing is left out."""
     either = {
-        *("gunicorn_connections", "gunicorn_requests_in_progress"),  # a pod's, and the sum
+        # A pod's, and the sum.
+        *("gunicorn_connections", "gunicorn_requests_in_progress"),
+        "gunicorn_websockets_in_progress",
         "obskit_gunicorn_info",  # by which alerts know a target
     }
     for row in metrics_page.rows():

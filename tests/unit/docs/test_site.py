@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tests.support.browser import Browser
 from tests.support.missing import missing
+from tests.support.pages import all_blocks
+from tests.support.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +48,7 @@ def test_navigation() -> None:
 
 
 def test_strict_build(tmp_path: Path) -> None:
-    """The site builds without a warning, with each docstring that it shows and each diagram."""
+    """The site builds without a warning, shows what it is to show, and asks no other host."""
     if not PYTHON.exists():
         missing("the environment that builds the site is missing: make docs")
     done = subprocess.run(
@@ -60,8 +63,43 @@ def test_strict_build(tmp_path: Path) -> None:
     reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
     for directive in re.findall("^::: (.+)", (ROOT / "docs" / "reference.md").read_text(), re.M):
         assert f'id="{directive}"' in reference, directive
-    diagrams = (tmp_path / "site" / "lifecycles.html").read_text(encoding="utf-8")
-    assert diagrams.count('<pre class="mermaid">') == 3
+    pages, shown = list((tmp_path / "site").rglob("*.html")), 0
+    assert not [
+        (page.name, asked) for page in pages for asked in asked_of_others(page.read_text("utf-8"))
+    ]
+    with Browser() as browser:
+        for page in pages:
+            diagrams = page.read_text(encoding="utf-8").count('<pre class="mermaid">')
+            if diagrams:
+                shown += diagrams
+                browser.show(page.as_uri())
+                wait_until(
+                    lambda diagrams=diagrams: (  # type: ignore[misc]
+                        browser.run("document.querySelectorAll('div.mermaid').length") == diagrams
+                    ),
+                    f"the diagrams of {page.name} are drawn",
+                )
+        assert browser.errors == []
+        assert not [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+    assert shown == sum(block.language == "mermaid" for block in all_blocks()) > 0
+
+
+def asked_of_others(html: str) -> list[str]:
+    """Return what a browser that shows a page asks other hosts for."""
+    found = []
+    for tag in re.findall(r"<(?:script|link|img|iframe|source|object|video|audio)\b[^>]*>", html):
+        # Which page is meant is no request.
+        if 'rel="canonical"' not in tag:
+            found += re.findall(r"""(?:src|href|data|srcset)=["']?((?:https?:)?//[^"'\s>]+)""", tag)
+    return found + re.findall(r"(?:@import\s+|url\()[\"']?((?:https?:)?//[^\"')\s]+)", html)
+
+
+def test_what_is_asked_of_others_is_found() -> None:
+    """A script, a style or a picture of another host is seen; a link to follow is none."""
+    assert asked_of_others('<script src="https://a.example/x.js">') == ["https://a.example/x.js"]
+    assert asked_of_others('<link href="//b.example/x.css">') == ["//b.example/x.css"]
+    assert asked_of_others("<style>@import 'http://c.example/x'</style>") == ["http://c.example/x"]
+    assert not asked_of_others('<a href="https://d.example/"><img src="pictures/page.png"></a>')
 
 
 def test_public_names_are_in_the_reference() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from array import array
 from typing import TYPE_CHECKING
 
@@ -71,3 +72,28 @@ def test_facts_of_another_kind(store: Store, facts: str) -> None:
     reading = FleetSource(store).read()
     assert len(list(reading.gauges())) >= 3
     assert list(reading.others()) == []
+
+
+def key(name: str, text: str) -> bytes:
+    """Return the key of a counter, as in metric files."""
+    data = json.dumps([name, f"{name}_total", {}, text]).encode()
+    data += b" " * (-(len(data) + 4) % 8)
+    return struct.pack("i", len(data)) + data
+
+
+@pytest.mark.parametrize("other", ["counter", "gauge_livesum"])
+def test_a_metric_that_a_deploy_has_changed(store: Store, other: str) -> None:
+    """A counter with another help, or now a gauge, on some hosts is shown with all others."""
+    keys = [
+        b"counter\0" + key("orders", "Orders."),
+        other.encode() + b"\0" + key("orders", "Orders that were taken."),
+        b"counter\0" + key("visits", "Visits."),
+    ]
+    store.numbers_of([(bytes([at]) * 12, each) for at, each in enumerate(keys)], deadline=1e9)
+    one = PackedPart("counter", "", pack_ids([0, 2]), array("d", [1.0, 5.0]))
+    two = PackedPart(other, "", pack_ids([1]), array("d", [2.0]))
+    write(store, pack([one, two]), ended=False)
+    found = FleetSource(store).read().snapshot
+    samples = {sample.name: sample.value for metric in found.metrics() for sample in metric.samples}
+    assert samples["visits_total"] == 5
+    assert samples["orders_total"] == (3 if other == "counter" else 2)  # one type is shown

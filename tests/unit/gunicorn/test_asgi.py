@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,8 @@ Messages = list[dict[str, Any]]
 
 class Counts:
     """Stands for the metrics: notes what is counted, and when."""
+
+    by_route = None
 
     def __init__(self) -> None:
         self.in_progress = 0
@@ -276,3 +280,140 @@ def test_which_applications_are_asgi3() -> None:
     assert is_asgi3(Object().__call__)
     assert not is_asgi3(Old)
     assert not is_asgi3(lambda scope: None)
+
+
+class Sockets:
+    """Stands for the metrics of websockets: notes what is counted, in order."""
+
+    def __init__(self) -> None:
+        self.noted: list[object] = []
+
+    def accepted(self) -> None:
+        """Note one."""
+        self.noted.append("accepted")
+
+    def not_accepted(self, *, has_left: bool) -> None:
+        """Note one."""
+        self.noted.append("abandoned" if has_left else "refused")
+
+    def closed(self, code: object) -> None:
+        """Note its end."""
+        self.noted.append(code)
+
+
+ACCEPT, CONNECT = {"type": "websocket.accept"}, {"type": "websocket.connect"}
+LEFT = {"type": "websocket.disconnect", "code": 1001}
+
+
+def converse(
+    *steps: Any, incoming: Messages, worker: Any = None, failing: str = ""
+) -> list[object]:
+    """Serve a websocket; return what was counted.
+
+    Args:
+        steps: What the application does: ``receive``, an exception to raise, or a message to send.
+        incoming: What the server says.
+        worker: The worker.
+        failing: The type of messages for which the server raises, because nobody reads them.
+    """
+    sockets, waiting = Sockets(), list(incoming)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for step in steps:
+            if step == "receive":
+                await receive()
+            elif isinstance(step, dict):
+                await send(step)
+            else:
+                raise step
+
+    async def receive() -> dict[str, Any]:
+        return waiting.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == failing:
+            raise BrokenPipeError
+
+    arguments: Any = application, None, worker, sockets
+    counted: Any = CountedApplication(*arguments)
+
+    async def serve() -> None:
+        await counted({"type": "websocket"}, receive, send)
+
+    with contextlib.suppress(ZeroDivisionError, OSError, asyncio.CancelledError):
+        asyncio.run(serve())
+    return sockets.noted
+
+
+CLOSE: dict[str, Any] = {"type": "websocket.close"}
+DENIAL: Messages = [
+    {"type": "websocket.http.response.start", "status": 401},
+    {"type": "websocket.http.response.body", "body": b""},
+]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (["receive", ACCEPT, "receive"], ["accepted", 1001]),
+        (["receive", ACCEPT, "receive", "receive"], ["accepted", 1001]),
+        (["receive", ACCEPT, CLOSE], ["accepted", 1000]),
+        (["receive", ACCEPT, {**CLOSE, "code": 4000}], ["accepted", 4000]),
+        (["receive", ACCEPT, {**CLOSE, "code": 4000}, "receive"], ["accepted", 4000]),
+        (["receive", ACCEPT, {**CLOSE, "code": None}, ZeroDivisionError()], ["accepted", 1000]),
+        (["receive", ACCEPT], ["accepted", 1011]),
+        (["receive", ACCEPT, ZeroDivisionError()], ["accepted", 1011]),
+        (["receive", CLOSE], ["refused"]),
+        (["receive", CLOSE, "receive"], ["refused"]),
+        (["receive", *DENIAL], ["refused"]),
+        (["receive"], ["refused"]),
+        ([], ["refused"]),
+        (["receive", ZeroDivisionError()], ["refused"]),
+        (["receive", "receive"], ["abandoned"]),
+        (["receive", "receive", ZeroDivisionError()], ["abandoned"]),
+    ],
+)
+def test_a_websocket(steps: list[Any], expected: list[object]) -> None:
+    """It is accepted or not, and what was accepted ends once, with one code."""
+    assert converse(*steps, incoming=[CONNECT, LEFT, LEFT]) == expected
+
+
+def test_a_websocket_that_is_closed_while_something_receives() -> None:
+    """What the server says of its own close does not count in its place."""
+    sockets, is_told = Sockets(), asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        await asyncio.gather(send({**CLOSE, "code": 4000}), receive())
+
+    async def receive() -> dict[str, Any]:
+        is_told.set()
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.close":  # Gunicorn waits for the client's answer
+            await is_told.wait()
+            await asyncio.sleep(0)
+
+    arguments: Any = application, None, None, sockets
+    counted: Any = CountedApplication(*arguments)
+    asyncio.run(counted({"type": "websocket"}, receive, send))
+    assert sockets.noted == ["accepted", 4000]
+
+
+def test_a_websocket_whose_client_is_gone() -> None:
+    """What the server cannot send shows it, too, before and after the handshake."""
+    text = {"type": "websocket.send", "text": "x"}
+    steps = ["receive", ACCEPT, text]
+    assert converse(*steps, incoming=[CONNECT], failing="websocket.send") == ["accepted", 1006]
+    assert converse(*steps, incoming=[CONNECT], failing="websocket.accept") == ["abandoned"]
+    no_code = {"type": "websocket.disconnect"}
+    assert converse("receive", ACCEPT, "receive", incoming=[CONNECT, no_code]) == ["accepted", 1005]
+
+
+@pytest.mark.parametrize(("alive", "code"), [(True, 1006), (False, 1012)])
+def test_a_websocket_that_is_cancelled(alive: bool, code: int) -> None:
+    """While the worker serves its client has left; otherwise the worker ends."""
+    steps = ["receive", ACCEPT, asyncio.CancelledError()]
+    found = converse(*steps, incoming=[CONNECT], worker=SimpleNamespace(alive=alive))
+    assert found == ["accepted", code]

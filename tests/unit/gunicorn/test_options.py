@@ -37,10 +37,14 @@ class Config:
     metrics_certfile: object = None
     metrics_keyfile: object = None
     metrics_ca_certs: object = None
+    metrics_bearer_token_file: object = None
+    metrics_auth_file: object = None
+    metrics_auth_probes: object = False
     metrics_collectors: object = ()
     metrics_max_series: object = None
     metrics_max_bytes: object = None
     metrics_requests: object = True
+    metrics_routes: object = False
     metrics_buckets: object = (0.1, 1.0)
     metrics_redis: object = None
     metrics_redis_name: object = "default"
@@ -230,6 +234,9 @@ class TestExporter:
             "metrics_certfile": None,
             "metrics_keyfile": None,
             "metrics_ca_certs": None,
+            "metrics_bearer_token_file": None,
+            "metrics_auth_file": None,
+            "metrics_auth_probes": False,
             "metrics_collectors": (),
             "metrics_redis": None,
             "metrics_redis_name": "default",
@@ -292,6 +299,14 @@ class TestExporter:
             ("metrics_certfile", 1),
             ("metrics_keyfile", __file__),
             ("metrics_ca_certs", __file__),
+            ("metrics_bearer_token_file", "/nowhere/token"),
+            ("metrics_bearer_token_file", __file__),
+            ("metrics_bearer_token_file", 1),
+            ("metrics_auth_file", "/nowhere/users"),
+            ("metrics_auth_file", __file__),
+            ("metrics_auth_file", os.path.dirname(__file__)),
+            ("metrics_auth_probes", "yes"),
+            ("metrics_auth_probes", True),  # without a file that would close them
             ("metrics_collectors", "myapp:depth"),
             ("metrics_collectors", ["myapp.depth"]),
             ("metrics_collectors", ["myapp:"]),
@@ -308,6 +323,7 @@ class TestExporter:
             ("metrics_max_bytes", 0),
             ("metrics_max_bytes", "1000"),
             ("metrics_max_bytes", True),
+            ("metrics_routes", "yes"),
             ("metrics_buckets", ()),
             ("metrics_buckets", "0.1"),
             ("metrics_buckets", 1),
@@ -343,6 +359,18 @@ class TestExporter:
         files = (found.metrics_certfile, found.metrics_keyfile, found.metrics_ca_certs)
         assert files == (str(file),) * 3
 
+    def test_files_of_who_may_ask(self, tmp_path: Path) -> None:
+        """They are read once, made absolute, and each closes probes where that is wished."""
+        token, users = tmp_path / "token", tmp_path / "users"
+        token.write_text("some-token\n")
+        users.write_text(f"prometheus:$2y$10${'a' * 53}\n")
+        relative = os.path.relpath(token)
+        found = options({"OBSKIT_METRICS_BEARER_TOKEN_FILE": relative}, metrics_auth_file=users)
+        files = (found.metrics_bearer_token_file, found.metrics_auth_file)
+        assert files == (str(token), str(users))
+        assert options(metrics_auth_file=users, metrics_auth_probes=True).metrics_auth_probes
+        assert options({"OBSKIT_METRICS_AUTH_FILE": ""}).metrics_auth_file is None
+
     def test_collectors(self) -> None:
         """Collectors are import strings, in the environment separated by commas."""
         names = ["app.metrics:depth", "app:Collectors.queue"]
@@ -364,6 +392,13 @@ class TestRequests:
         """Requests need not be counted."""
         assert options(metrics_requests=False).metrics_requests is False
         assert options({"OBSKIT_METRICS_REQUESTS": "no"}).metrics_requests is False
+
+    def test_routes(self) -> None:
+        """They are asked for, and need requests that are counted."""
+        assert options().metrics_routes is False
+        assert options({"OBSKIT_METRICS_ROUTES": "on"}).metrics_routes is True
+        with pytest.raises(ConfigurationError, match="metrics_requests is False"):
+            options(metrics_routes=True, metrics_requests=False)
 
 
 class TestFleet:

@@ -1,6 +1,6 @@
 """The declarations of settings: they are current, checkers and editors use them, nobody runs them.
 
-What mypy and pyright must say stands in ``tests/typing/settings.py``.
+What mypy and pyright must say stands in ``tests/typing/settings.py``, and in pieces of the pages.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from obskit_gunicorn._gunicorn.contract import PARAMETERS
 from obskit_gunicorn._gunicorn.options import OPTIONS
 from tests.support.editor import running
 from tests.support.missing import missing
+from tests.support.pages import all_blocks
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -52,7 +53,13 @@ def _program(name: str) -> str:
 @pytest.fixture(name="project")
 def _project(tmp_path: Path) -> Path:
     """Return the folder of a user who has the cases as configuration, and no settings of ours."""
-    shutil.copy(CASES, tmp_path / "conf.py")
+    cases = CASES.read_text(encoding="utf-8")
+    shown = [block.text for block in all_blocks() if "# an error" in block.text]
+    assert shown
+    lines = [re.sub(r"# an error.*", "# wrong", line) for line in "\n".join(shown).splitlines()]
+    there = {line for line in cases.splitlines() if "import " in line}
+    added = "\n".join(line for line in lines if line not in there)
+    (tmp_path / "conf.py").write_text(f"{cases}\n\n{added}\n", encoding="utf-8")
     _write_strict(tmp_path)
     return tmp_path
 
@@ -64,9 +71,9 @@ def _write_strict(folder: Path) -> None:
     (folder / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _expected(*marks: str) -> set[int]:
+def _expected(project: Path, *marks: str) -> set[int]:
     """Return the lines on which there must be an error."""
-    lines = CASES.read_text(encoding="utf-8").splitlines()
+    lines = (project / "conf.py").read_text(encoding="utf-8").splitlines()
     return {number for number, line in enumerate(lines, 1) if line.endswith(marks)}
 
 
@@ -155,7 +162,7 @@ def test_mypy_finds_each_mistake_and_no_other(project: Path) -> None:
         cwd=project,
     )
     found = set(map(int, re.findall(r"^conf\.py:(\d+): error:", done.stdout, re.MULTILINE)))
-    assert found == _expected("# wrong"), done.stdout + done.stderr
+    assert found == _expected(project, "# wrong"), done.stdout + done.stderr
     assert "DidYouMean[Literal['workers']]" in done.stdout
 
 
@@ -170,7 +177,7 @@ def test_pyright_finds_each_mistake_and_no_other(project: Path) -> None:
     )
     said = json.loads(done.stdout)["generalDiagnostics"]
     found = {each["range"]["start"]["line"] + 1 for each in said if each["severity"] == "error"}
-    assert found == _expected("# wrong", "# wrong to pyright"), json.dumps(said, indent=1)
+    assert found == _expected(project, "# wrong", "# wrong to pyright"), json.dumps(said, indent=1)
     assert any("DidYouMean[Literal['workers']]" in each["message"] for each in said)
 
 
