@@ -100,6 +100,8 @@ class ReducedFile:
     __slots__ = (
         "_ident",
         "_is_due",
+        "_later",
+        "_parsed",
         "_prefix",
         "_removed",
         "_seen",
@@ -122,6 +124,8 @@ class ReducedFile:
         self._version, self._ident = -1, ""
         self._seen: tuple[object, ...] = ()
         self._is_due = True
+        self._parsed: int | None = None
+        self._later: dict[LabelSet, int] = {}
         self.shown: frozenset[LabelSet] = frozenset()
         self._were_shown: frozenset[LabelSet] = frozenset()
 
@@ -144,6 +148,7 @@ class ReducedFile:
         # Another file may have taken its place, with the same keys and values.
         if reader.ident != self._ident:
             self._version, self._ident = -1, reader.ident
+            self._parsed, self._later = None, {}
         if is_same and version == self._version:
             return
         self._seen, self._is_due = seen, True
@@ -153,7 +158,10 @@ class ReducedFile:
             self._version = version
             self._find(baselines)
         values = memoryview(reader.numbers).cast("d")
-        is_shown = self._is_gauge_shown if self._prefix.startswith("gauge") else _is_shown
+        is_gauge = self._prefix.startswith("gauge")
+        if not is_gauge:
+            self._parse_later()
+        is_shown = self._is_gauge_shown if is_gauge else self._is_sum_shown
         self.shown = frozenset(
             [each.baseline.labels for each in self._removed if is_shown(each, values)]
         )
@@ -186,11 +194,11 @@ class ReducedFile:
             if removed.baseline.labels not in shown:
                 hidden += [place.number for place in removed.places]
             elif not self._prefix.startswith("gauge"):
-                # A process makes its stores one after the other: if one is more than it was, the
-                # others are not late any more. If none is, they are as they were.
-                has_risen = _has_risen(removed, values)
+                # A process makes its stores one after the other: if it has counted since, those
+                # that were late are not any more. If it has not, all are as they were.
+                is_used = removed.baseline.labels in self.shown
                 for place in removed.places:
-                    above = values[place.number] - place.value if has_risen else 0.0
+                    above = values[place.number] - place.value if is_used else 0.0
                     changed.append((place.number, above))
         self._apply(tuple(sorted(hidden)), changed, layouts)
 
@@ -208,6 +216,32 @@ class ReducedFile:
                 found = _Removed(baseline, self._prefix, self.reader.layout)
                 found.has_changed = has_changed
             self._removed.append(found)
+
+    def _parse_later(self) -> None:
+        """Find the label sets of what has come into the file since something was removed of it.
+
+        A forked child makes the buckets of a histogram one by one, when it uses them.
+        """
+        layout = self.reader.layout
+        if self._parsed is None:
+            ends = [each.baseline.end for each in self._removed]
+            first = layout.number_behind(min(ends, default=layout.end))
+        else:
+            first = self._parsed
+        for number in range(first, len(layout.keys)):
+            series = LabelSet.of(key_text(layout.keys[number]), self._prefix)
+            if series is not None:
+                self._later[series] = layout.place(number)
+        self._parsed = max(first, len(layout.keys))
+
+    def _is_sum_shown(self, removed: _Removed, values: Sequence[float]) -> bool:
+        """Return whether a label set is shown: it was made again, or has counted since."""
+        baseline = removed.baseline
+        if baseline.state == SHOWN or self._later.get(baseline.labels, -1) >= baseline.end:
+            return True
+        return any(
+            values[place.number] > place.value for place in removed.places if not place.is_sum
+        )
 
     def _is_gauge_shown(self, removed: _Removed, values: Sequence[float]) -> bool:
         """Return whether a gauge is shown: as it is, once it has changed."""
@@ -333,16 +367,6 @@ class ReducedFiles:
             self._layouts = {
                 made_of: each for made_of, each in self._layouts.items() if each in layouts
             }
-
-
-def _has_risen(removed: _Removed, values: Sequence[float]) -> bool:
-    """Return whether anything was counted since, of what only grows."""
-    return any(values[place.number] > place.value for place in removed.places if not place.is_sum)
-
-
-def _is_shown(removed: _Removed, values: Sequence[float]) -> bool:
-    """Return whether a label set is shown: it was made again, or has counted since."""
-    return removed.baseline.state == SHOWN or _has_risen(removed, values)
 
 
 def _label_sets(layout: Layout) -> frozenset[LabelSet]:

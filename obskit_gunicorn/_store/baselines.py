@@ -86,6 +86,8 @@ class Baseline(NamedTuple):
     file: File
     labels: LabelSet
     entries: tuple[Entry, ...]
+    end: int = 0
+    """Where the entries of the file ended; of the label set may come more behind it."""
 
     def packed(self) -> bytes:
         """Return the content of its record."""
@@ -95,6 +97,7 @@ class Baseline(NamedTuple):
             *self.file,
             self.labels.metric.decode(),
             self.labels.labels.decode(),
+            self.end,
         ]
         return json.dumps(head).encode() + b"\0" + b"".join([_ENTRY.pack(*e) for e in self.entries])
 
@@ -103,10 +106,10 @@ class Baseline(NamedTuple):
         """Return what a record says; ``None`` if it is not one of this release."""
         head, _, packed = content.partition(b"\0")
         try:
-            state, removed, name, ident, metric, labels = json.loads(head)
+            state, removed, name, ident, metric, labels, end = json.loads(head)
             entries = tuple(Entry(*entry) for entry in _ENTRY.iter_unpack(packed))
             series = LabelSet(metric.encode(), labels.encode())
-            return cls(str(state), float(removed), File(name, ident), series, entries)
+            return cls(str(state), float(removed), File(name, ident), series, entries, int(end))
         except (ValueError, TypeError, AttributeError, struct.error):
             return None
 
@@ -187,7 +190,7 @@ class Baselines:
             self.refresh()
             now = time.time()
             found = [
-                Baseline(HIDDEN, now, file, series, tuple(entries))
+                Baseline(HIDDEN, now, file, series, tuple(entries), len(data))
                 for file, prefix, data in contents(self.directory, kind)
                 for series, entries in _entries(data, prefix, metric, wanted).items()
                 if not self._is_hidden(file, series, entries)

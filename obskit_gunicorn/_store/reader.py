@@ -162,6 +162,16 @@ class Layout:
         before = part.keys[: number % _PART_KEYS]
         return part.start + sum(map(len, before)) + 16 * len(before) + len(self.keys[number])
 
+    def number_behind(self, end: int) -> int:
+        """Return the number of the first key that is behind an offset at which an entry ends."""
+        index = max(0, bisect_right([part.start for part in self._parts], end) - 1)
+        number = index * _PART_KEYS
+        at = self._parts[index].start if self._parts else end
+        while at < end and number < len(self.keys):
+            at += len(self.keys[number]) + 16
+            number += 1
+        return number
+
     def number_at(self, place: int) -> int | None:
         """Return the number of the key whose value is at an offset; ``None`` if there is none."""
         index = bisect_right([part.start for part in self._parts], place) - 1

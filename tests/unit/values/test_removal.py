@@ -209,6 +209,29 @@ class TestSums:
         child.call(_remove, "histogram", X)
         assert read_ours(directory) == {}
 
+    def test_buckets_that_come_later(
+        self, nursery: Nursery, one: RemoteProcess, directory: str
+    ) -> None:
+        """A forked child that uses a bucket for the first time shows its histogram again, whole."""
+        one.call(_make, "histogram", X)
+        child = one.fork()
+        child.call(_use, "histogram", "observe", 0.5, labels=X)
+        one.call(_remove, "histogram", X)
+        child.call(_use, "histogram", "observe", 1.5, labels=X)
+        found = read_ours(directory)
+        assert found['m_sum{label="x"}'] == 1.5
+        bounds = ("1.0", "2.0", "5.0", "+Inf")
+        assert [found[f'm_bucket{{label="x",le="{le}"}}'] for le in bounds] == [0, 1, 1, 1]
+        one.call(_remove, "histogram", X)
+        assert read_ours(directory) == {}
+        child.kill()
+        other = nursery.start()
+        other.call(join, directory)
+        other.call(_use, "histogram", "observe", 4, labels=X)
+        found = read_ours(directory)
+        assert found['m_sum{label="x"}'] == 4
+        assert [found[f'm_bucket{{label="x",le="{le}"}}'] for le in bounds] == [0, 0, 1, 1]
+
     def test_reset_after_a_removal(
         self, one: RemoteProcess, other: RemoteProcess, directory: str
     ) -> None:
