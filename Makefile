@@ -46,7 +46,8 @@ OLDEST_CLIENT := .venvs/oldest-client
 OF_CLIENTS := tests/unit/values tests/unit/scrape/test_default_registry.py \
 	tests/unit/front/test_multiprocess.py tests/unit/front/test_replace_collector.py \
 	tests/conformance/test_chosen_differences.py tests/conformance/test_collector.py \
-	tests/conformance/test_exemplars.py tests/conformance/test_repeated_keys.py
+	tests/conformance/test_exemplars.py tests/conformance/test_repeated_keys.py \
+	tests/conformance/test_removal_histories.py
 
 # A FastAPI that copies the routes of routers that it includes, with a Starlette that does not say
 # which of its routes has matched; to be found before the newest ones.

@@ -86,7 +86,7 @@ that are built on it, let both replace a field of a frozen dataclass whose type 
 ``__get__``; and of all members they complete only such variables in the body of a class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 

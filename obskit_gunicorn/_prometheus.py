@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
+import warnings
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +34,8 @@ from obskit_gunicorn._problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from types import FrameType
 
     from prometheus_client.registry import Collector, CollectorRegistry
 
@@ -40,7 +44,9 @@ _UNADOPTED = "metrics created before sharing begins are not shared"
 _SLOWER = "counting a request costs more"
 _UNCLOSED = "close_all_multiprocess_files() leaves our files open"
 _CALLBACKS = "gauges with set_function are not recognised"
+_ONE_PROCESS = "remove(), clear() and metrics_max_series act on one process"
 _WITHOUT = {
+    "Counter.labels": _ONE_PROCESS,
     "Counter._metric_init": _UNADOPTED,
     "Counter._value": _SLOWER,
     "Histogram._buckets": _SLOWER,
@@ -66,6 +72,7 @@ class _Probe:
     def __init__(self, *args: object, **kwargs: object) -> None:
         """Accept all arguments."""
         self.arguments = args
+        self.parent = parent_of_new_child()
 
 
 @functools.cache
@@ -114,6 +121,8 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
         gauge = Gauge("probe", "", ["label"], registry=None)
         child = gauge.labels("")
         child.set_function(float)
+        labelled = Counter("probe", "", ["label"], registry=None)
+        found = getattr(labelled.labels(""), "_value", None)
     finally:
         values.ValueClass = value_class
     cleanups = getattr(values, "_multi_process_cleanups", None)
@@ -121,6 +130,9 @@ def install(value_class: type, close: Callable[[], None]) -> list[str]:
         cleanups.append(close)
     has_closing = hasattr(values, "close_all_multiprocess_files")  # from 0.26 on
     has_all = {
+        "Counter.labels": getattr(found, "parent", None) is labelled
+        and isinstance(children_of(labelled), dict)
+        and parent_of(labelled) == Parent("counter", "probe", ("label",)),
         "Counter._metric_init": hasattr(counter, "_metric_init"),
         "Counter._value": isinstance(getattr(counter, "_value", None), _Probe),
         "Histogram._buckets": bool(getattr(histogram, "_buckets", None)),
@@ -277,6 +289,80 @@ def notice_states(
         call_after(kind, "clear", after_clear)
         if hasattr(kind, "remove_by_labels"):
             call_after(kind, "remove_by_labels", after_remove_by_labels)
+
+
+_LABELS = getattr(Counter.labels, "__code__", None)
+"""The code that makes children. A child does not know its parent, but is made while this runs."""
+
+_MOST_FRAMES = 16
+
+
+def parent_of_new_child() -> Any:
+    """Return the metric whose ``labels()`` makes a child right now, if that has called this.
+
+    Its lock is held then.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            break
+        if frame.f_code is _LABELS:
+            return frame.f_locals.get("self")
+        frame = frame.f_back
+    return None
+
+
+class Parent(NamedTuple):
+    """What a metric with labels says about itself."""
+
+    kind: str
+    """Its type."""
+
+    name: str
+    """Its name; a counter's without ``_total``."""
+
+    labels: tuple[str, ...]
+    """The names of its labels."""
+
+
+def parent_of(metric: Any) -> Parent | None:
+    """Return what a metric with labels says about itself; ``None`` if it does not."""
+    try:
+        return Parent(metric._type, metric._name, tuple(metric._labelnames))
+    except (AttributeError, TypeError):
+        return None
+
+
+def lock_of(metric: Any) -> AbstractContextManager[Any]:
+    """Return the lock that guards the children of a metric."""
+    found: AbstractContextManager[Any] = getattr(metric, "_lock", contextlib.nullcontext())
+    return found
+
+
+def children_of(metric: Any) -> Any:
+    """Return the dictionary in which a metric keeps its children; ``None`` if it has none.
+
+    By their label values. Who changes it holds the metric's lock.
+    """
+    return getattr(metric, "_metrics", None)
+
+
+def values_in(child: object) -> list[Any]:
+    """Return what might be the values of a child of a metric: its attributes, and in lists."""
+    found: list[Any] = []
+    for attribute in vars(child).values():
+        found += attribute if isinstance(attribute, list) else [attribute]
+    return found
+
+
+def allow_removal() -> None:
+    """Do without the warning that label sets cannot be removed in multiprocess mode."""
+    warnings.filterwarnings(
+        "ignore",
+        r"(Removal of|Clearing) labels has not been implemented in\s+multi-process",
+        UserWarning,
+        r"prometheus_client\.metrics",
+    )
 
 
 def make_values_anew(metric: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from obskit_gunicorn._gunicorn.contract import Configuration, HookEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from ssl import SSLContext
 
     from gunicorn.arbiter import Arbiter
@@ -151,6 +151,21 @@ class ObskitGunicornConfig(Settings):
         environment. A collector that raises an exception, or takes longer than two seconds, is left
         out of that scrape and counted in ``obskit_gunicorn_collector_failures_total``. In the
         environment, separate them by commas.
+        """
+
+        metrics_max_series: int | Mapping[str, int] | None = None
+        """How many label sets each metric may have, in the directory: a budget.
+
+        Who comes first has a place, and keeps it until the next generation; what comes later is
+        counted with ``__other__`` as the value of all its labels, and nothing is lost. A mapping
+        has a number for each metric that it names, and for all others under ``"*"``. Metrics
+        without labels need no place. In the environment: ``100,http_requests=1000``.
+        """
+
+        metrics_max_bytes: int | None = None
+        """From which size of the metric files on there is no place for more label sets, in bytes.
+
+        Those that have a place keep it, and ``__other__`` needs none.
         """
 
         metrics_requests: bool = True

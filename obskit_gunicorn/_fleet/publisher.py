@@ -31,7 +31,8 @@ from obskit_gunicorn._fleet.packing import (
 from obskit_gunicorn._fleet.store import TOMB_SECONDS, Entry, Store, StoreError
 from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
-from obskit_gunicorn._store import note
+from obskit_gunicorn._store import baselines, note
+from obskit_gunicorn._store.fileformat import LabelSet, key_text
 from obskit_gunicorn._version import __version__
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ LONGEST_SECONDS = 4.0
 
 _MOST_TRIES = 20
 _ROUNDING = 1e-9
+_SUM = b'_sum", {'
+"""In the key of a sum, which may fall without being removed."""
 
 
 class Reading(NamedTuple):
@@ -165,6 +168,7 @@ class Publisher:
             return False
         if not self._number_keys(reading.parts, deadline):
             return False
+        self._lower_base(reading)
         parts = self._pack(reading.parts)
         data = b"" if parts == self._sent else pack(parts)
         self._has_entered = False  # until it is known that it is as believed
@@ -324,6 +328,28 @@ class Publisher:
             result.append(PackedPart(part.prefix, part.holder, known.ids, numbers))
         self._packed = packed
         return result
+
+    def _lower_base(self, reading: Reading) -> None:
+        """Count label sets from zero that were removed and have counted again.
+
+        What they had counted before, which was not to be counted, is in their numbers no more.
+        """
+        if not self._base or not os.path.exists(os.path.join(reading.directory, baselines.NAME)):
+            return
+        fallen: set[tuple[str, LabelSet | None]] = set()
+        counting = [part for part in reading.parts if part.prefix in COUNTING]
+        for part in counting:
+            for key, number in zip(part.keys, part.numbers, strict=True):
+                base = self._base.get(self._ids[part.prefix, key], 0.0)
+                if number < base and _above(number, base) < 0 and _SUM not in key:
+                    fallen.add((part.prefix, LabelSet.of(key_text(key), part.prefix)))
+        if not fallen:
+            return
+        for part in counting:
+            for key in part.keys:
+                if (part.prefix, LabelSet.of(key_text(key), part.prefix)) in fallen:
+                    self._base.pop(self._ids[part.prefix, key], None)
+        self._is_base_due, self._packed = True, {}
 
     def _packed_keys(self, part: Part) -> _Packed:
         """Return what does not change while the keys of a part do not.

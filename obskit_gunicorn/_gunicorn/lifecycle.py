@@ -256,6 +256,8 @@ def _begin(publication: Publication, server: Arbiter, shared: Any) -> None:
     # GUNICORN_PID is set in an arbiter that SIGUSR2 has started. It shares the directory of the old
     # one, even if that has ended in the meantime.
     keep = keep or "GUNICORN_PID" in os.environ
+    options = publication.options
+    shared.limit(options.metrics_max_series, options.metrics_max_bytes)
     try:
         shared.begin(
             path,

@@ -33,6 +33,7 @@ from obskit_gunicorn._fleet.secret import VARIABLES
 from obskit_gunicorn._log import log
 from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store.membership import DIRECTORY_VARIABLE
+from obskit_gunicorn._values.budget import parse as parse_budget
 from obskit_gunicorn.errors import ConfigurationError
 
 _TRUE = ("1", "true", "yes", "on")
@@ -315,6 +316,32 @@ def _buckets(found: Found) -> tuple[float, ...]:
     return bounds
 
 
+def _series(found: Found) -> dict[str, int]:
+    try:
+        value = found.value
+        if isinstance(value, str) and not found.is_text:
+            raise ValueError("it is text")
+        return parse_budget(value)
+    except ValueError as error:
+        raise found.wrong(
+            f"a positive number, a mapping of metrics to such numbers, or None ({error})",
+            'Write for example metrics_max_series = 100, or {"*": 100, "http_requests": 1000}.',
+        ) from None
+
+
+def _size(found: Found) -> int | None:
+    if found.is_none:
+        return None
+    value = found.value
+    if found.is_text and isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise found.wrong(
+            "a positive number of bytes, or None", "Write for example metrics_max_bytes = 67108864."
+        )
+    return value
+
+
 class Option(NamedTuple):
     """An option of the configuration class."""
 
@@ -429,6 +456,22 @@ OPTIONS = (
         "import strings of collectors that run once, in the exporter; commas separate them",
         "myapp.metrics:queue_depth",
         is_exporters=True,
+    ),
+    Option(
+        "metrics_max_series",
+        _series,
+        "how many label sets each metric may have in the directory; further ones are counted as "
+        "`__other__`; `name=number` is for one metric, commas separate them",
+        "100,http_requests=1000",
+        empty_is_none=True,
+    ),
+    Option(
+        "metrics_max_bytes",
+        _size,
+        "from which size of the metric files on, in bytes, new label sets are counted as "
+        "`__other__`",
+        "67108864",
+        empty_is_none=True,
     ),
     Option("metrics_requests", _flag, "whether requests are counted", "false"),
     Option(

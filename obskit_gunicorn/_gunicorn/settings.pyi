@@ -37,7 +37,7 @@ that are built on it, let both replace a field of a frozen dataclass whose type 
 ``__get__``; and of all members they complete only such variables in the body of a class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -304,6 +304,10 @@ class NearlySettings(Configuration):
     @_nearly
     def metric_keyfile(self) -> DidYouMean[Literal["metrics_keyfile"]]: ...
     @_nearly
+    def metric_max_bytes(self) -> DidYouMean[Literal["metrics_max_bytes"]]: ...
+    @_nearly
+    def metric_max_series(self) -> DidYouMean[Literal["metrics_max_series"]]: ...
+    @_nearly
     def metric_page(self) -> DidYouMean[Literal["metrics_page"]]: ...
     @_nearly
     def metric_path(self) -> DidYouMean[Literal["metrics_path"]]: ...
@@ -352,6 +356,10 @@ class NearlySettings(Configuration):
     @_nearly
     def metrics_keyfiles(self) -> DidYouMean[Literal["metrics_keyfile"]]: ...
     @_nearly
+    def metrics_max_byte(self) -> DidYouMean[Literal["metrics_max_bytes"]]: ...
+    @_nearly
+    def metrics_max_serie(self) -> DidYouMean[Literal["metrics_max_series"]]: ...
+    @_nearly
     def metrics_pages(self) -> DidYouMean[Literal["metrics_page"]]: ...
     @_nearly
     def metrics_paths(self) -> DidYouMean[Literal["metrics_path"]]: ...
@@ -391,6 +399,10 @@ class NearlySettings(Configuration):
     def metricskeep(self) -> DidYouMean[Literal["metrics_keep"]]: ...
     @_nearly
     def metricskeyfile(self) -> DidYouMean[Literal["metrics_keyfile"]]: ...
+    @_nearly
+    def metricsmaxbytes(self) -> DidYouMean[Literal["metrics_max_bytes"]]: ...
+    @_nearly
+    def metricsmaxseries(self) -> DidYouMean[Literal["metrics_max_series"]]: ...
     @_nearly
     def metricspage(self) -> DidYouMean[Literal["metrics_page"]]: ...
     @_nearly
@@ -838,6 +850,10 @@ if MYPY:
         def metrics_auth_probes(self) -> bool: ...
         @_setting
         def metrics_collectors(self) -> Sequence[str]: ...
+        @_setting
+        def metrics_max_series(self) -> int | Mapping[str, int] | None: ...
+        @_setting
+        def metrics_max_bytes(self) -> int | None: ...
         @_setting
         def metrics_requests(self) -> bool: ...
         @_setting
@@ -2484,6 +2500,21 @@ else:
         environment. A collector that raises an exception, or takes longer than two seconds, is left
         out of that scrape and counted in ``obskit_gunicorn_collector_failures_total``. In the
         environment, separate them by commas.
+        """
+
+        metrics_max_series: int | Mapping[str, int] | None | Computed[int | Mapping[str, int] | None]
+        """How many label sets each metric may have, in the directory: a budget.
+
+        Who comes first has a place, and keeps it until the next generation; what comes later is
+        counted with ``__other__`` as the value of all its labels, and nothing is lost. A mapping
+        has a number for each metric that it names, and for all others under ``"*"``. Metrics
+        without labels need no place. In the environment: ``100,http_requests=1000``.
+        """
+
+        metrics_max_bytes: int | None | Computed[int | None]
+        """From which size of the metric files on there is no place for more label sets, in bytes.
+
+        Those that have a place keep it, and ``__other__`` needs none.
         """
 
         metrics_requests: bool | Computed[bool]

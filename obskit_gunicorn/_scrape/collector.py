@@ -31,10 +31,12 @@ from obskit_gunicorn._log import log
 from obskit_gunicorn._scrape import families
 from obskit_gunicorn._scrape.exemplars import Exemplars
 from obskit_gunicorn._scrape.merging import Member, Merger
+from obskit_gunicorn._scrape.reduced import ReducedFiles
 from obskit_gunicorn._scrape.removed import Records, RemovedFiles
 from obskit_gunicorn._scrape.source import Snapshot, Source
 from obskit_gunicorn._scrape.states import States
-from obskit_gunicorn._store import forks
+from obskit_gunicorn._store import admissions, baselines, forks
+from obskit_gunicorn._store.admissions import Admissions
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.column import column_path
 from obskit_gunicorn._store.directory import ASK_WAIT_SECONDS, SlotDirectory
@@ -59,6 +61,7 @@ class DirectoryCollector(Source):
         skipped: How many files the last collection could not read, in whole or in part, by reason.
         file_count: How many metric files it found.
         byte_count: Their total size, with that of the columns that count.
+        over_budget: The metrics that have used up their budget of label sets.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,6 +70,10 @@ class DirectoryCollector(Source):
         self.skipped: Counter[str] = Counter()
         self.file_count = self.byte_count = 0
         self._readers: dict[str, MetricFileReader] = {}
+        self.over_budget: frozenset[str] = frozenset()
+        self._admissions: Admissions | None = None
+        self._reduced = ReducedFiles()
+        self._has_removals = False
         self._merger = Merger(self._skip, self._warn_of_size)
         self._exemplars = Exemplars()
         self._states = States()
@@ -186,19 +193,26 @@ class DirectoryCollector(Source):
         parsed = ((name, MetricFileName.parse(name)) for name in sorted(names))
         found = {name: file for name, file in parsed if file is not None}
         self.skipped = Counter()
+        self._look_for_removals(names)
+        self._look_for_budget(names)
         self._refresh(found, names)
+        if self._has_removals:
+            removed = () if self._removed is None else self._removed.readers()
+            self._reduced.weigh([*self._readers.values(), *removed])
         records = self._records_of(found.values())
         free = {slot for slot, record in (records or {}).items() if record is None}
         members: dict[str, list[Member]] = {}
         for name, reader in self._readers.items():
             file = found[name]
             if not (file.is_live_gauge and file.holder in free):
-                members.setdefault(file.prefix, []).append(Member(_holder(file.holder), reader))
+                values = self._reduced.shown(reader) if self._has_removals else reader
+                members.setdefault(file.prefix, []).append(Member(_holder(file.holder), values))
         if self._removed is not None:
             for prefix, holder, reader in self._removed.members():
-                members.setdefault(prefix, []).append(Member(_holder(holder), reader))
+                values = self._reduced.shown(reader) if self._has_removals else reader
+                members.setdefault(prefix, []).append(Member(_holder(holder), values))
         adjust = None if self._removed is None else self._removed.not_lower
-        self._exemplars.refresh(self.path, names, self._skip)
+        self._exemplars.refresh(self.path, names, self._skip, self._reduced.baselines)
         snapshot = self._merger.merge(
             members, adjust, with_parts=self._keeps_parts, exemplars=self._exemplars
         )
@@ -207,6 +221,30 @@ class DirectoryCollector(Source):
             self._doubt()
         self._states.refresh(self.path, names, self._skip)
         return snapshot.beside(self._states.stated(snapshot.types, self._skip))
+
+    def _look_for_removals(self, names: Mapping[str, int]) -> None:
+        """Read which label sets were removed; before the files."""
+        if not self._has_removals and baselines.NAME not in names:
+            return
+        self._has_removals = True
+        has_changed = self._reduced.look(self.path)
+        if self._removed is not None:
+            self._reduced.forget([*self._readers.values(), *self._removed.readers()])
+            if has_changed:
+                self._removed.allow_falling()
+        else:
+            self._reduced.forget(self._readers.values())
+
+    def _look_for_budget(self, names: Mapping[str, int]) -> None:
+        """Read which metrics have used up their budget."""
+        if admissions.NAME not in names:
+            self.over_budget = frozenset()
+            return
+        if self._admissions is None or self._admissions.directory != self.path:
+            self._admissions = Admissions(self.path)
+        with contextlib.suppress(OSError):
+            self._admissions.refresh()
+        self.over_budget = frozenset(self._admissions.over)
 
     def _refresh(self, found: dict[str, MetricFileName], names: Mapping[str, int]) -> None:
         """Read every file, and forget the files that no longer exist."""
@@ -243,7 +281,7 @@ class DirectoryCollector(Source):
             if reader.damage is not None:
                 self._skip(name, reader.damage)
         if removed is not None:
-            removed.refresh()
+            removed.refresh(self._reduced.shown)
         self._readers = readers
         self.file_count = len(readers)
         self.byte_count = sum(reader.size + reader.column_size for reader in readers.values())

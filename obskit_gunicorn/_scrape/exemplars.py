@@ -16,6 +16,7 @@ from obskit_gunicorn._store.fileformat import key_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from obskit_gunicorn._store.baselines import Baselines
     from obskit_gunicorn._store.exemplars import Exemplar
     from obskit_gunicorn._store.fileformat import Damage
 
@@ -49,13 +50,19 @@ class Exemplars:
         self._samples: dict[bytes, Sample] = {}
         self._hashed: dict[str, Sequence[bytes]] = {}
         self._is_matched = True
+        self._removals: Baselines | None = None
+        self._version = 0
 
     def __bool__(self) -> bool:
         """Return whether there are any, or were at the last scrape."""
         return bool(self._newest or self.found)
 
     def refresh(
-        self, directory: str, names: Iterable[str], skip: Callable[[str, Damage], object]
+        self,
+        directory: str,
+        names: Iterable[str],
+        skip: Callable[[str, Damage], object],
+        removals: Baselines | None = None,
     ) -> None:
         """Read what has changed.
 
@@ -63,6 +70,7 @@ class Exemplars:
             directory: The directory.
             names: The files in it.
             skip: Called with the name of a file that cannot be read, and why.
+            removals: Which label sets were removed, if any; their older exemplars are gone.
         """
         found = [name for name in names if name.endswith(SUFFIX)]
         if not found and not self._readers:
@@ -87,6 +95,9 @@ class Exemplars:
         if [*map(id, seen)] != [*map(id, self._last)]:
             self._newest = newest_of(reader.found for reader in readers.values())
             self._last, self._is_matched = seen, False
+        version = 0 if removals is None else removals.version
+        if version != self._version:
+            self._removals, self._version, self._is_matched = removals, version, False
 
     def match(self, keys: Mapping[str, Sequence[bytes]]) -> None:
         """Look for the samples of the exemplars, and set :attr:`found`.
@@ -105,8 +116,18 @@ class Exemplars:
         if is_new:
             samples = self._samples
             pairs = ((samples.get(digest), each) for digest, each in self._newest.items())
-            self.found = {sample: each for sample, each in pairs if sample is not None}
+            self.found = {
+                sample: each
+                for sample, each in pairs
+                if sample is not None and not self._is_removed(sample, each)
+            }
             self._is_matched = True
+
+    def _is_removed(self, sample: Sample, exemplar: Exemplar) -> bool:
+        if not self._removals:
+            return False
+        removed = self._removals.removed_at(sample.prefix, key_text(sample.key))
+        return removed is not None and exemplar.timestamp <= removed
 
     def _hash(self, prefix: str, keys: Sequence[bytes]) -> bool:
         """Take the digests of keys that are new; return whether there are any."""

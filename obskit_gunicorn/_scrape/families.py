@@ -430,12 +430,12 @@ def merge(metric: Unmerged, *, buckets_add_up: bool = True) -> Metric:
     return family
 
 
-def fold(prefix: str, readers: Iterable[MetricFileReader]) -> MetricFileReader:
+def fold(prefix: str, files: Iterable[Values]) -> MetricFileReader:
     """Return one file with what several files of a prefix give together."""
     found: dict[bytes, list[tuple[float, float]]] = {}
-    for reader in readers:
-        pairs = iter(reader.pairs())
-        for key, value, timestamp in zip(reader.layout.keys, pairs, pairs, strict=True):
+    for file in files:
+        pairs = iter(file.pairs())
+        for key, value, timestamp in zip(file.layout.keys, pairs, pairs, strict=True):
             found.setdefault(key, []).append((value, timestamp))
     if prefix.endswith("mostrecent"):
         return MetricFileReader.of(

@@ -150,6 +150,19 @@ def _series(scrape: Scrape) -> Reading:
 
 
 @_gauge(
+    "obskit_gunicorn_series_over_budget",
+    "1 for each metric that has used up its budget, so that further label sets are counted as "
+    "__other__.",
+    "metric",
+)
+def _series_over_budget(scrape: Scrape) -> Reading:
+    over = scrape.collector.over_budget if scrape.collector else ()
+    # What is not text cannot be exposed.
+    names = {name.encode(errors="replace").decode() for name in over}
+    return {(name,): 1 for name in sorted(names)} or None
+
+
+@_gauge(
     "obskit_gunicorn_generation_start_time_seconds",
     "When counting began in the multiprocess directory, in Unix time; 0 if unknown.",
 )

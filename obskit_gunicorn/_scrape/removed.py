@@ -21,8 +21,9 @@ from obskit_gunicorn._store.kept import KeptFiles, is_over
 from obskit_gunicorn._store.leases import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from obskit_gunicorn._scrape.families import Values
     from obskit_gunicorn._store.locks import LockedFile
     from obskit_gunicorn._store.reader import MetricFileReader
 
@@ -102,10 +103,13 @@ class RemovedFiles:
         """Return the open column of a name, if it is kept open."""
         return self._kept_columns.get(name)
 
-    def refresh(self) -> None:
+    def refresh(self, shown: Callable[[MetricFileReader], Values]) -> None:
         """Read the removed files, after those that are in place.
 
         What moves in between is counted in neither then, see :meth:`not_lower`, but never in both.
+
+        Args:
+            shown: Returns what is shown of a file.
         """
         for removed in self._files[:]:
             is_last = is_over(removed.file)
@@ -116,7 +120,8 @@ class RemovedFiles:
                 if not removed.name.belongs_to_one_holder:
                     prefix = removed.name.prefix
                     before = self._sums.get(prefix)
-                    both = [removed.reader] if before is None else [before, removed.reader]
+                    last = shown(removed.reader)
+                    both = [last] if before is None else [before, last]
                     self._sums[prefix] = families.fold(prefix, both)
 
     def members(self) -> Iterator[tuple[str, str, MetricFileReader]]:
@@ -125,6 +130,14 @@ class RemovedFiles:
             yield name.prefix, f"{name.holder}-removed", reader
         for prefix, reader in self._sums.items():
             yield prefix, "removed", reader
+
+    def readers(self) -> Iterator[MetricFileReader]:
+        """Yield the readers of all removed files."""
+        yield from (removed.reader for removed in self._files)
+
+    def allow_falling(self) -> None:
+        """Let counters be lower than before once: label sets were removed."""
+        self._before = {}
 
     def not_lower(
         self, prefix: str, keys: Sequence[bytes], totals: Sequence[float]

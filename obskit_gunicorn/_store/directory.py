@@ -16,6 +16,9 @@ The directory contains::
     exporter.sock           the exporter's socket for workers, if many hosts come together
     fleet.json              what of this generation was published, in the same case
     push.lock               whose turn it is to push this generation's metrics, if they are
+    series.removed          what was removed (see obskit_gunicorn._store.baselines)
+    series.admitted         what has a place in the budget (see obskit_gunicorn._store.admissions)
+    series.lock             the lock of who appends to these lists, its owner's alone
     unpublished-*           what a killed server has counted and nobody has published yet
     slotN.lease             the lease of slot N, with a record of its holder, for people
     <type>_slotN.db         metric files (see obskit_gunicorn._store.fileformat)
@@ -44,7 +47,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._problem import Problem
-from obskit_gunicorn._store import forks, note, remains
+from obskit_gunicorn._store import admissions, baselines, forks, journal, note, remains
 from obskit_gunicorn._store.column import column_path, metric_file_path
 from obskit_gunicorn._store.exemplars import SUFFIX as EXEMPLARS
 from obskit_gunicorn._store.fileformat import MetricFileName
@@ -649,6 +652,8 @@ def is_slot(name: str) -> bool:
 def is_ours(name: str) -> bool:
     """Return whether we, or prometheus_client, create files with this name."""
     if name.startswith((LOCK_NAME, GENERATION_NAME, note.NAME, SOCKET_NAME, PUSH_NAME)):
+        return True
+    if name.startswith((journal.LOCK_NAME, baselines.NAME, admissions.NAME)):
         return True
     if MetricFileName.parse(metric_file_path(name) or name.removesuffix(".damaged")):
         return True

@@ -59,6 +59,16 @@ _KEY = re.compile(
 _NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_([^_]+)\.db")
 
 
+_PARTS = re.compile(
+    rb"\[(%b), %b, (\{(?:%b: %b(?:, %b: %b)*)?\}), %b\]"
+    % (_TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT)
+)
+"""The same, with the metric and the labels as groups."""
+
+_BOUND = re.compile(rb', "le": %b|(?<=\{)"le": %b(?:, )?' % (_TEXT, _TEXT))
+"""The bound of a bucket among labels. In a string of JSON its quotes would be escaped."""
+
+
 class MetricFileName(NamedTuple):
     """The parts of a metric file's name, as in ``gauge_livesum_slot3.db``."""
 
@@ -119,6 +129,49 @@ def encode_key(
     except (TypeError, IndexError):  # not all are texts, or there are fewer values than names
         labels = dict(zip(label_names, label_values, strict=False))
         return json.dumps([metric, sample, labels, help_], sort_keys=True).encode()
+
+
+class LabelSet(NamedTuple):
+    """What the keys of a child of a metric have in common: a histogram's are many."""
+
+    metric: bytes
+    """The metric, as JSON."""
+
+    labels: bytes
+    """The labels as JSON, without the bound of a bucket."""
+
+    @classmethod
+    def of(cls, key: bytes, prefix: str) -> LabelSet | None:
+        """Return the label set of a key; ``None`` if it is not a metric's key.
+
+        Args:
+            key: The key without length and padding.
+            prefix: The prefix of its file.
+        """
+        match = _PARTS.fullmatch(key)
+        if match is None:
+            try:
+                metric, sample, labels, help_text = json.loads(key)
+                match = _PARTS.fullmatch(
+                    json.dumps([metric, sample, labels, help_text], sort_keys=True).encode()
+                )
+            except (ValueError, TypeError, RecursionError):
+                pass
+        if match is None:
+            return None
+        metric, labels = match.groups()
+        return cls(metric, _BOUND.sub(b"", labels) if prefix == "histogram" else labels)
+
+    @classmethod
+    def named(cls, metric: str, names: Sequence[str], values: Sequence[str]) -> LabelSet:
+        """Return the label set with these labels of a metric."""
+        labels = dict(zip(names, values, strict=True))
+        return cls(_quote(metric).encode(), json.dumps(labels, sort_keys=True).encode())
+
+
+def metric_start(metric: str) -> bytes:
+    """Return what all keys of a metric begin with, and no key of another one."""
+    return f"[{_quote(metric)}, ".encode()
 
 
 @functools.lru_cache(maxsize=1024)

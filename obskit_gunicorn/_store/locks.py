@@ -34,7 +34,7 @@ _QUESTION = _FLOCK_STRUCTURE.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
 """Only a write lock, which is what a claim is, is in the way of a read lock."""
 
 _OWNERS_MODE = 0o600
-_READERS_MODE = 0o640
+READERS_MODE = 0o640
 _POLL_SECONDS = 0.002
 _MOST_LINKS = 40
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
@@ -271,9 +271,9 @@ class LockedFile:
         if not self.lock(wait_seconds=wait_seconds if needs_flock else 0) and needs_flock:
             self._unlock()
             return False
-        if stat.S_IMODE(os.fstat(self.descriptor).st_mode) != _READERS_MODE:
+        if stat.S_IMODE(os.fstat(self.descriptor).st_mode) != READERS_MODE:
             with contextlib.suppress(OSError):  # another user's, which this one may write
-                os.fchmod(self.descriptor, _READERS_MODE)
+                os.fchmod(self.descriptor, READERS_MODE)
         return True
 
     def is_claimed(self, *, by_flock: bool) -> bool:

@@ -7,6 +7,7 @@ import struct
 import time
 import weakref
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -161,6 +162,30 @@ class Layout:
         before = part.keys[: number % _PART_KEYS]
         return part.start + sum(map(len, before)) + 16 * len(before) + len(self.keys[number])
 
+    def number_behind(self, end: int) -> int:
+        """Return the number of the first key that is behind an offset at which an entry ends."""
+        index = max(0, bisect_right([part.start for part in self._parts], end) - 1)
+        number = index * _PART_KEYS
+        at = self._parts[index].start if self._parts else end
+        while at < end and number < len(self.keys):
+            at += len(self.keys[number]) + 16
+            number += 1
+        return number
+
+    def number_at(self, place: int) -> int | None:
+        """Return the number of the key whose value is at an offset; ``None`` if there is none."""
+        index = bisect_right([part.start for part in self._parts], place) - 1
+        if index < 0:
+            return None
+        part = self._parts[index]
+        at = part.start
+        for number, key in enumerate(part.keys, index * _PART_KEYS):
+            at += len(key)
+            if at >= place:
+                return number if at == place else None
+            at += 16
+        return None
+
     def extended(
         self, data: bytearray, used: int, *, strict: bool = False
     ) -> tuple[Layout, Damage | None]:
@@ -179,6 +204,20 @@ class Layout:
 
 
 _EMPTY = Layout(())
+
+
+def ident_of(header: bytes, inode: int) -> str:
+    """Return what tells a file from one that has its name later.
+
+    That is the number in its header, which goes on when a file is copied or salvaged; of files of
+    writers that give them none it is the inode.
+
+    Args:
+        header: The first :data:`~obskit_gunicorn._store.fileformat.HEADER_BYTES` of the file.
+        inode: Its inode.
+    """
+    number = header[4:HEADER_BYTES]
+    return number.hex() if any(number) else f"inode {inode}"
 
 
 def _number(header: bytes, status: os.stat_result) -> bytes:
@@ -221,6 +260,8 @@ class MetricFileReader:
         damage: What was wrong with the file when it was last read, if anything.
         size: Its size in bytes.
         column_size: That of its column, as it was read last; 0 if none was read.
+        ident: What tells the file from others that have its name, see :func:`ident_of`; empty if it
+            has not been read.
     """
 
     __slots__ = (
@@ -232,6 +273,7 @@ class MetricFileReader:
         "_untouched",
         "column_size",
         "damage",
+        "ident",
         "layout",
         "numbers",
         "path",
@@ -242,6 +284,7 @@ class MetricFileReader:
     def __init__(self, path: str) -> None:
         """Set the path; reads nothing."""
         self.path = path
+        self.ident = ""
         self.layout = _EMPTY
         self.numbers = self.stamped = b""
         self.damage: Damage | None = None
@@ -346,6 +389,7 @@ class MetricFileReader:
             self._expected = b""
             if len(header) == HEADER_BYTES and not self.layout.keys:
                 self._salvage(descriptor)
+                self.ident = ident_of(header, status.st_ino)
             return damage
         identity = (status.st_dev, status.st_ino, _number(header, status))
         is_known = identity == self._identity and any(identity[2]) and not self.layout.is_doubtful
@@ -367,7 +411,7 @@ class MetricFileReader:
             layout = _EMPTY  # it was replaced, or a key was completed only now
         layout, damage = _continued(layout, layouts, data, used)
         self._note(layout, layout.values(data))
-        self._identity = identity
+        self._identity, self.ident = identity, ident_of(header, status.st_ino)
         self._expected, self._late, self.column_size = b"", [], 0
         if beside is not None and damage is None:
             self._expected, self.column_size = expected, self._size_of_column()

@@ -13,7 +13,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from obskit_gunicorn._store import note
+from obskit_gunicorn._store import baselines, note
 from obskit_gunicorn._store.fileformat import MetricFileName
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def keep(source: str, directory: str) -> None:
         return
     target = os.path.join(directory, f"{PREFIX}{found.generation}")
     os.makedirs(target, mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # first: what was removed stays so
+        _move(os.path.join(source, baselines.NAME), os.path.join(target, baselines.NAME))
     for each in os.listdir(source):
         parsed = MetricFileName.parse(each)
         if parsed is not None and parsed.prefix in _KINDS:

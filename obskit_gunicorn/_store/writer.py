@@ -14,7 +14,7 @@ from obskit_gunicorn._store.column import HEADER_BYTES as COLUMN_HEADER_BYTES
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
 from obskit_gunicorn._store.locks import LockedFile
 from obskit_gunicorn._store.mapping import Mapping, reserve, whole_pages
-from obskit_gunicorn._store.reader import MetricFileReader
+from obskit_gunicorn._store.reader import MetricFileReader, ident_of
 
 _CELL_BYTES = 8
 _COLUMN_START = COLUMN_HEADER_BYTES // _CELL_BYTES
@@ -106,6 +106,13 @@ class MetricFile:
         except BaseException:
             self.release()
             raise
+
+    @property
+    def ident(self) -> str:
+        """What tells the file from others that have its name, see :func:`reader.ident_of`."""
+        assert self._mapping is not None
+        header = self._mapping.map[:HEADER_BYTES]
+        return ident_of(header, os.fstat(self._file.descriptor).st_ino)
 
     def find(self, key: bytes) -> int | None:
         """Return the index of a key's value in :attr:`cells`, or ``None`` if it has no entry."""
@@ -225,12 +232,12 @@ class MetricFile:
                 raise
             file.close()
 
-    def _make(self, entries: bytes, *, keep_damaged: bool = False) -> LockedFile:
+    def _make(self, entries: bytes, number: bytes = b"") -> LockedFile:
         """Create a complete and locked file, and give it the name of this one.
 
         Args:
             entries: Its entries.
-            keep_damaged: Keep the existing file as ``<path>.damaged``.
+            number: That of the damaged file that it replaces, which is kept as ``<path>.damaged``.
         """
         unfinished = self.path.removesuffix(".db") + ".new"
         with contextlib.suppress(FileNotFoundError):
@@ -240,8 +247,9 @@ class MetricFile:
             file.claim(by_flock=False)
             end = HEADER_BYTES + len(entries)
             reserve(file.descriptor, 0, whole_pages(end))
-            os.pwrite(file.descriptor, fileformat.pack_int(end) + os.urandom(4) + entries, 0)
-            if keep_damaged:
+            header = fileformat.pack_int(end) + (number or os.urandom(4))
+            os.pwrite(file.descriptor, header + entries, 0)
+            if number:
                 self._name_damaged()
             os.rename(unfinished, self.path)
             file.path = self.path
@@ -302,7 +310,10 @@ class MetricFile:
             if fileformat.is_key(key):
                 at = HEADER_BYTES + len(content)
                 content += self._pack_entry(fileformat.key_text(key), value, timestamp, at)
-        replacement = self._make(bytes(content), keep_damaged=True)
+        # With its number: what was noted about its entries is about these. Its inode stays in use.
+        number = os.pread(self._file.descriptor, HEADER_BYTES, 0)[4:]
+        is_known = len(number) == 4 and any(number)
+        replacement = self._make(bytes(content), number if is_known else os.urandom(4))
         self.release()
         self._numbers.clear()
         del self._indexes[:]

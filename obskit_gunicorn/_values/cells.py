@@ -19,6 +19,7 @@ Not thread-safe: the caller holds a lock.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import operator
@@ -27,9 +28,14 @@ import time
 from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store import exemplars, forks, states
+from obskit_gunicorn._store.baselines import HIDDEN, LIFTED, SHOWN, File
+from obskit_gunicorn._store.fileformat import LabelSet
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from obskit_gunicorn._store.baselines import Baseline, Baselines
     from obskit_gunicorn._store.leases import Lease
     from obskit_gunicorn._store.writer import Cells
 
@@ -74,11 +80,23 @@ class Cell:
         timestamp: When it was set, for the modes that ask.
         base: What others had added before; ``None`` if there was nothing. Never in a plain cell.
         base_timestamp: When they had.
+        life: Stays the same as long as ``own`` goes on, also in another cell; ``None`` if nobody
+            has asked.
 
     ``own`` and ``base`` are of the class ``float`` itself: adding two of them runs no other code.
     """
 
-    __slots__ = ("base", "base_timestamp", "file", "index", "number", "own", "store", "timestamp")
+    __slots__ = (
+        "base",
+        "base_timestamp",
+        "file",
+        "index",
+        "life",
+        "number",
+        "own",
+        "store",
+        "timestamp",
+    )
 
     def __init__(self) -> None:
         self.store: object = NOWHERE
@@ -88,6 +106,7 @@ class Cell:
         self.timestamp = 0.0
         self.base: float | None = 0.0
         self.base_timestamp = 0.0
+        self.life: object = None
 
     def combined(self) -> tuple[float, float]:
         """Return the value and the timestamp to write to the file."""
@@ -157,8 +176,11 @@ class Store:
         states: The file of what Infos and Enums say, once one has said something.
     """
 
-    def __init__(self, lease: Lease, earlier: dict[Key, Cell] | None = None) -> None:
+    def __init__(
+        self, lease: Lease, baselines: Baselines, earlier: dict[Key, Cell] | None = None
+    ) -> None:
         self.lease = lease
+        self._baselines = baselines
         self._earlier = earlier or {}
         self.files: dict[str, MetricFile] = {}
         self.cells: dict[Key, Cell] = {}
@@ -188,8 +210,9 @@ class Store:
         earlier = self._earlier.get(key)
         before = earlier or carried
         if before is not None:
-            cell.own, cell.timestamp = before.own, before.timestamp
+            cell.own, cell.timestamp, cell.life = before.own, before.timestamp, before.life
         is_new = index is None
+        removed: Baseline | None = None
         if index is None:
             cell.base = None
             index = self._append(file, name, *cell.combined())
@@ -197,16 +220,69 @@ class Store:
             # Closed and opened again under one lease: the file holds what this process has added.
             cell.base, cell.base_timestamp = earlier.base, earlier.base_timestamp
         else:
-            cell.base, cell.base_timestamp = file.read(index)
+            found = file.read(index)
+            removed = self._removed(file, key, found)
+            if removed is None or not prefix.startswith("gauge"):
+                cell.base, cell.base_timestamp = found
+            else:
+                cell.base = None
         if cell.base is None and type(cell) is Cell:
             cell.base = 0.0
         cell.store, cell.file, cell.index, cell.number = self, file, index, file.number(name)
         if not is_new:
             cell.write()
+        if removed is not None:
+            self._show(removed)
         self.cells[key] = cell
         if earlier is not None:
             del self._earlier[key]
         return cell
+
+    def baseline(self, key: Key, file: MetricFile) -> Baseline | None:
+        """Return what is left out of a file for the label set of a key.
+
+        Raises:
+            OSError: The list of what was removed cannot be read.
+        """
+        self._baselines.refresh(by_its_look=True)
+        prefix, name = key
+        if not self._baselines:
+            return None
+        found = self._baselines.of(File(os.path.basename(file.path), file.ident))
+        series = LabelSet.of(name, prefix) if found else None
+        return None if series is None else found.get(series)
+
+    def _removed(self, file: MetricFile, key: Key, found: tuple[float, float]) -> Baseline | None:
+        """Return the baseline of a label set that is hidden in a file, with these values."""
+        try:
+            known = self.baseline(key, file)
+        except OSError:
+            return None
+        if known is None or known.state != HIDDEN:
+            return None
+        if key[0].startswith("gauge") and all(entry[1:] != found for entry in known.entries):
+            return None  # it has changed since, and is shown
+        return known
+
+    def _show(self, removed: Baseline) -> None:
+        """Show a label set again that was removed, at 0 where it adds up."""
+        is_gauge = removed.file.name.startswith("gauge")
+        state = LIFTED if is_gauge else SHOWN
+        # If that cannot be noted, it is shown when it changes next.
+        with contextlib.suppress(OSError):
+            self._baselines.add(removed._replace(state=state))
+
+    def note_reset(self, key: Key, cell: Cell) -> None:
+        """Have a counter count from zero that was set back below its baseline."""
+        if not isinstance(cell.file, MetricFile):
+            return
+        with contextlib.suppress(OSError):
+            known = self.baseline(key, cell.file)
+            value = cell.combined()[0]
+            if known is None or all(entry.value <= value for entry in known.entries):
+                return
+            entries = tuple([entry._replace(value=value) for entry in known.entries])
+            self._baselines.add(known._replace(state=SHOWN, entries=entries))
 
     def _open(self, prefix: str) -> MetricFile:
         path = self.lease.metric_file_path(prefix)
@@ -308,11 +384,22 @@ class Store:
             if linked[key[0]] and not (take_along or key[0].startswith("gauge")):
                 continue
             carried[key] = copy = type(cell)()
-            copy.own, copy.timestamp = cell.own, cell.timestamp
+            copy.own, copy.timestamp, copy.life = cell.own, cell.timestamp, cell.life
             if type(cell) is Cell:
                 cell.own = 0.0
                 cell.write()
         return carried
+
+    def drop(self, keys: Iterable[Key]) -> list[Cell]:
+        """Forget the cells of keys, and return them; what they have added stays in their files."""
+        dropped = []
+        for key in keys:
+            for cells in (self.cells, self._earlier):
+                cell = cells.pop(key, None)
+                if cell is not None:
+                    cell.store = NOWHERE
+                    dropped.append(cell)
+        return dropped
 
     def release(self) -> None:
         """Unmap and close the files; in a forked child this does not affect the parent's."""

@@ -11,6 +11,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import REGISTRY
+
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store.directory import explain
@@ -20,9 +22,10 @@ from obskit_gunicorn._store.membership import (
     membership,
 )
 from obskit_gunicorn._values import adoption, states, values
+from obskit_gunicorn._values.budget import Budget, budget_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _has_installed = False
 _missing: list[str] = []
@@ -57,18 +60,27 @@ def _install() -> list[Any]:
     states.install()
     left = adoption.take_over()
     values.note_elsewhere(len(left))
+    _watch()
     return left
+
+
+def _watch() -> None:
+    """Notice from now on what is removed of the metrics of the default registry."""
+    for metric in filter(_prometheus.is_their_metric, _prometheus.collectors_of(REGISTRY) or ()):
+        values.watch(metric)
 
 
 def put_back() -> list[tuple[int, str]]:
     """Put back what other code has changed since it was installed, where that is safe.
 
     That is the value class, and the variable that names the directory; runs when the application is
-    loaded.
+    loaded. Its metrics are watched from now on: a worker may remove what only others have counted.
 
     Returns:
         The lines to log, each with its level.
     """
+    if values.is_installed():
+        _watch()
     return [*_put_class_back(), *_put_directory_back()]
 
 
@@ -123,6 +135,16 @@ def _put_directory_back() -> Iterator[tuple[int, str]]:
         f"{directory.path}; the variable names that again, and so do collectors that were made "
         "meanwhile. Remove that assignment, or set multiproc_dir instead",
     )
+
+
+def limit(series: Mapping[str, int], size: int | None) -> None:
+    """Limit how many label sets there may be; runs in the arbiter, before there are any.
+
+    Args:
+        series: How many each metric may have, see :func:`obskit_gunicorn._values.budget.parse`.
+        size: From which size of the metric files on there may be no more, in bytes.
+    """
+    values.limit(Budget(series, size))
 
 
 def begin(
@@ -195,6 +217,11 @@ def join() -> None:
             log.error("obskit: metrics of this process are not shared: %s", problem)
         return
     install()
+    if membership.role == "process":
+        try:
+            values.limit(budget_of(os.environ))
+        except ValueError as error:
+            log.error("obskit: there is no budget for label sets: %s", error)
     if membership.is_configuring or is_loading_configuration():
         # Either an arbiter begins, or, if no class is published, this process and its forks join
         # at their first metric.

@@ -36,6 +36,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import json
 import logging
 import math
 import mmap
@@ -49,19 +50,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.admissions import Admissions, digest_of
+from obskit_gunicorn._store.baselines import Baselines
+from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
 from obskit_gunicorn._store.exemplars import SUFFIX as EXEMPLARS
-from obskit_gunicorn._store.fileformat import encode_key, metric_of
+from obskit_gunicorn._store.fileformat import LabelSet, encode_key, metric_of, metric_start
 from obskit_gunicorn._store.membership import NotYetError, membership
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
+from obskit_gunicorn._values import children
+from obskit_gunicorn._values.budget import OTHER, Budget
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client.samples import Exemplar
 
+    from obskit_gunicorn._prometheus import Parent
     from obskit_gunicorn._store.exemplars import ExemplarFile
+    from obskit_gunicorn._values.children import Children, Removal
 
 IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
 """Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
@@ -97,6 +105,18 @@ _is_wanted = False
 
 _elsewhere = 0
 """How many values of other classes no scrape sees."""
+
+_baselines: Baselines | None = None
+"""What was removed, as far as this process has read it."""
+
+_budget: Budget | None = None
+"""What this process and its forks may have; ``None`` for anything."""
+
+_admissions: Admissions | None = None
+"""The label sets that have a place in the budget, as far as this process has read them."""
+
+_said_of_removal: set[int | None] = set()
+"""Why label sets could not be removed for all processes, as it was logged."""
 
 _retry_at = _look_at = _exemplars_at = 0.0
 _said: set[int | None] = set()
@@ -147,6 +167,20 @@ class Value:
         prefix = f"gauge_{multiprocess_mode}" if typ == "gauge" else typ
         if prefix in CELLS:
             self.__class__ = _CombinedValue
+        siblings: Children | None = None
+        is_bucket = name[-7:] == "_bucket" and typ == "histogram"
+        if labelvalues and not is_bucket:  # once for each child is enough
+            parent = _prometheus.parent_of_new_child()
+            if parent is not None:
+                siblings = children.watch(parent, _source)
+        if _budget is not None and labelvalues:
+            mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
+            if mine and not _has_place(_budget, metric_name, labelnames, mine, siblings):
+                labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
+                if siblings is not None:
+                    siblings.divert(mine)
+                if prefix not in CELLS:
+                    self.__class__ = _DivertedValue
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
@@ -172,8 +206,9 @@ class Value:
             value: The number.
             timestamp: Unix seconds, for the ``mostrecent`` modes.
         """
-        if value.__class__ is not float:
-            value = float(value)
+        if value.__class__ is not float:  # as Counter.reset() gives it, and no gauge does
+            self._set_with_lock(value)
+            return
         cell = self._cell
         # fmt: off
         if cell.store is _settled and _here[0]: file = cell.file; cell.own = value; file.cells[cell.index] = file.column[cell.number] = cell.base + value; return  # type: ignore[operator]  # noqa: E501, E701, E702
@@ -211,6 +246,8 @@ class Value:
             # fmt: off
             file = cell.file; cell.own = value; file.cells[cell.index] = file.column[cell.number] = cell.base + value  # type: ignore[operator]  # noqa: E501, E702
             # fmt: on
+            if _store is not None and self._key[0] == "counter":
+                _store.note_reset(self._key, cell)
         _say()
 
     def _get_with_lock(self) -> float:
@@ -290,6 +327,100 @@ class _CombinedValue(Value):
         _say()
 
 
+class _DivertedValue(Value):
+    """A value without a place in the budget: it is a part of one that many share.
+
+    Its cell is in no file; ``own`` is the part of this value, and ``store`` the life of the whole
+    that it is a part of.
+    """
+
+    __slots__ = ()
+
+    def inc(self, amount: float) -> None:
+        """Add to the whole, and to this part."""
+        amount = float(0.0 + amount)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell, part = self._whole()
+            # fmt: off
+            file = cell.file; cell.own = own = cell.own + amount; file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own += amount  # type: ignore[operator]  # noqa: E501, E702
+            # fmt: on
+        _say()
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        """Set this part of a counter, or the whole of a gauge: it shows what was set last."""
+        value = float(value)
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            cell, part = self._whole()
+            is_gauge = self._key[0].startswith("gauge")
+            # fmt: off
+            file = cell.file; cell.own = own = value if is_gauge else cell.own + (value - part.own); file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own = value  # type: ignore[operator]  # noqa: E501, E702
+            # fmt: on
+            if _store is not None and self._key[0] == "counter":
+                _store.note_reset(self._key, cell)
+        _say()
+
+    def get(self) -> float:
+        """Return this part."""
+        if not _here[0]:
+            forks.start_over()
+        with _lock:
+            found, part = _find(self._key), self._cell
+            is_current = found is not None and found.life is not None and part.store is found.life
+            return part.own if is_current else 0.0
+
+    def _whole(self) -> tuple[Cell, Cell]:
+        """Return the cell that is shared, and this part of it; the caller holds the lock."""
+        store = _settled
+        cell = None if store is None else store.cells.get(self._key)
+        if cell is None:
+            cell = _bind(self._key)
+        if cell.life is None:
+            cell.life = object()
+        if self._cell.store is not cell.life:  # it has no part yet, or the whole has begun anew
+            self._cell = Cell()
+            self._cell.store = cell.life
+        return cell, self._cell
+
+    def _give_back(self) -> None:
+        """Take this part out of the whole; the caller holds the lock."""
+        cell, part = self._whole()
+        # fmt: off
+        file = cell.file; cell.own = own = cell.own - part.own; file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own = 0.0  # type: ignore[operator]  # noqa: E501, E702
+        # fmt: on
+
+
+class _Removed(Value):
+    """A value of a removed child that somebody has kept: it counts into nothing."""
+
+    __slots__ = ()
+
+    def get(self) -> float:
+        """Return what was counted since it was removed."""
+        return self._cell.own
+
+    def set_exemplar(self, exemplar: Exemplar) -> None:
+        """Keep none: nobody would see it."""
+
+    def _get_with_lock(self) -> float:
+        return self._cell.own
+
+    def _bound(self) -> Cell:
+        return self._cell
+
+
+class _RemovedCombined(_CombinedValue):
+    """The same of a gauge whose mode does not sum."""
+
+    __slots__ = ()
+
+    get, _get_with_lock, _bound = _Removed.get, _Removed._get_with_lock, _Removed._bound
+    set_exemplar = _Removed.set_exemplar
+
+
 def end_of_work(
     total: Any, seconds: Any, buckets: Sequence[Any], bounds: Sequence[float], level: Any
 ) -> Callable[[float], None] | None:
@@ -355,6 +486,12 @@ def install() -> list[str]:
 def is_installed() -> bool:
     """Return whether prometheus_client uses this value class."""
     return _prometheus.installed() is Value
+
+
+def limit(allowed: Budget) -> None:
+    """Set what this process and its forks may have; what they have already stays."""
+    global _budget  # noqa: PLW0603
+    _budget = allowed or None
 
 
 def share(*, now: bool = False) -> None:
@@ -463,6 +600,93 @@ def note_elsewhere(count: int) -> None:
         _settle()
 
 
+def _has_place(
+    budget: Budget,
+    metric: str,
+    names: Sequence[str],
+    labels: tuple[str, ...],
+    siblings: Children | None,
+) -> bool:
+    """Return whether a label set has a place in the budget, or gets one now. Never raises."""
+    global _admissions  # noqa: PLW0603
+    digest = digest_of(labels)
+    found = _admissions
+    if found is not None and found.knows(metric, digest):
+        return True
+    if all(label == OTHER for label in labels):
+        return True
+    most = budget.of(metric)
+    if found is not None and found.is_full(metric, most):
+        return False
+    if most is None and budget.size is None:
+        return True
+    if not _here[0]:
+        forks.start_over()
+    with _lock, forks.guard():
+        directory = membership.find_directory()
+        path = "" if directory is None else directory.path
+        if _admissions is None or _admissions.directory != path:
+            _admissions = Admissions(path, _admissions)
+        is_admitted, is_first = _admissions.admit(metric, digest, most, budget.size)
+        if is_first:
+            known = [*(siblings.names() if siblings is not None else ()), labels]
+            label, _ = widest_label(zip(names, each, strict=False) for each in known)
+            why = (
+                f"the metric files have {budget.size} bytes (metrics_max_bytes)"
+                if most is None or _admissions.count(metric) < most
+                else f"it has {most} label sets (metrics_max_series)"
+            )
+            _notices.append(
+                (
+                    logging.WARNING,
+                    f"obskit: {metric} has used up its budget: {why}, and its label {label!r} "
+                    f"makes more; they are counted as {OTHER}. Give the label fewer values, or "
+                    "raise the budget",
+                )
+            )
+    _say()
+    return is_admitted
+
+
+def watch(metric: Any) -> None:
+    """Notice from now on when children of a metric are removed, if it has labels."""
+    if _prometheus.children_of(metric) is not None:
+        with _prometheus.lock_of(metric):
+            children.watch(metric, _source)
+
+
+def _hear(removal: Removal) -> bool:
+    """Remove label sets; return whether any process had them. Never raises."""
+    if not _here[0]:
+        forks.start_over()
+    with _lock, forks.guard():
+        had_any = _remove(removal)
+        _settle()
+    _say()
+    return had_any
+
+
+def _elsewhere_too(about: Parent) -> Iterable[tuple[str, ...]]:
+    """Return the label values that a metric has in any process. Never raises."""
+    with _lock, forks.guard():
+        baselines = _removals()
+        if baselines is None:
+            return []
+        try:
+            found = baselines.label_sets(about.kind, about.name)
+        except OSError:
+            return []
+    known = [json.loads(series.labels) for series in found]
+    return [
+        tuple(map(labels.__getitem__, about.labels))
+        for labels in known
+        if labels.keys() == set(about.labels)
+    ]
+
+
+_source = children.Source(_hear, _elsewhere_too)
+
+
 # Below: the caller holds _lock. Nothing may log or yield to another greenlet.
 
 
@@ -472,6 +696,69 @@ def _keep_beside() -> None:
         _is_wanted = False
         for keep in beside:
             keep(_store)
+
+
+def _removals() -> Baselines | None:
+    """Return the list of what was removed in this process's directory."""
+    global _baselines  # noqa: PLW0603
+    directory = membership.find_directory()
+    if directory is None:
+        return None
+    if _baselines is None or _baselines.directory != directory.path:
+        _baselines = Baselines(directory.path)
+    return _baselines
+
+
+def _remove(removal: Removal) -> bool:
+    """Take what was counted for label sets out of what is shown; return whether there was any."""
+    about, keys = removal.parent, set[Key]()
+    wanted = None
+    if removal.labels is not None:
+        wanted = {LabelSet.named(about.name, about.labels, each) for each in removal.labels}
+    for child in removal.children:
+        for value in _prometheus.values_in(child):
+            if isinstance(value, Value):
+                prefix, name = value._key
+                if wanted is None or LabelSet.of(name, prefix) in wanted:  # else it is diverted
+                    keys.add(value._key)
+                _orphan(value)
+    store = _store or _closed
+    if removal.labels is None:
+        start = metric_start(about.name)
+        known = {} if store is None else store.known()
+        for prefix, name in [*known, *_memory]:
+            if prefix.partition("_")[0] == about.kind and name.startswith(start):
+                keys.add((prefix, name))
+    for key in keys:
+        _memory.pop(key, None)
+    # First: whoever counts now comes after what is noted.
+    dropped = [] if store is None else store.drop(keys)
+    baselines = _removals()
+    if baselines is None:
+        return bool(keys)
+    try:
+        had_any = baselines.remove(about.kind, about.name, wanted)
+    except OSError as error:
+        for cell in dropped:
+            if type(cell) is Cell:
+                cell.own = 0.0
+                cell.write()
+        if error.errno not in _said_of_removal:
+            _said_of_removal.add(error.errno)
+            problem = explain(error, baselines.directory)
+            line = f"obskit: what is removed of {about.name} is gone in this process only"
+            _notices.append((logging.ERROR, f"{line}: {problem}"))
+        return bool(keys)
+    _said_of_removal.clear()
+    return had_any or bool(removal.children)
+
+
+def _orphan(value: Value) -> None:
+    """Let a value count into nothing, for whoever has kept its child."""
+    if isinstance(value, _DivertedValue):
+        value._give_back()
+    value._cell = type(value._cell)()
+    value.__class__ = _RemovedCombined if isinstance(value, _CombinedValue) else _Removed
 
 
 def _find(key: Key) -> Cell | None:
@@ -558,7 +845,8 @@ def _open_store() -> Store | None:
             wait = 0.0 if errno.ETIMEDOUT in _said else LOCK_WAIT_SECONDS
             lease = membership.acquire(wait_seconds=wait)
             is_same = _closed is not None and _closed.lease is lease
-            _store = Store(lease, _closed.known() if _closed and is_same else None)
+            removals = _removals() or Baselines(os.path.dirname(lease.metric_file_path("")))
+            _store = Store(lease, removals, _closed.known() if _closed and is_same else None)
         except NotYetError:
             pass
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,35 @@ class TestOwnPidLabel:
         assert _exposition(directory).count(b'g{pid="7"}') == 1
 
 
+class TestRemoval:
+    """Label sets are removed for all processes, and not only for the one that removes them."""
+
+    _X, _Y = {"label": "x"}, {"label": "y"}
+
+    def _count(self, process: RemoteProcess) -> None:
+        for labels in (self._X, self._Y):
+            process.call(act, "counter", "c", "inc", 2, labels=labels)
+
+    def test_theirs(self, theirs: RemoteProcess, directory: str) -> None:
+        """prometheus_client warns, and goes on showing what was removed."""
+        self._count(theirs)
+        (warning,) = theirs.call(_remove_x)
+        assert "not been implemented" in warning
+        assert read(directory) == {'c_total{label="x"}': 2.0, 'c_total{label="y"}': 2.0}
+
+    def test_ours(self, nursery: Nursery, ours: RemoteProcess, directory: str) -> None:
+        """What all processes have counted is gone; theirs of the same directory shows it still."""
+        second = nursery.start()
+        second.call(join, directory)
+        for process in (ours, second):
+            self._count(process)
+        assert ours.call(_remove_x) == []
+        assert read_ours(directory) == {'c_total{label="y"}': 4.0}
+        assert read(directory) == {'c_total{label="x"}': 4.0, 'c_total{label="y"}': 4.0}
+        second.call(act, "counter", "c", "inc", 1, labels=self._X)
+        assert read_ours(directory) == {'c_total{label="x"}': 1.0, 'c_total{label="y"}': 4.0}
+
+
 class TestOrder:
     """Our collector reads the files in a fixed order, so that rounding does not come and go."""
 
@@ -382,6 +412,7 @@ def test_every_row_has_a_class() -> None:
         ("series of a preloaded application", TestPreloadedSeries),
         ("a damaged file", TestDamagedFiles),
         ("the directory cannot be used", TestUnusableDirectory),
+        ("`remove()`, `remove_by_labels()`, `clear()`", TestRemoval),
         ("the same metric made twice", TestTwins),
         ("help text that differs", TestHelp),
         ("HEAD", TestHead),
@@ -400,6 +431,13 @@ def test_every_row_has_a_class() -> None:
 def _join_theirs(path: str) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = path
     prometheus_values.ValueClass = prometheus_values.MultiProcessValue()  # type: ignore[no-untyped-call]
+
+
+def _remove_x() -> list[str]:
+    """Remove a label set; return what is warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        forks._metrics["counter", "c"].remove("x")
+    return [str(each.message) for each in caught]
 
 
 def _count_with_twins() -> None:

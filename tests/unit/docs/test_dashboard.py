@@ -83,6 +83,7 @@ def test_every_documented_metric_is_shown_or_about_itself(board: dict[str, Any])
         "obskit_gunicorn_directory_usable",
         "obskit_gunicorn_files",
         "obskit_gunicorn_info",
+        "obskit_gunicorn_series_over_budget",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -28,6 +29,7 @@ from obskit_gunicorn._fleet.publisher import Publisher, Reading
 from obskit_gunicorn._fleet.source import FORGET_SECONDS, GRACE_SECONDS, FleetSource
 from obskit_gunicorn._fleet.store import Store
 from obskit_gunicorn._scrape.source import Part
+from obskit_gunicorn._store import baselines
 from obskit_gunicorn._store.fileformat import pack_entry
 from tests.support import stores
 
@@ -377,3 +379,47 @@ def test_what_was_read_earlier_is_not_published_later(server: StoreServer) -> No
     late.publish()
     (metric,) = host.source.read().snapshot.metrics()
     assert metric.samples[0].value == 6
+
+
+def test_a_label_set_that_is_removed(server: StoreServer) -> None:
+    """A removal travels; what was folded before is not counted twice, and nothing is negative."""
+    now = 0.0
+    name = f"removed-{next(numbers)}"
+    host = Host(server.url, name, lambda: now, returns=True)
+    idle = FleetSource(Store(server.url, name), clock=lambda: now)
+
+    def total() -> dict[str, float]:
+        metrics = idle.read().snapshot.metrics()
+        return {s.labels["label"]: s.value for metric in metrics for s in metric.samples}
+
+    try:
+        host.directory.counts.update(a=100, b=10)
+        host.publish()
+        assert total() == {"a": 100, "b": 10}
+        with open(os.path.join(host.directory.path, baselines.NAME), "xb"):
+            pass
+        del host.directory.counts["a"]
+        host.publish()
+        assert total() == {"b": 10}
+        host.directory.counts["a"] = 2
+        host.publish()
+        assert total() == {"a": 2, "b": 10}
+        # It is silent for so long that it is folded, and comes back.
+        now += FORGET_SECONDS + 1
+        idle.read()
+        host.publish()
+        host.directory.counts.update(b=1)
+        host.publish()
+        assert total() == {"a": 2, "b": 11}
+        host.directory.counts["b"] = 3
+        host.publish()
+        assert total() == {"a": 2, "b": 10 + 3}
+        # Another exporter goes on from what the store knows.
+        host.kill_exporters()
+        host.directory.counts["b"] = 4
+        host.publish()
+        assert total() == {"a": 2, "b": 10 + 4}
+    finally:
+        shutil.rmtree(host.directory.path, ignore_errors=True)
+        with server.client() as client:
+            client.delete(f"obskit:{name}")

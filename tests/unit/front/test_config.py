@@ -386,6 +386,8 @@ class TestBaseMethods:
             "metrics_auth_file": None,
             "metrics_auth_probes": False,
             "metrics_collectors": (),
+            "metrics_max_series": None,
+            "metrics_max_bytes": None,
             "metrics_requests": True,
             "metrics_routes": False,
             "metrics_buckets": (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),

@@ -41,6 +41,8 @@ class Config:
     metrics_auth_file: object = None
     metrics_auth_probes: object = False
     metrics_collectors: object = ()
+    metrics_max_series: object = None
+    metrics_max_bytes: object = None
     metrics_requests: object = True
     metrics_routes: object = False
     metrics_buckets: object = (0.1, 1.0)
@@ -315,6 +317,15 @@ class TestExporter:
             ("metrics_collectors", [1]),
             ("metrics_collectors", None),
             ("metrics_requests", 1),
+            ("metrics_max_series", 0),
+            ("metrics_max_series", True),
+            ("metrics_max_series", 1.5),
+            ("metrics_max_series", "100"),
+            ("metrics_max_series", {"http_requests": 0}),
+            ("metrics_max_series", {1: 1}),
+            ("metrics_max_bytes", 0),
+            ("metrics_max_bytes", "1000"),
+            ("metrics_max_bytes", True),
             ("metrics_routes", "yes"),
             ("metrics_buckets", ()),
             ("metrics_buckets", "0.1"),
@@ -566,3 +577,38 @@ def test_an_empty_address_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options({"OBSKIT_METRICS_BIND": "", "OBSKIT_METRICS_PATH": ""}).metrics_bind is None
     (line,) = lines
     assert "OBSKIT_METRICS_BIND is empty" in line
+
+
+class TestBudget:
+    """``metrics_max_series`` and ``metrics_max_bytes``."""
+
+    @pytest.mark.parametrize(
+        ("value", "text", "expected"),
+        [
+            (None, "", {}),
+            (100, "100", {"*": 100}),
+            ({"*": 7, "a": 5}, " 7 , a = 5,", {"*": 7, "a": 5}),
+            ({"http_requests_total": 5}, "http_requests_total=5", {"http_requests": 5}),
+        ],
+    )
+    def test_values(self, value: object, text: str, expected: dict[str, int]) -> None:
+        """A number, or one for each metric; a counter's name may have its ``_total``."""
+        assert options(metrics_max_series=value).metrics_max_series == expected
+        environment = {"OBSKIT_METRICS_MAX_SERIES": text}
+        assert options(environment, metrics_max_series=1).metrics_max_series == expected
+
+    @pytest.mark.parametrize("text", ["many", "a=", "1,2", "a=1,a=2", "-1", "a=0"])
+    def test_wrong_texts(self, text: str) -> None:
+        """What the environment says wrongly stops the start, and is named."""
+        with pytest.raises(ConfigurationError, match=r"OBSKIT_METRICS_MAX_SERIES is "):
+            options({"OBSKIT_METRICS_MAX_SERIES": text})
+
+    def test_size(self) -> None:
+        """A number of bytes."""
+        assert options().metrics_max_bytes is None
+        assert options(metrics_max_bytes=4096).metrics_max_bytes == 4096
+        assert options({"OBSKIT_METRICS_MAX_BYTES": "4096"}).metrics_max_bytes == 4096
+        unset = options({"OBSKIT_METRICS_MAX_BYTES": ""}, metrics_max_bytes=1)
+        assert unset.metrics_max_bytes is None
+        with pytest.raises(ConfigurationError, match=r"OBSKIT_METRICS_MAX_BYTES is '64M'"):
+            options({"OBSKIT_METRICS_MAX_BYTES": "64M"})
