@@ -45,7 +45,7 @@ def count(exemplar: dict[str, Any] | None, name: str = "c") -> None:
     metric("counter", name).inc(exemplar=exemplar)
 
 
-def observe(number: float, exemplar: dict[str, Any], label: str = "") -> None:
+def observe(number: float, exemplar: dict[str, Any] | None, label: str = "") -> None:
     """Add an observation to a histogram."""
     metric("histogram", "h", {"n": label}).observe(number, exemplar=exemplar)
 
@@ -93,6 +93,30 @@ def test_the_newest_of_any_process(nursery: Nursery, directory: str) -> None:
     third.call(observe, 1.1, trace("three"))
     assert third.call(slot) == "slot0"
     assert shown(directory) == expected | {'h_bucket{le="2.0",n=""}': trace("three")}
+
+
+def remove(label: str) -> None:
+    """Remove a label set of a histogram."""
+    forks._metrics["histogram", "h"].remove(label)
+
+
+def test_they_go_with_the_label_set(nursery: Nursery, directory: str) -> None:
+    """Who removes a label set removes its exemplars, those of other processes too."""
+    one, two = nursery.start(), nursery.start()
+    for process in (one, two):
+        process.call(join, directory)
+        process.call(observe, 1.5, trace("before"), "gone")
+        process.call(observe, 1.5, trace("kept"), "stays")
+    two.call(remove, "gone")
+    kept = {'h_bucket{le="2.0",n="stays"}': trace("kept")}
+    assert shown(directory) == kept
+    two.call(observe, 100, trace("after"), "gone")
+    one.call(observe, 100, None, "gone")  # shown again, without what it had
+    after = kept | {'h_bucket{le="+Inf",n="gone"}': trace("after")}
+    assert shown(directory) == after
+    one.kill()
+    two.kill()
+    assert shown(directory) == after
 
 
 def test_only_openmetrics_shows_them(holder: RemoteProcess, directory: str) -> None:
