@@ -37,6 +37,9 @@ DOCS := .venvs/docs
 # work in pages that are opened from the disk. Only npm has them, so it comes with the environment.
 SCRIPTS := mermaid@11.17.2/dist/mermaid.min.js iframe-worker@1.0.4/shim/index.js
 
+# Node.js has certificates of its own, and knows those of the machine only if it is told.
+CERTIFICATES := /etc/ssl/certs/ca-certificates.crt
+
 # What builds and checks the files for a package index.
 DIST := .venvs/dist
 
@@ -152,8 +155,10 @@ $(DOCS)/.ready: pyproject.toml Makefile
 	@$(@D)/bin/python $(PIP) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(PIP) --group docs
 	@mkdir -p $(@D)/share/scripts
-	@PATH="$(CURDIR)/$(@D)/bin:$$PATH"; set -e; cd $(@D)/share/scripts; for script in $(SCRIPTS); do \
-		npm pack --silent "$${script%%/*}" >/dev/null; \
+	@PATH="$(CURDIR)/$(@D)/bin:$$PATH"; set -e; cd $(@D)/share/scripts; \
+	export NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS-$(wildcard $(CERTIFICATES))}"; \
+	for script in $(SCRIPTS); do \
+		npm pack --silent --fetch-retries 1 "$${script%%/*}" >/dev/null; \
 		tar -xzf *.tgz "package/$${script#*/}"; \
 		mv "package/$${script#*/}" "$${script%%@*}.js"; \
 		rm -r *.tgz package; done
