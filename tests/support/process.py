@@ -499,7 +499,13 @@ class GunicornProcess:
                 lambda: next((p.pid for p in self.processes() if p.parent == launcher), 0),
                 "the arbiter is there",
             )
-        return int(self.pid_path.read_text())
+        # At a SIGHUP, Gunicorn removes the file for a moment.
+        return wait_until(self._written_pid, "the arbiter has written its pid")
+
+    def _written_pid(self) -> int:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int(self.pid_path.read_text())
+        return 0
 
     def processes(self) -> list[_Process]:
         """Return all processes that came of this server and have not ended.
