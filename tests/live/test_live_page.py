@@ -178,11 +178,11 @@ def test_headers(running: GunicornProcess) -> None:
             assert (answer.status == 404) == (path == "/%3Cscript%3E")
 
 
-@pytest.mark.parametrize("count", [500, 0])
+@pytest.mark.parametrize("count", [pytest.param(500, marks=pytest.mark.load), 100, 0])
 def test_many_workers_and_none(
     nursery: Nursery, directory: str, browser: Browser, count: int
 ) -> None:
-    """500 workers are rows of a table that scrolls, and none is said in words."""
+    """Many workers are rows of a table that scrolls, and none is said in words."""
     process = nursery.start()
     process.call(_hold_workers, directory, count)
     with ServeProcess(directory) as served:

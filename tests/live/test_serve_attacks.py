@@ -244,7 +244,14 @@ def connect_many(count: int, port: int, data: bytes = b"") -> Iterator[socket.so
         yield client
 
 
-@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n", b"GET /-/healthy HTTP/1.0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        pytest.param(b"GET / HTTP/1.1\r\n", marks=pytest.mark.load),
+        pytest.param(b"GET /-/healthy HTTP/1.0\r\n\r\n", marks=pytest.mark.load),
+    ],
+)
 def test_ten_thousand_connections(served: ServeProcess, data: bytes, many_descriptors: int) -> None:
     """While ten thousand connections come in as fast as they can, scrapes are answered."""
     before, memory = served.descriptors(), served.resident_kilobytes()
