@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = choose(offers)
     selected = [cell for cell in every if all(word in cell.name for word in asked.words)]
     print(f"{len(every)} cells, {len(selected)} of them selected", flush=True)
+    if not selected:
+        print(f"no cell has all of {asked.words} in its name; see --list", file=sys.stderr)
+        return 2
     if asked.list:
         print("\n".join(cell.name for cell in selected))
         return 0
