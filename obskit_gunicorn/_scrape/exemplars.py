@@ -6,10 +6,9 @@ look at each file of exemplars, and what has changed is looked for among the key
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from obskit_gunicorn._store.directory import is_slot
+from obskit_gunicorn._scrape.beside import FilesBeside
 from obskit_gunicorn._store.exemplars import SUFFIX, ExemplarReader, digest_of, newest_of
 from obskit_gunicorn._store.fileformat import key_text
 
@@ -44,8 +43,7 @@ class Exemplars:
     def __init__(self) -> None:
         """Know no exemplar yet."""
         self.found: Mapping[Sample, Exemplar] = {}
-        self._readers: dict[str, ExemplarReader] = {}
-        self._last: list[object] = []
+        self._files = FilesBeside(SUFFIX, ExemplarReader)
         self._newest: Mapping[bytes, Exemplar] = {}
         self._samples: dict[bytes, Sample] = {}
         self._hashed: dict[str, Sequence[bytes]] = {}
@@ -72,29 +70,9 @@ class Exemplars:
             skip: Called with the name of a file that cannot be read, and why.
             removals: Which label sets were removed, if any; their older exemplars are gone.
         """
-        found = [name for name in names if name.endswith(SUFFIX)]
-        if not found and not self._readers:
-            return
-        readers: dict[str, ExemplarReader] = {}
-        for name in sorted(found):
-            if not is_slot(name.removesuffix(SUFFIX)):
-                continue
-            path = os.path.join(directory, name)
-            reader = self._readers.get(name)
-            if reader is None or reader.path != path:
-                reader = ExemplarReader(path)
-            try:
-                reader.refresh()
-            except FileNotFoundError:
-                continue
-            readers[name] = reader
-            if reader.damage is not None:
-                skip(name, reader.damage)
-        self._readers = readers
-        seen: list[object] = [reader.found for reader in readers.values()]
-        if [*map(id, seen)] != [*map(id, self._last)]:
-            self._newest = newest_of(reader.found for reader in readers.values())
-            self._last, self._is_matched = seen, False
+        if self._files.refresh(directory, names, skip):
+            self._newest = newest_of(reader.found for reader in self._files)
+            self._is_matched = False
         version = 0 if removals is None else removals.version
         if version != self._version:
             self._removals, self._version, self._is_matched = removals, version, False

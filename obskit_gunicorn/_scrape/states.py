@@ -6,14 +6,13 @@ each file of states. Families are made and rendered only when something else is 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import Metric
 
 from obskit_gunicorn._scrape import families
+from obskit_gunicorn._scrape.beside import FilesBeside
 from obskit_gunicorn._scrape.blocks import Block
-from obskit_gunicorn._store.directory import is_slot
 from obskit_gunicorn._store.fileformat import Damage
 from obskit_gunicorn._store.states import SUFFIX, StatesReader, shown
 
@@ -52,8 +51,7 @@ class States:
 
     def __init__(self) -> None:
         """Know nothing yet."""
-        self._readers: dict[str, StatesReader] = {}
-        self._seen: list[object] = []
+        self._files = FilesBeside(SUFFIX, StatesReader)
         self._states: list[State] = []
         self._taken: frozenset[str] = frozenset()
         self._stated = NOTHING
@@ -69,29 +67,8 @@ class States:
             names: The files in it.
             skip: Called with the name of a file that cannot be read, and why.
         """
-        found = [name for name in names if name.endswith(SUFFIX)]
-        if not found and not self._readers:
-            return
-        readers: dict[str, StatesReader] = {}
-        for name in sorted(found):
-            if not is_slot(name.removesuffix(SUFFIX)):
-                continue
-            path = os.path.join(directory, name)
-            reader = self._readers.get(name)
-            if reader is None or reader.path != path:
-                reader = StatesReader(path)
-            try:
-                reader.refresh()
-            except FileNotFoundError:
-                continue
-            readers[name] = reader
-            if reader.damage is not None:
-                skip(name, reader.damage)
-        self._readers = readers
-        seen: list[object] = [reader.said for reader in readers.values()]
-        if [*map(id, seen)] != [*map(id, self._seen)]:
-            said = (each for reader in readers.values() for each in reader.said.values())
-            self._seen, self._states = seen, shown(said)
+        if self._files.refresh(directory, names, skip):
+            self._states = shown(each for reader in self._files for each in reader.said.values())
             self._taken = frozenset("?")  # so that the families are made anew
 
     def stated(

@@ -1,23 +1,22 @@
 """Files of a slot that stand beside its metric files: one process writes them, and all may read.
 
-As with metric files lock and data are the same inode, so that two processes never write to one, and
-a file is complete and claimed before it gets its name. Their suffixes are not ``.db``, so that no
-reader of metric files takes them for one.
+Their suffixes are not ``.db``, so that no reader of metric files takes them for one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
 
-from obskit_gunicorn._store.locks import LockedFile
+from obskit_gunicorn._store.claimed import make_claimed, open_claimed
+from obskit_gunicorn._store.fileformat import Damage
+from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ASKING_SECONDS = 0.1
+    from obskit_gunicorn._store.locks import LockedFile
 
 
 def open_beside(
@@ -41,27 +40,22 @@ def open_beside(
     Raises:
         OSError: It cannot be opened or created, or another process writes it.
     """
-    while True:
-        try:
-            file = LockedFile(path, os.O_RDWR)
-        except FileNotFoundError:
-            return make_beside(path, make), None
-        try:
-            if not file.claim(by_flock=by_flock, wait_seconds=_ASKING_SECONDS):
-                if file.is_claimed(by_flock=by_flock):
-                    raise OSError(errno.EBUSY, "another process writes this file", path)
-                file.lock()  # who may only read is in the way; the lease keeps others out
-            if file.is_in_place():
-                found = wrong(file)
-                if found is None:
-                    return file, None
-                other = make_beside(path, make)
-                file.close()
-                return other, found
-        except BaseException:
-            file.close()
-            raise
+    try:
+        file = open_claimed(path, by_flock=by_flock)
+    except FileNotFoundError:
+        return make_beside(path, make), None
+    if file is None:
+        raise OSError(errno.EBUSY, "another process writes this file", path)
+    try:
+        found = wrong(file)
+        if found is None:
+            return file, None
+        other = make_beside(path, make)
+    except BaseException:
         file.close()
+        raise
+    file.close()
+    return other, found
 
 
 def make_beside(path: str, make: Callable[[LockedFile], object]) -> LockedFile:
@@ -74,18 +68,54 @@ def make_beside(path: str, make: Callable[[LockedFile], object]) -> LockedFile:
     Raises:
         OSError: It cannot be created.
     """
-    unfinished = path + ".new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(unfinished)
-    file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    try:
-        file.claim(by_flock=False)
-        make(file)
-        os.rename(unfinished, path)
-        file.path = path
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-        file.close()
-        raise
-    return file
+    return make_claimed(path, path + ".new", make)
+
+
+class BesideReader:
+    """Reads such a file at each scrape.
+
+    Nothing in the file can fail or hang the reader. It maps nothing and keeps nothing open. Not
+    thread-safe.
+
+    Attributes:
+        path: The file.
+        damage: What was wrong with the file when it was last read, if anything.
+    """
+
+    __slots__ = ("damage", "path")
+
+    def __init__(self, path: str) -> None:
+        """Set the path; reads nothing."""
+        self.path = path
+        self.damage: Damage | None = None
+
+    def refresh(self) -> None:
+        """Read the file, and set :attr:`damage`.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
+        try:
+            descriptor = open_file(self.path, os.O_RDONLY)
+            try:
+                self.damage = self._read(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise
+        except NotAFileError as error:
+            self.damage = Damage("foreign", str(error))
+        except OSError as error:
+            self.damage = Damage("unreadable", str(error))
+
+    def content(self) -> object:
+        """Return what was read; another object if that has changed."""
+        raise NotImplementedError
+
+    def _read(self, descriptor: int) -> Damage | None:
+        """Read the file through a descriptor, and return what is wrong with it.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        raise NotImplementedError

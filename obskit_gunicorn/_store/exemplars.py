@@ -37,9 +37,9 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
-from obskit_gunicorn._store.beside import open_beside
+from obskit_gunicorn._store.beside import BesideReader, open_beside
 from obskit_gunicorn._store.fileformat import Damage
-from obskit_gunicorn._store.locks import NotAFileError, is_claimed, open_file
+from obskit_gunicorn._store.locks import is_claimed
 from obskit_gunicorn._store.mapping import Mapping, reserve
 
 if TYPE_CHECKING:
@@ -360,24 +360,18 @@ def _numbers_of(cells: int) -> struct.Struct:
     return struct.Struct("=" + f"8xQ{HALF_BYTES - 16}x" * (2 * cells))
 
 
-class ExemplarReader:
+class ExemplarReader(BesideReader):
     """The exemplars of a slot, read at each scrape; only what was written since is looked at.
 
-    Nothing in the file can fail or hang the reader. It maps nothing and keeps nothing open. Not
-    thread-safe.
-
     Attributes:
-        path: The file.
         found: The exemplar of each sample, by digest; another object if it has changed.
-        damage: What was wrong with the file when it was last read, if anything.
     """
 
-    __slots__ = ("_cells", "_identity", "_lost", "_numbers", "_seen", "damage", "found", "path")
+    __slots__ = ("_cells", "_identity", "_lost", "_numbers", "_seen", "found")
 
     def __init__(self, path: str) -> None:
         """Set the path; reads nothing."""
-        self.path = path
-        self.damage: Damage | None = None
+        super().__init__(path)
         self.found: Dictionary[bytes, Exemplar] = {}
         self._identity: tuple[int, int, bytes] | None = None
         self._seen = -1
@@ -385,24 +379,9 @@ class ExemplarReader:
         self._numbers: list[int] = []
         self._cells: list[tuple[int, bytes, Exemplar | None] | None] = []
 
-    def refresh(self) -> None:
-        """Read the file, and set :attr:`damage`.
-
-        Raises:
-            FileNotFoundError: The file does not exist.
-        """
-        try:
-            descriptor = open_file(self.path, os.O_RDONLY)
-            try:
-                self.damage = self._read(descriptor)
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            raise
-        except NotAFileError as error:
-            self.damage = Damage("foreign", str(error))
-        except OSError as error:
-            self.damage = Damage("unreadable", str(error))
+    def content(self) -> object:
+        """Return :attr:`found`."""
+        return self.found
 
     def _read(self, descriptor: int) -> Damage | None:
         status = os.fstat(descriptor)

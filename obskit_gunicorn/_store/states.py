@@ -28,9 +28,8 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
-from obskit_gunicorn._store.beside import make_beside, open_beside
+from obskit_gunicorn._store.beside import BesideReader, make_beside, open_beside
 from obskit_gunicorn._store.fileformat import Damage
-from obskit_gunicorn._store.locks import NotAFileError, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -334,46 +333,26 @@ def _wrong(header: bytes) -> str | None:
     return None if header.startswith(MAGIC) else "it does not begin as a file of states does"
 
 
-class StatesReader:
+class StatesReader(BesideReader):
     """The states of a slot, read at each scrape; only what was appended since is parsed.
 
-    Nothing in the file can fail or hang the reader. It keeps nothing open. Not thread-safe.
-
     Attributes:
-        path: The file.
         said: The last record of each series; another object if there is another one.
-        damage: What was wrong with the file when it was last read, if anything.
     """
 
-    __slots__ = ("_at", "_identity", "_problem", "damage", "path", "said")
+    __slots__ = ("_at", "_identity", "_problem", "said")
 
     def __init__(self, path: str) -> None:
         """Set the path; reads nothing."""
-        self.path = path
+        super().__init__(path)
         self.said: dict[Series, Said] = {}
-        self.damage: Damage | None = None
         self._identity: tuple[int, int, bytes] | None = None
         self._at = HEADER_BYTES
         self._problem: Damage | None = None
 
-    def refresh(self) -> None:
-        """Read the file, and set :attr:`damage`.
-
-        Raises:
-            FileNotFoundError: The file does not exist.
-        """
-        try:
-            descriptor = open_file(self.path, os.O_RDONLY)
-            try:
-                self.damage = self._read(descriptor)
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            raise
-        except NotAFileError as error:
-            self.damage = Damage("foreign", str(error))
-        except OSError as error:
-            self.damage = Damage("unreadable", str(error))
+    def content(self) -> object:
+        """Return :attr:`said`."""
+        return self.said
 
     def _read(self, descriptor: int) -> Damage | None:
         status = os.fstat(descriptor)

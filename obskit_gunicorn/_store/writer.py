@@ -9,6 +9,7 @@ from array import array
 from typing import TypeAlias
 
 from obskit_gunicorn._store import fileformat
+from obskit_gunicorn._store.claimed import make_claimed, open_claimed
 from obskit_gunicorn._store.column import COUNT_INDEX, column_path, pack_header
 from obskit_gunicorn._store.column import HEADER_BYTES as COLUMN_HEADER_BYTES
 from obskit_gunicorn._store.fileformat import HEADER_BYTES, Damage, MetricFileName
@@ -18,7 +19,6 @@ from obskit_gunicorn._store.reader import MetricFileReader, ident_of
 
 _CELL_BYTES = 8
 _COLUMN_START = COLUMN_HEADER_BYTES // _CELL_BYTES
-_ASKING_SECONDS = 0.1
 
 
 Cells: TypeAlias = "memoryview[float] | dict[int, float]"
@@ -212,25 +212,13 @@ class MetricFile:
         self._file.close()
 
     def _open(self, by_flock: bool) -> LockedFile:
-        while True:
-            try:
-                file = LockedFile(self.path, os.O_RDWR)
-            except FileNotFoundError:
-                return self._make(b"")
-            try:
-                # A process that only checks whether the slot is free holds an flock for a moment.
-                if not file.claim(by_flock=by_flock, wait_seconds=_ASKING_SECONDS):
-                    if file.is_claimed(by_flock=by_flock):
-                        raise MetricFileInUseError(self.path)
-                    # Only the read lock of a process that may not write prevents the claim. The
-                    # lease still keeps others out.
-                    file.lock()
-                if file.is_in_place():
-                    return file
-            except BaseException:
-                file.close()
-                raise
-            file.close()
+        try:
+            file = open_claimed(self.path, by_flock=by_flock)
+        except FileNotFoundError:
+            return self._make(b"")
+        if file is None:
+            raise MetricFileInUseError(self.path)
+        return file
 
     def _make(self, entries: bytes, number: bytes = b"") -> LockedFile:
         """Create a complete and locked file, and give it the name of this one.
@@ -239,28 +227,19 @@ class MetricFile:
             entries: Its entries.
             number: That of the damaged file that it replaces, which is kept as ``<path>.damaged``.
         """
-        unfinished = self.path.removesuffix(".db") + ".new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        file = LockedFile(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            file.claim(by_flock=False)
+
+        def fill(file: LockedFile) -> None:
             end = HEADER_BYTES + len(entries)
             reserve(file.descriptor, 0, whole_pages(end))
             header = fileformat.pack_int(end) + (number or os.urandom(4))
             os.pwrite(file.descriptor, header + entries, 0)
             if number:
                 self._name_damaged()
-            os.rename(unfinished, self.path)
-            file.path = self.path
-            if not file.is_in_place():
-                raise MetricFileInUseError(self.path)
-        except BaseException:
-            if file.path == unfinished:
-                with contextlib.suppress(OSError):
-                    os.unlink(unfinished)
+
+        file = make_claimed(self.path, self.path.removesuffix(".db") + ".new", fill)
+        if not file.is_in_place():
             file.close()
-            raise
+            raise MetricFileInUseError(self.path)
         return file
 
     def _name_damaged(self) -> None:
