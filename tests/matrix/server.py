@@ -179,7 +179,30 @@ def _wrong_events(server: GunicornProcess, tally: int, load: Load) -> list[str]:
 
 
 def _texts_apart(interpreter: str, server: GunicornProcess) -> list[str]:
-    """Return lines that this package and prometheus_client write differently."""
+    """Return lines that this package and prometheus_client write differently.
+
+    They read one after the other, so only what they read while the same workers were there is
+    compared: one that takes the place of another begins its gauges anew.
+    """
+    apart: list[str] = []
+
+    def are_compared() -> bool:
+        before = _ready_pids(server)
+        apart[:] = _read_apart(interpreter, server)
+        return len(before) == 2 and _ready_pids(server) == before
+
+    wait_until(are_compared, "both read while no worker comes or goes", seconds=120)
+    return apart
+
+
+def _ready_pids(server: GunicornProcess) -> set[int]:
+    """Return the workers, if all of them are ready; a worker that is about to end is not."""
+    pids = server.worker_pids()
+    ready = server.scrape()["gunicorn_workers_ready", frozenset()]
+    return pids if len(pids) == ready else set()
+
+
+def _read_apart(interpreter: str, server: GunicornProcess) -> list[str]:
     done = subprocess.run(
         [interpreter, "-I", "-c", BOTH, str(server.metrics_directory)],
         env={"PATH": os.environ["PATH"]},
