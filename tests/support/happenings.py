@@ -130,4 +130,5 @@ def upgrade(run: Run) -> int:
 def killed_at_rest(run: Run) -> None:
     """Kill a worker while no request is in flight, even if workers are being recycled."""
     with run.load.paused():
-        run.server.kill_a_worker()
+        # All that have lived are to be known by their lines in the log.
+        run.server.kill_a_worker(is_announced=True)

@@ -601,11 +601,19 @@ class GunicornProcess:
         """Send a signal to the arbiter, or to one of the server's processes."""
         os.kill(pid or self.arbiter_pid, number)
 
-    def kill_a_worker(self) -> None:
-        """Kill one of the workers; not one that ends by itself at this moment."""
+    def kill_a_worker(self, *, is_announced: bool = False) -> None:
+        """Kill one of the workers; not one that ends by itself at this moment.
+
+        Args:
+            is_announced: Nor one that is not in :meth:`booted_pids` yet. Not for workers in another
+                pid namespace.
+        """
 
         def killed() -> bool:
-            return any(send_if_alive(signal.SIGKILL, pid) for pid in self.worker_pids())
+            pids = self.worker_pids()
+            if is_announced:
+                pids &= self.booted_pids()
+            return any(send_if_alive(signal.SIGKILL, pid) for pid in pids)
 
         wait_until(killed, "a worker is killed")
 
