@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn import routes, traces
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED
 
 if TYPE_CHECKING:
@@ -98,11 +97,7 @@ class CountedApplication:
             ):
                 is_counted = True
                 # The instrumentation's span is current here, and has ended when it returns.
-                exemplar = traces.of_context() if requests.has_exemplars else None
-                requests.answered(method, code or 500, started, exemplar)
-                if requests.by_route is not None:
-                    route = routes.found.of_scope(scope)
-                    requests.by_route.answered(route, method, code or 500, started)
+                requests.answered(method, code or 500, started, scope)
 
         try:
             await self._application(scope, received, sent)
@@ -112,9 +107,7 @@ class CountedApplication:
         finally:
             if not is_counted:
                 code = code or (CLIENT_CLOSED if has_left else 500)
-                requests.answered(method, code, started)
-                if requests.by_route is not None:
-                    requests.by_route.answered(routes.found.of_scope(scope), method, code, started)
+                requests.answered(method, code, started, scope)
 
     async def _serve_websocket(
         self,

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from obskit_gunicorn._gunicorn import routes, traces
-from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests, websockets
+from obskit_gunicorn._gunicorn import telemetry
+from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests
 from obskit_gunicorn._log import log
 
 MakeRequests = Callable[..., Requests]
@@ -41,7 +41,8 @@ def _say_uncounted(application: Any, expected: str) -> None:
 def _asgi(worker: Any, make: MakeRequests) -> str:
     from obskit_gunicorn._gunicorn import asgi
 
-    worker.asgi = asgi.CountedApplication(worker.asgi, make(), worker, websockets())
+    requests, websockets = make(telemetry.ASGI), telemetry.websockets()
+    worker.asgi = asgi.CountedApplication(worker.asgi, requests, worker, websockets)
     return ""
 
 
@@ -50,14 +51,15 @@ def _uvicorn(worker: Any, make: MakeRequests) -> str:
 
     if not asgi.is_asgi3(worker.wsgi):
         return "an ASGI 3 application"
-    worker.wsgi = asgi.CountedApplication(worker.wsgi, make(), worker, websockets())
+    requests, websockets = make(telemetry.ASGI), telemetry.websockets()
+    worker.wsgi = asgi.CountedApplication(worker.wsgi, requests, worker, websockets)
     return ""
 
 
 def _wsgi(worker: Any, make: MakeRequests) -> str:
     from obskit_gunicorn._gunicorn import wsgi
 
-    worker.wsgi = wsgi.CountedApplication(worker.wsgi, make())
+    worker.wsgi = wsgi.CountedApplication(worker.wsgi, make(telemetry.WSGI))
     return ""
 
 
@@ -67,17 +69,14 @@ def _tornado(worker: Any, make: MakeRequests) -> str:
     if not isinstance(worker.wsgi, importlib.import_module("tornado.web").Application):
         return _wsgi(worker, make)
     # It has a method for the end of a request, and none for its arrival.
-    requests, application = make(sees_arrivals=False), worker.wsgi
+    requests, application = make(telemetry.TORNADO), worker.wsgi
     log_request = application.log_request
 
     @functools.wraps(log_request)
     def counted(handler: Any) -> None:
         request = handler.request
         started = perf_counter() - request.request_time()
-        exemplar = traces.of_headers(request.headers) if requests.has_exemplars else None
-        requests.answered(request.method, handler.get_status(), started, exemplar)
-        if requests.by_route is not None:  # it does not say which of its rules has matched
-            requests.by_route.answered("", request.method, handler.get_status(), started)
+        requests.answered(request.method, handler.get_status(), started, request)
         log_request(handler)
 
     application.log_request = counted
@@ -122,7 +121,7 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
         return "an aiohttp.web.Application that can be given a middleware"
     from asyncio import CancelledError
 
-    requests = make()
+    requests = make(telemetry.AIOHTTP)
 
     @web.middleware  # type: ignore[untyped-decorator]
     async def counted(request: Any, handler: Callable[[Any], Any]) -> Any:
@@ -139,11 +138,7 @@ def _add_middleware(web: Any, application: Any, make: MakeRequests) -> str:
             code = CLIENT_CLOSED
             raise
         finally:
-            exemplar = traces.of_headers(request.headers) if requests.has_exemplars else None
-            requests.answered(request.method, code, started, exemplar)
-            if requests.by_route is not None:
-                route = routes.found.of_aiohttp(request)
-                requests.by_route.answered(route, request.method, code, started)
+            requests.answered(request.method, code, started, request)
         return response
 
     application.middlewares.insert(0, counted)

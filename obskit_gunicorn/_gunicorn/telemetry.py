@@ -66,6 +66,32 @@ CLOSE_CODES = ("1000", "1001", "1005", "1006", "1011", "1012", "1xxx", "3xxx", "
 """The labels for codes with which websockets are closed."""
 
 
+class Seen(NamedTuple):
+    """How requests are seen in one kind of worker, and what their servers know of each."""
+
+    trace_of: Callable[[Any], dict[str, str] | None]
+    """Returns the labels of a request's exemplar, at the end of the request."""
+
+    route_of: Callable[[Any], str]
+    """Returns the template of a request's route, at the end of the request."""
+
+    arrivals: bool = True
+    """Whether arrivals are seen; if not, nothing says how many requests are in progress."""
+
+
+WSGI = Seen(traces.of_environ, routes.found.of_environ)
+"""What is known of a request is its environ."""
+
+ASGI = Seen(traces.of_scope, routes.found.of_scope)
+"""What is known of a request is its scope."""
+
+AIOHTTP = Seen(traces.of_request, routes.found.of_aiohttp)
+"""What is known of a request is an ``aiohttp.web.Request``."""
+
+TORNADO = Seen(traces.of_request, lambda _request: "", arrivals=False)
+"""What is known is a request of tornado's, which does not say which of its rules has matched."""
+
+
 class _Child(NamedTuple):
     """The functions to call for each request of one method and code."""
 
@@ -137,15 +163,14 @@ class Requests:
 
     Attributes:
         by_route: Where requests are counted by their routes too; ``None`` if they are not.
-        has_exemplars: Whether durations are to have the traces of their requests as exemplars.
     """
 
     def __init__(
         self,
         buckets: tuple[float, ...],
         collections: Collections | None = None,
+        seen: Seen = WSGI,
         *,
-        sees_arrivals: bool = True,
         has_exemplars: bool = False,
         has_routes: bool = False,
     ) -> None:
@@ -154,12 +179,12 @@ class Requests:
         Args:
             buckets: Upper bounds of the durations, in seconds.
             collections: Is asked to note at the end of requests, at most once a second.
-            sees_arrivals: Whether :meth:`arrived` is called; if not, nothing says how many requests
-                are in progress.
+            seen: How requests are seen.
             has_exemplars: Whether durations are to have the traces of their requests as exemplars.
             has_routes: Whether requests are counted by their routes too.
         """
-        self.has_exemplars = has_exemplars
+        self._trace_of = seen.trace_of if has_exemplars else None
+        self._route_of = seen.route_of
         self.by_route = RouteRequests(buckets) if has_routes else None
         self._total = Counter(
             "gunicorn_requests",
@@ -174,7 +199,7 @@ class Requests:
             buckets=buckets,
             registry=None,
         )
-        self._in_progress = _in_progress() if sees_arrivals else None
+        self._in_progress = _in_progress() if seen.arrivals else None
         # The metrics' public methods check what is known here, and each check costs every request.
         self._count_in_progress = (
             _ignore if self._in_progress is None else _prometheus.adder(self._in_progress)
@@ -194,7 +219,7 @@ class Requests:
         method: str | None,
         code: int,
         started: float | None,
-        exemplar: dict[str, str] | None = None,
+        request: Any = None,
     ) -> None:
         """Note that a request was answered.
 
@@ -202,20 +227,24 @@ class Requests:
             method: Its method, as the client has sent it.
             code: The status code of the response.
             started: The result of :meth:`arrived`; ``None`` if it was not called.
-            exemplar: The labels of its trace, if its duration is to have them.
+            request: What is known of it, see :class:`Seen`.
         """
         child = self._children.get((method, code)) or self._child(method, code)
         if started is None:
             child.add_one(1.0)
-            return
-        now = perf_counter()
-        seconds = now - started
-        child.end(seconds)
-        if exemplar is not None:
-            child.add_exemplar(seconds, exemplar)
-        if now > self._notes_at:
-            self._notes_at = now + _NOTES_SECONDS
-            self._collections.note()  # type: ignore[union-attr]
+        else:
+            now = perf_counter()
+            seconds = now - started
+            child.end(seconds)
+            if self._trace_of is not None:
+                exemplar = self._trace_of(request)
+                if exemplar is not None:
+                    child.add_exemplar(seconds, exemplar)
+            if now > self._notes_at:
+                self._notes_at = now + _NOTES_SECONDS
+                self._collections.note()  # type: ignore[union-attr]
+        if self.by_route is not None:
+            self.by_route.answered(self._route_of(request), method, code, started)
 
     def arrived_hook(self, req: Request) -> None:
         """Note in ``pre_request`` that a request has arrived."""
@@ -242,10 +271,7 @@ class Requests:
             )
         if code is None or not is_sent:
             code = code_of(sys.exc_info()[1], code)
-        exemplar = traces.of_environ(environ) if self.has_exemplars else None
-        self.answered(method, code, started, exemplar)
-        if self.by_route is not None:
-            self.by_route.answered(routes.found.of_environ(environ), method, code, started)
+        self.answered(method, code, started, environ)
 
     def _child(self, method: str | None, code: int) -> _Child:
         name = method if method in _METHODS else _OTHER
@@ -383,19 +409,13 @@ def _ignore(_amount: float) -> None:
 def requests(
     buckets: tuple[float, ...],
     collections: Collections | None = None,
+    seen: Seen = WSGI,
     *,
-    sees_arrivals: bool = True,
     has_exemplars: bool = False,
     has_routes: bool = False,
 ) -> Requests:
     """Return the :class:`Requests` of this process, made at the first call."""
-    return Requests(
-        buckets,
-        collections,
-        sees_arrivals=sees_arrivals,
-        has_exemplars=has_exemplars,
-        has_routes=has_routes,
-    )
+    return Requests(buckets, collections, seen, has_exemplars=has_exemplars, has_routes=has_routes)
 
 
 class Websockets:

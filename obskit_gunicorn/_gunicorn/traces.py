@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any
 
 Labels = dict[str, str]
 
@@ -32,8 +29,8 @@ _SAMPLED = 1
 _NO_TRACE = "0" * 32
 
 
-def of_context() -> Labels | None:
-    """Return the trace of the span that is current; call it where the application does its work."""
+def of_scope(_scope: Any = None) -> Labels | None:
+    """Return the trace of an ASGI request that is being answered: that of the current span."""
     trace = sys.modules.get("opentelemetry.trace")
     return None if trace is None else _of_span(trace.get_current_span())
 
@@ -53,9 +50,13 @@ def of_environ(environ: Any) -> Labels | None:
     return of_header(environ.get("HTTP_TRACEPARENT"))
 
 
-def of_headers(headers: Mapping[str, str]) -> Labels | None:
-    """Return the trace that a client belongs to; the names of headers do not depend on case."""
-    return of_header(headers.get("traceparent"))
+def of_request(request: Any) -> Labels | None:
+    """Return the trace that a client belongs to, from a framework's own request.
+
+    Args:
+        request: It has ``headers``, a mapping in which the case of a name does not matter.
+    """
+    return of_header(request.headers.get("traceparent"))
 
 
 def of_header(traceparent: str | None) -> Labels | None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._gunicorn import routes, traces
 from obskit_gunicorn._gunicorn.telemetry import code_of
 
 if TYPE_CHECKING:
@@ -88,12 +87,7 @@ class _Answer:
             code = self._code
             if code is None or not self.has_begun:
                 code = code_of(sys.exc_info()[1], code)
-            has_exemplars = self._requests.has_exemplars
-            exemplar = traces.of_environ(self._environ) if has_exemplars else None
-            self._requests.answered(self._method, code, self._started, exemplar)
-            if self._requests.by_route is not None:
-                route = routes.found.of_environ(self._environ)
-                self._requests.by_route.answered(route, self._method, code, self._started)
+            self._requests.answered(self._method, code, self._started, self._environ)
 
 
 class _Body:

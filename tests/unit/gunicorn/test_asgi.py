@@ -15,16 +15,16 @@ from obskit_gunicorn._gunicorn.asgi import CountedApplication, is_asgi3
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from obskit_gunicorn._gunicorn.telemetry import Seen
+
 Messages = list[dict[str, Any]]
 
 
 class Counts:
     """Stands for the metrics: notes what is counted, and when."""
 
-    by_route = None
-
-    def __init__(self, *, has_exemplars: bool = False) -> None:
-        self.has_exemplars = has_exemplars
+    def __init__(self, seen: Seen | None = None) -> None:
+        self.seen = seen
         self.in_progress = 0
         self.ended: list[tuple[str, int]] = []
         self.exemplars: list[dict[str, str] | None] = []
@@ -34,12 +34,11 @@ class Counts:
         self.in_progress += 1
         return 1.0
 
-    def answered(
-        self, method: str, code: int, started: float, exemplar: dict[str, str] | None = None
-    ) -> None:
+    def answered(self, method: str, code: int, started: float, request: Any) -> None:
         """Note its end."""
         assert started == 1.0
-        self.exemplars.append(exemplar)
+        if self.seen is not None:
+            self.exemplars.append(self.seen.trace_of(request))
         self.in_progress -= 1
         self.ended.append((method, code))
 

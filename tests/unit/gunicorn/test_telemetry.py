@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from obskit_gunicorn._gunicorn import routes, telemetry
-from obskit_gunicorn._gunicorn.telemetry import Requests
+from obskit_gunicorn._gunicorn.telemetry import Requests, Seen
 
 
 class Status(int, enum.Enum):
@@ -82,6 +82,17 @@ def test_routes_are_counted_where_they_are_asked_for() -> None:
         requests.answered_hook(request, response, environ)
     assert by_route(requests) == {("/a/{x}", "GET", "200"): 1, ("", "GET", "200"): 2}
     assert counted(requests) == {("GET", "200"): 3}
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_traces_are_looked_for_where_they_are_asked_for(is_on: bool) -> None:
+    """Without the option nobody looks for one; a request whose duration is unknown has none."""
+    asked: list[object] = []
+    seen = Seen(trace_of=asked.append, route_of=lambda _: "")
+    requests = Requests((0.1, 1.0), seen=seen, has_exemplars=is_on)
+    requests.answered("GET", 200, requests.arrived(), "one")
+    requests.answered("GET", 200, None, "another")
+    assert asked == (["one"] if is_on else [])
 
 
 def test_routes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as WsgiMi
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
-from obskit_gunicorn._gunicorn import asgi, traces, wsgi
+from obskit_gunicorn._gunicorn import asgi, telemetry, traces, wsgi
 from tests.unit.gunicorn.test_asgi import HTTP, START, Counts, body
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ def test_of_a_header(header: Any, expected: dict[str, str] | None) -> None:
     """A trace that is sampled and well-formed, without a span: that is the client's."""
     assert traces.of_header(header) == expected
     assert traces.of_environ({"HTTP_TRACEPARENT": header}) == expected
-    assert traces.of_headers({"traceparent": header}) == expected
+    assert traces.of_request(SimpleNamespace(headers={"traceparent": header})) == expected
 
 
 def test_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the application has not imported it nothing is named, whatever clients send."""
     monkeypatch.delitem(sys.modules, "opentelemetry.trace")
-    assert traces.of_context() is None
+    assert traces.of_scope() is None
     assert traces.of_header(f"00-{TRACE}-{SPAN}-01") is None
     assert traces.of_environ({traces.OUR_KEY: object()}) is None
 
@@ -66,7 +67,7 @@ def test_what_is_no_span() -> None:
     for odd in (object(), 5, "span", trace.INVALID_SPAN):
         assert traces.of_environ({traces.OUR_KEY: odd}) is None
     assert traces.of_environ(None) is None
-    assert traces.of_context() is None
+    assert traces.of_scope() is None
 
 
 @pytest.mark.parametrize("sampled", [True, False])
@@ -84,7 +85,7 @@ def test_of_an_asgi_application(sampled: bool) -> None:
         return {"type": "http.request"}
 
     traced = AsgiMiddleware(application, tracer_provider=provider(sampled=sampled))
-    counts = Counts(has_exemplars=True)
+    counts = Counts(telemetry.ASGI)
     counted: Any = asgi.CountedApplication(traced, counts)  # type: ignore[arg-type]
     asyncio.run(counted({**HTTP, "headers": [], "query_string": b""}, nothing, nothing))
     (exemplar,) = counts.exemplars
@@ -99,7 +100,7 @@ def test_of_an_asgi_application(sampled: bool) -> None:
 
 def answered(application: Any, **environ: Any) -> dict[str, str] | None:
     """Serve one request of a WSGI application, and return the exemplar of its answer."""
-    counts = Counts(has_exemplars=True)
+    counts = Counts(telemetry.WSGI)
     counted: Any = wsgi.CountedApplication(application, counts)  # type: ignore[arg-type]
     found = counted(
         {
@@ -159,18 +160,3 @@ def test_of_a_wsgi_application() -> None:
     found = answered(keeping, HTTP_TRACEPARENT=header)
     assert found == {"trace_id": TRACE, "span_id": f"{seen[-1].span_id:016x}"}
     assert re.fullmatch("[0-9a-f]{16}", found["span_id"])
-
-
-def test_who_wants_none_has_none() -> None:
-    """Without the option nobody looks for a trace."""
-    counts = Counts()
-
-    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        start_response("200 OK", [])
-        return [b"page"]
-
-    counted: Any = wsgi.CountedApplication(application, counts)  # type: ignore[arg-type]
-    header = f"00-{TRACE}-{SPAN}-01"
-    found = counted({"REQUEST_METHOD": "GET", "HTTP_TRACEPARENT": header}, lambda *_: None)
-    found.close()
-    assert counts.exemplars == [None]
