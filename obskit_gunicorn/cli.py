@@ -377,14 +377,19 @@ def _directory(given: argparse.Namespace) -> str:
     if not path or not os.path.isdir(path):
         is_flag = given.run not in (_inspect, _top)
         shown = "; ".join(f"{each} ({describe_server(each)})" for each in found)
-        several = f" There are several private ones: {shown}." if found else ""
+        private_ones = f" There are several private ones: {shown}." if found else ""
+        if not path and not found:
+            private_ones = (
+                " There is no private one that this user may read: start the server, or call this "
+                "as the user of its workers."
+            )
         raise ConfigurationError(
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
             hint=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
             'running server logs it ("obskit: metrics are shared in ..."), and '
-            f"obskit_gunicorn_info{{directory}} shows it.{several}",
+            f"obskit_gunicorn_info{{directory}} shows it.{private_ones}",
         )
     return os.path.abspath(path)
 

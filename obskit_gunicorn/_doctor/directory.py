@@ -267,7 +267,8 @@ def describe_metric(metric: MetricReport) -> str:
     """Return one line about the size of a metric."""
     if not metric.label:
         return f"{metric.name} has {metric.series:,} series"
-    label = f"its label {metric.label} has {metric.label_values:,} values"
+    values = "1 value" if metric.label_values == 1 else f"{metric.label_values:,} values"
+    label = f"its label {metric.label} has {values}"
     return f"{metric.name} has {metric.series:,} series: {label}"
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _PREFIX = "obskit-gunicorn-"
 _STALE_SECONDS = 60.0
+# What systemd makes of `RuntimeDirectory=shop`, of `shop/web`, and of the first in a user's unit.
+# Only the unit has RUNTIME_DIRECTORY in its environment; whoever looks at its server has not.
+_RUNTIME_DIRECTORIES = ("/run/*", "/run/*/*", "/run/user/*/*")
 
 
 def is_private(directory: SlotDirectory) -> bool:
@@ -100,13 +103,14 @@ def remove_leftovers(user: int, *, unpublished_to: str | None = None) -> None:
 
 def find() -> list[str]:
     """Return the private directories of this machine that this user can see."""
-    parents = dict.fromkeys([*places(os.geteuid()), *glob.glob("/run/user/*")])
-    return [
+    found = [
         path
-        for parent in parents
-        for path in sorted(glob.glob(os.path.join(glob.escape(parent), f"{_PREFIX}*")))
-        if is_private(SlotDirectory(path))
+        for parent in [*map(glob.escape, places(os.geteuid())), *_RUNTIME_DIRECTORIES]
+        for path in sorted(glob.glob(os.path.join(parent, f"{_PREFIX}*")))
     ]
+    # One may be there under several names: /run/shm is /dev/shm on Debian.
+    once = {os.path.realpath(path): path for path in reversed(found)}
+    return [path for path in reversed(once.values()) if is_private(SlotDirectory(path))]
 
 
 def _may_be_left(entry: os.DirEntry[str], user: int) -> bool:

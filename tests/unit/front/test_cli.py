@@ -274,6 +274,16 @@ class TestUse:
         assert caught.value.code == 2
         assert "usage: obskit-gunicorn" in capsys.readouterr().err
 
+    def test_no_server_runs(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Where no directory is named and none is found, it says what that may mean."""
+        monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+        monkeypatch.setattr(private, "find", list)
+        with pytest.raises(SystemExit):
+            main(["inspect"])
+        assert "There is no private one that this user may read" in capsys.readouterr().err
+
     def test_a_closed_pipe(self, served: str) -> None:
         """Whoever reads the output may stop reading."""
         command = f"{sys.executable} -m obskit_gunicorn inspect {served} | true"

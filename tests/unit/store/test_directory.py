@@ -1312,6 +1312,17 @@ class TestPrivateDirectory:
         monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/other")
         assert list(private.places(me)) == ["/run/other", "/dev/shm", str(tmp_path)]
 
+    def test_that_of_a_unit_is_found(
+        self, nursery: Nursery, runtime: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever looks at a unit's server has not its environment, and finds it once."""
+        path, _ = nursery.start().call(_begin_private, str(runtime))
+        runtime.with_name("alias").symlink_to(runtime)
+        monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+        assert "/run/*" in private._RUNTIME_DIRECTORIES
+        monkeypatch.setattr(private, "_RUNTIME_DIRECTORIES", (f"{runtime.parent}/*",))
+        assert [os.path.samefile(each, path) for each in private.find()].count(True) == 1
+
     def test_two_servers_have_two(self, nursery: Nursery, runtime: Path) -> None:
         """Two arbiters of one user do not share, and the second leaves the first's alone."""
         first, _ = nursery.start().call(_begin_private, str(runtime))
