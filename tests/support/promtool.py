@@ -13,7 +13,7 @@ from tests.support.missing import find_program
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["checks_expressions", "metric_names", "run_promtool"]
+__all__ = ["checks_expressions", "metric_names", "run_promtool", "without_an_answer"]
 
 _STRINGS = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
 _GROUPINGS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
@@ -51,6 +51,39 @@ def checks_expressions(expressions: list[str], directory: Path) -> tuple[int, st
     path = directory / "expressions.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": rules}]}), encoding="utf-8")
     return run_promtool("check", "rules", path)
+
+
+def without_an_answer(
+    expressions: list[str], series: list[tuple[str, str]], directory: Path
+) -> list[str]:
+    """Return the expressions to which a Prometheus that has scraped these series says nothing.
+
+    An expression may be right as PromQL and never have an answer, where the labels of what it
+    divides do not go together.
+
+    Args:
+        expressions: PromQL, without variables.
+        series: Each with its labels, and its values at each minute of an hour.
+        directory: Where the test may be written.
+    """
+    found = []
+    for expression in expressions:
+        test = {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in series],
+            "promql_expr_test": [
+                {
+                    "expr": f"count({expression}) > bool 0",
+                    "eval_time": "30m",
+                    "exp_samples": [{"labels": "{}", "value": 1}],
+                }
+            ],
+        }
+        path = directory / "answers.yml"
+        path.write_text(yaml.safe_dump({"tests": [test]}), encoding="utf-8")
+        if run_promtool("test", "rules", path)[0] != 0:
+            found.append(expression)
+    return found
 
 
 def metric_names(expression: str) -> set[str]:

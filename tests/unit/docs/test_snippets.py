@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 
 from obskit_gunicorn import ObskitGunicornConfig, hooks
 from obskit_gunicorn._doctor.finding import PARTS, Finding
-from tests.support import snippet_loader
+from tests.support import metrics_page, snippet_loader
 from tests.support.helm import render_chart
 from tests.support.manifests import (
     BASE,
@@ -51,7 +51,12 @@ from tests.support.pages import (
     has_its_own_test,
     rule_of,
 )
-from tests.support.promtool import checks_expressions, run_promtool
+from tests.support.promtool import (
+    checks_expressions,
+    metric_names,
+    run_promtool,
+    without_an_answer,
+)
 from tests.support.shop import SHOP
 
 if TYPE_CHECKING:
@@ -271,6 +276,41 @@ def test_prometheus(tmp_path: Path) -> None:
     queries = [block.text for block in of_kind("promql", "queries")]
     status, said = checks_expressions(queries, tmp_path)
     assert status == 0, said
+
+
+def test_each_query_has_an_answer(tmp_path: Path) -> None:
+    """A Prometheus that has scraped the metrics says something to each, those in a line too."""
+    queries = [block.text.strip() for block in of_kind("promql", "queries")]
+    in_lines = [
+        query
+        for page in PAGES
+        for query in re.findall(r"`([^`\n]*gunicorn_[^`\n]*)`", page.read_text("utf-8"))
+        if re.match(r"(rate|sum|avg)\b[ (]|gunicorn_\w+ / ", query)
+    ]
+    assert len(in_lines) > 3
+    queries += in_lines
+    series = list(_series(set().union(*map(metric_names, queries))))
+    assert without_an_answer(queries, series, tmp_path) == []
+
+
+def _series(names: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield series of samples, with the labels that metrics and targets have."""
+    documented = {
+        f"{row.name}{suffix}": (row.type, row.labels)
+        for row in metrics_page.rows()
+        for suffix in (("_bucket", "_sum", "_count") if row.type == "histogram" else ("",))
+    }
+    for name in sorted(names):
+        kind, labels = documented.get(name, ("counter", ()))
+        for bound in ("0.1", "+Inf") if name.endswith("_bucket") else (None,):
+            values = {label: _LABEL_VALUES.get(label, "x") for label in labels}
+            values |= {"le": bound} if bound else {}
+            values |= {"job": "shop", "instance": "web-1:9764"}
+            shown = ", ".join(f'{label}="{value}"' for label, value in values.items())
+            yield f"{name}{{{shown}}}", "4x60" if kind == "gauge" else "0+60x60"
+
+
+_LABEL_VALUES = {"code": "500", "method": "GET", "reason": "killed", "role": "worker"}
 
 
 # ------------------------------------------------------------------------------------------------
