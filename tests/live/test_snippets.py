@@ -76,7 +76,6 @@ class Desk:
         self.ports = {
             "8000": server.port,
             "9764": server.metrics_port,
-            "9465": free_port(),
             "9765": free_port(),
             "6379": store.port if store else free_port(),
         }
@@ -224,8 +223,10 @@ def test_commands(newest: Interpreter, store: StoreServer, tmp_path: Path) -> No
             program = command.split()[0]
             if program == "valkey-server":
                 (server.root / program).symlink_to(binary("valkey-8"))
-                command = f"./{command} --port {desk.ports['9465']}"  # noqa: PLW2901
-            port = desk.ports["9465" if program == "valkey-server" else "9765"]
+                port = free_port()
+                command = f"./{command} --port {port}"  # noqa: PLW2901
+            else:
+                port = desk.ports["9765"]
             with desk.start(command):
                 wait_until(partial(connects, port), f"{block.name}: {command} answers")
         for block in BLOCKS:
