@@ -383,11 +383,14 @@ def _directory(given: argparse.Namespace) -> str:
                 " There is no private one that this user may read: start the server, or call this "
                 "as the user of its workers."
             )
+        named = "" if is_flag else " as an argument"
+        if given.run is _top:
+            named += ", or the exporter's address, as in http://127.0.0.1:9764"
         raise ConfigurationError(
             where="--directory" if is_flag else "the multiprocess directory",
             value=path,
             expected="an existing directory",
-            hint=f"Name it{'' if is_flag else ' as an argument'}, or set {DIRECTORY_VARIABLE}. A "
+            hint=f"Name it{named}, or set {DIRECTORY_VARIABLE}. A "
             'running server logs it ("obskit: metrics are shared in ..."), and '
             f"obskit_gunicorn_info{{directory}} shows it.{private_ones}",
         )

@@ -280,9 +280,12 @@ class TestUse:
         """Where no directory is named and none is found, it says what that may mean."""
         monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
         monkeypatch.setattr(private, "find", list)
-        with pytest.raises(SystemExit):
-            main(["inspect"])
-        assert "There is no private one that this user may read" in capsys.readouterr().err
+        for command, has_other in (("inspect", False), ("top", True)):
+            with pytest.raises(SystemExit):
+                main([command])
+            said = capsys.readouterr().err
+            assert "There is no private one that this user may read" in said
+            assert ("or the exporter's address" in said) is has_other
 
     def test_a_closed_pipe(self, served: str) -> None:
         """Whoever reads the output may stop reading."""
