@@ -34,6 +34,8 @@ class Budget(NamedTuple):
     def of(self, metric: str) -> int | None:
         """Return how many label sets a metric may have; ``None`` for any number."""
         found = self.series.get(metric)
+        if found is None:  # named with the _total that parse() takes away; a gauge's name has it
+            found = self.series.get(metric.removesuffix("_total"))
         return self.series.get(ALL) if found is None else found
 
 

@@ -356,6 +356,8 @@ class _DivertedValue(Value):
         with _lock:
             cell, part = self._whole()
             is_gauge = self._key[0].startswith("gauge")
+            if is_gauge:  # it takes the place of all that there is, so nobody has a part of that
+                cell.life = part.store = object()
             # fmt: off
             file = cell.file; cell.own = own = value if is_gauge else cell.own + (value - part.own); file.cells[cell.index] = file.column[cell.number] = cell.base + own; part.own = value  # type: ignore[operator]  # noqa: E501, E702
             # fmt: on
@@ -384,6 +386,10 @@ class _DivertedValue(Value):
             self._cell = Cell()
             self._cell.store = cell.life
         return cell, self._cell
+
+    def _bound(self) -> Cell:
+        """Return the cell that is shared; the caller holds the lock."""
+        return self._whole()[0]
 
     def _give_back(self) -> None:
         """Take this part out of the whole; the caller holds the lock."""

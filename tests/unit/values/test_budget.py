@@ -217,12 +217,54 @@ class TestParts:
         one.call(_use, "gauge_sum", "/5", "inc", 1)
         assert read_ours(directory)[name] == 8
 
+    @pytest.mark.parametrize("mode", ["sum", "livesum", "all"])
+    def test_removal_of_gauges_that_were_set(
+        self, one: RemoteProcess, directory: str, mode: str
+    ) -> None:
+        """What another one has set over is nobody's to take back."""
+        kind = f"gauge_{mode}"
+        for number in range(6):
+            one.call(_use, kind, f"/{number}", "set", 10 + number)
+
+        def other() -> float:
+            return next(each for name, each in read_ours(directory).items() if OTHER in name)
+
+        assert other() == 15
+        one.call(_use, kind, "/4", "inc", 2)
+        assert one.call(_own, kind, "/5") == 15
+        one.call(_remove, kind, "/3")
+        assert other() == 17
+        one.call(_remove, kind, "/5")
+        assert other() == 2
+        one.call(_remove, kind, "/4")
+        assert other() == 0
+
+    @pytest.mark.parametrize("action", ["reset", "remove"])
+    def test_exemplars_leave_parts(self, one: RemoteProcess, directory: str, action: str) -> None:
+        """What was counted with an exemplar is a child's own too."""
+        one.call(_use_many, "counter", 0, 6, "inc")
+        one.call(_with_exemplar, "/5")
+        one.call(_with_exemplar, "/4")
+        name = f'm_total{{path="{OTHER}"}}'
+        assert read_ours(directory)[name] == 5
+        assert one.call(_own, "counter", "/5") == 2
+        if action == "remove":
+            one.call(_remove, "counter", "/5")
+        else:
+            one.call(_use, "counter", "/5", "reset")
+        assert read_ours(directory)[name] == 3
+        assert one.call(_own, "counter", "/4") == 2
+
     def test_memory_is_bounded(self, one: RemoteProcess, directory: str) -> None:
         """A metric keeps few of its diverted children, and a kept one goes on."""
         one.call(_use_many, "counter", 0, 4, "inc")
         assert one.call(_use_a_kept_one)
         assert one.call(_children, "counter") < 100
         assert read_ours(directory)[f'm_total{{path="{OTHER}"}}'] == 1 + 1 + 500 + 1
+
+
+def _with_exemplar(path: str) -> None:
+    metric("counter", "m", {"path": path}).inc(exemplar={"trace_id": path[1:]})
 
 
 def _use_a_kept_one() -> bool:
@@ -333,3 +375,6 @@ def test_the_environment_of_other_processes() -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             budget_of(wrong)
     assert parse({"*": 1, "m": 2}) == {"*": 1, "m": 2}
+    named = Budget(parse({"*": 1, "m_total": 2}))
+    assert named.of("m") == named.of("m_total") == 2  # a counter, and a gauge of that name
+    assert named.of("n_total") == 1
