@@ -241,6 +241,7 @@ def notice_states(
     made: Callable[[Any], object],
     told: Callable[[Any], object],
     removed: Callable[[Any, float, dict[str, str]], object],
+    is_shown: Callable[[Any, dict[str, str]], bool],
 ) -> None:
     """Notice from now on when an Info or Enum is made, when it is told something, or removed.
 
@@ -253,6 +254,8 @@ def notice_states(
         told: Called with one whose ``info()`` or ``state()`` has returned.
         removed: Called with one of whose children some were removed, with the time before that,
             Unix seconds, and with labels that all these children have.
+        is_shown: Asked, with its labels, whether any process has a child that is removed and that
+            this one does not have; otherwise older releases raise a KeyError.
     """
     if hasattr(Info.info, "obskit_noticed"):
         return
@@ -263,7 +266,12 @@ def notice_states(
         @functools.wraps(method)
         def noticed(self: Any, *args: Any, **keywords: Any) -> Any:
             began = time.time()
-            result = method(self, *args, **keywords)
+            try:
+                result = method(self, *args, **keywords)
+            except KeyError:
+                if name != "remove" or not is_shown(self, _named(self, args)):
+                    raise
+                result = None
             after(self, began, *args, **keywords)
             return result
 
@@ -271,8 +279,7 @@ def notice_states(
         setattr(kind, name, noticed)
 
     def after_remove(metric: Any, began: float, *values: Any) -> None:
-        labels = dict(zip(metric._labelnames, map(str, values), strict=False))
-        removed(metric, began, labels)
+        removed(metric, began, _named(metric, values))
 
     def after_remove_by_labels(metric: Any, began: float, labels: dict[str, Any]) -> None:
         if labels:
@@ -289,6 +296,11 @@ def notice_states(
         call_after(kind, "clear", after_clear)
         if hasattr(kind, "remove_by_labels"):
             call_after(kind, "remove_by_labels", after_remove_by_labels)
+
+
+def _named(metric: Any, values: Sequence[Any]) -> dict[str, str]:
+    """Return label values with their names."""
+    return dict(zip(metric._labelnames, map(str, values), strict=False))
 
 
 _LABELS = getattr(Counter.labels, "__code__", None)

@@ -309,12 +309,7 @@ class StatesFile:
         directory, own = os.path.split(self.path)
         found: list[Said] = []
         with contextlib.suppress(OSError):
-            for name in os.listdir(directory):
-                if name.endswith(SUFFIX) and name != own:
-                    reader = StatesReader(os.path.join(directory, name))
-                    with contextlib.suppress(FileNotFoundError):
-                        reader.refresh()
-                    found += reader.said.values()
+            found += _said_in(directory, but=own)
         return found
 
 
@@ -402,6 +397,29 @@ def shown(said: Iterable[Said]) -> list[State]:
             if before is None or found[:2] >= before[:2]:
                 newest[series] = found
     return [state for _is_set, _time, state in newest.values()]
+
+
+def shown_in(directory: str) -> list[State]:
+    """Return what is to be shown of all that was said in a directory.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return shown(_said_in(directory))
+
+
+def _said_in(directory: str, but: str = "") -> Iterator[Said]:
+    """Yield what the files in a directory say, but one of them.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    for name in os.listdir(directory):
+        if name.endswith(SUFFIX) and name != but:
+            reader = StatesReader(os.path.join(directory, name))
+            with contextlib.suppress(FileNotFoundError):
+                reader.refresh()
+            yield from reader.said.values()
 
 
 class _Removals:

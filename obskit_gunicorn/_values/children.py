@@ -45,6 +45,31 @@ class Source(NamedTuple):
     """Asked for the label values that a metric has in other processes too."""
 
 
+class Diverted:
+    """Children of one metric that have no place in a budget: it keeps only the newest of them.
+
+    So nobody can make too many. Whoever has kept another one goes on with it: it counts where a new
+    one would.
+    """
+
+    def __init__(self) -> None:
+        """Know of none yet."""
+        self._labels: deque[LabelValues] = deque()
+
+    def note(self, labels: LabelValues, known: dict[LabelValues, Any]) -> None:
+        """Note that one is made; the caller holds the metric's lock.
+
+        Args:
+            labels: Its label values.
+            known: The children of the metric, from which the oldest goes.
+        """
+        if self._labels and self._labels[-1] == labels:
+            return  # another value of the same child
+        self._labels.append(labels)
+        if len(self._labels) > _MOST_DIVERTED:
+            known.pop(self._labels.popleft(), None)
+
+
 class Children:
     """The children of one metric.
 
@@ -57,7 +82,7 @@ class Children:
         self.about = about
         self._parent = weakref.ref(parent)
         self._source = source
-        self._diverted: deque[LabelValues] = deque()
+        self._diverted = Diverted()
         for name in ("remove", "remove_by_labels", "clear"):
             if hasattr(parent, name):
                 setattr(parent, name, getattr(self, name))
@@ -116,16 +141,8 @@ class Children:
         self._source.removed(Removal(self.about, None, before))
 
     def divert(self, labels: LabelValues) -> None:
-        """Note that a child is made that has no place; the caller holds the metric's lock.
-
-        The metric keeps only the newest of them, so that nobody can make too many. Whoever has kept
-        another one goes on with it: it counts where a new one would.
-        """
-        if self._diverted and self._diverted[-1] == labels:
-            return  # another value of the same child
-        self._diverted.append(labels)
-        if len(self._diverted) > _MOST_DIVERTED:
-            self._known.pop(self._diverted.popleft(), None)
+        """Note that a child is made that has no place; the caller holds the metric's lock."""
+        self._diverted.note(labels, self._known)
 
 
 def watch(parent: Any, source: Source) -> Children | None:

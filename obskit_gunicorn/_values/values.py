@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
     from obskit_gunicorn._prometheus import Parent
     from obskit_gunicorn._store.exemplars import ExemplarFile
-    from obskit_gunicorn._values.children import Children, Removal
+    from obskit_gunicorn._values.children import Children, LabelValues, Removal
 
 IS_ATOMIC = sys.implementation.name == "cpython" and "t" not in sys.abiflags
 """Whether a line of code runs as a whole, as above; no where CPython was built without the GIL."""
@@ -175,7 +175,8 @@ class Value:
                 siblings = children.watch(parent, _source)
         if _budget is not None and labelvalues:
             mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
-            if mine and not _has_place(_budget, metric_name, labelnames, mine, siblings):
+            names = siblings.names if siblings is not None else tuple
+            if mine and not _has_place(_budget, metric_name, labelnames, mine, names):
                 labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
                 if siblings is not None:
                     siblings.divert(mine)
@@ -606,14 +607,31 @@ def note_elsewhere(count: int) -> None:
         _settle()
 
 
+def has_place(
+    metric: str,
+    names: Sequence[str],
+    labels: tuple[str, ...],
+    siblings: Callable[[], Iterable[LabelValues]],
+) -> bool:
+    """Return whether a label set has a place in the budget, or gets one now. Never raises.
+
+    Args:
+        metric: The metric.
+        names: The names of its labels.
+        labels: Their values.
+        siblings: Returns the values of other label sets, to tell which label makes them.
+    """
+    budget = _budget
+    return budget is None or _has_place(budget, metric, names, labels, siblings)
+
+
 def _has_place(
     budget: Budget,
     metric: str,
     names: Sequence[str],
     labels: tuple[str, ...],
-    siblings: Children | None,
+    siblings: Callable[[], Iterable[LabelValues]],
 ) -> bool:
-    """Return whether a label set has a place in the budget, or gets one now. Never raises."""
     global _admissions  # noqa: PLW0603
     digest = digest_of(labels)
     found = _admissions
@@ -635,7 +653,7 @@ def _has_place(
             _admissions = Admissions(path, _admissions)
         is_admitted, is_first = _admissions.admit(metric, digest, most, budget.size)
         if is_first:
-            known = [*(siblings.names() if siblings is not None else ()), labels]
+            known = [*siblings(), labels]
             label, _ = widest_label(zip(names, each, strict=False) for each in known)
             why = (
                 f"the metric files have {budget.size} bytes (metrics_max_bytes)"

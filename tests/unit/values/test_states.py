@@ -15,6 +15,8 @@ from prometheus_client import generate_latest as their_generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as their_openmetrics
 
 from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._values import values
+from obskit_gunicorn._values.budget import Budget
 from tests.support import forks
 from tests.support.forks import (
     Nursery,
@@ -427,3 +429,91 @@ def _in_one_process() -> list[str]:
     enum.labels("2")
     openmetrics: bytes = their_openmetrics(registry)  # type: ignore[no-untyped-call]
     return [their_generate_latest(registry).decode(), openmetrics.decode()]
+
+
+def test_removal_of_what_only_others_have(nursery: Nursery, directory: str) -> None:
+    """Under all releases of prometheus_client, of which older ones raise a KeyError."""
+    one, two = nursery.start(), nursery.start()
+    for process in (one, two):
+        process.call(join, directory)
+    one.call(tell, "doors", "shut", {"of": "car"})
+    two.call(remove, "doors", "car")
+    assert shown(directory) == set()
+
+
+def _limit() -> None:
+    values.limit(Budget({"*": 2, "doors": 3}))
+
+
+def _tell_many(name: str, said: Any, label: str, first: int, end: int) -> int:
+    for number in range(first, end):
+        zone = {} if label == "of" else {"zone": "z"}
+        tell(name, said, {label: str(number), **zone})
+    return len(metric(name)._metrics)
+
+
+def test_a_budget(nursery: Nursery, directory: str) -> None:
+    """Series that strangers make are bounded; what has no place is said as that of all of them."""
+    one, two = nursery.start(), nursery.start()
+    for process in (one, two):
+        process.call(_limit)
+        process.call(join, directory)
+    assert one.call(_tell_many, "doors", "shut", "of", 0, 300) < 100
+    assert two.call(_tell_many, "doors", "open", "of", 2, 300) < 100
+    one.call(_tell_many, "labelled", {"v": "1"}, "host", 0, 300)
+    two.call(_tell_many, "labelled", {"v": "2"}, "host", 300, 301)
+    assert shown(directory) == {
+        'doors{doors="shut",of="0"}',
+        'doors{doors="shut",of="1"}',
+        'doors{doors="open",of="2"}',
+        'doors{doors="open",of="__other__"}',
+        'labelled_info{host="0",v="1",zone="z"}',
+        'labelled_info{host="1",v="1",zone="z"}',
+        'labelled_info{host="__other__",v="2",zone="__other__"}',
+    }
+    lines = [line for line in one.call(log_lines) if "budget" in line]
+    assert len(lines) == 2
+    assert "doors has used up its budget: it has 3 label sets" in lines[0]
+    assert "its label 'host' makes more" in lines[1]
+    assert not [line for line in two.call(log_lines) if "budget" in line]
+    two.call(remove, "doors", "2")
+    one.call(clear, "labelled")
+    one.call(tell, "doors", "shut", {"of": "299"})
+    assert shown(directory) == {
+        'doors{doors="shut",of="0"}',
+        'doors{doors="shut",of="1"}',
+        'doors{doors="shut",of="__other__"}',
+    }
+
+
+def _steps(action: Callable[..., object], *arguments: Any) -> int:
+    """Return how many lines of code run in a call."""
+    steps = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    sys.settrace(count)
+    try:
+        action(*arguments)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def _steps_of_one() -> tuple[int, int]:
+    tell("doors", "shut", {"of": "1"})
+    said = _steps(tell, "doors", "open", {"of": "1"})
+    return said, _steps(remove, "doors", "1")
+
+
+def test_many_cost_no_more_than_few(holder: RemoteProcess) -> None:
+    """To say one thing does not depend on how many others were said, nor does to remove one."""
+    holder.call(_tell_many, "doors", "shut", "of", 0, 10)
+    holder.call(_steps_of_one)  # the first time imports and compiles what it needs
+    few = holder.call(_steps_of_one)
+    holder.call(_tell_many, "doors", "shut", "of", 0, 500)
+    many = holder.call(_steps_of_one)
+    assert many == pytest.approx(few, abs=50)
