@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from obskit_gunicorn._store.beside import BesideReader
-from obskit_gunicorn._store.directory import is_slot
+from obskit_gunicorn._store.fileformat import is_slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

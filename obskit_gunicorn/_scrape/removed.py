@@ -15,8 +15,8 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._scrape import families
-from obskit_gunicorn._store.directory import SlotDirectory, is_slot
-from obskit_gunicorn._store.fileformat import MetricFileName
+from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._store.fileformat import MetricFileName, is_slot
 from obskit_gunicorn._store.kept import KeptFiles, is_over
 from obskit_gunicorn._store.leases import read_json
 

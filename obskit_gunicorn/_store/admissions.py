@@ -2,37 +2,49 @@
 
 Who comes first is admitted; the list of all processes is ``series.admitted``, see
 :mod:`obskit_gunicorn._store.journal`. A metric that is full stays full as long as the generation
-lasts: then nobody takes the lock or reads the list for it any more. So removing a label set frees
-no place; if it is used again, it has its own.
+lasts, or until the budget is raised: then nobody takes the lock or reads the list for it any more.
+So removing a label set frees no place; if it is used again, it has its own.
+
+What is in the directory already when a metric first asks for a place came before: processes may
+have had no budget until then, and ``metrics_keep`` may have kept what earlier ones have counted.
 
 The content of a record is one of::
 
     a  16 bytes, a digest of the label values, and the metric: they are admitted
     o  the metric: label sets of it were diverted
+    u  the metric: since then one was admitted, because the budget was raised
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from obskit_gunicorn._store.baselines import contents, label_sets_in
 from obskit_gunicorn._store.column import metric_file_path
-from obskit_gunicorn._store.fileformat import MetricFileName
+from obskit_gunicorn._store.fileformat import MetricFileName, is_slot
 from obskit_gunicorn._store.journal import Journal
+from obskit_gunicorn._store.states import shown_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator
 
 NAME = "series.admitted"
+
+OTHER = "__other__"
+"""The value of all labels of what has no place."""
 
 _DIGEST_BYTES = 16
 
 
-def digest_of(values: Sequence[str]) -> bytes:
-    """Return what tells the values of a label set from others."""
-    text = repr(tuple(values)).encode(errors="surrogatepass")
+def digest_of(names: Iterable[str], values: Iterable[str]) -> bytes:
+    """Return what tells a label set of a metric from its others, by names and values of labels."""
+    text = repr(tuple([value for _name, value in sorted(zip(names, values, strict=False))])).encode(
+        errors="surrogatepass"
+    )
     return blake2b(text, digest_size=_DIGEST_BYTES).digest()
 
 
@@ -73,6 +85,10 @@ class Admissions:
         is_used_up = most is not None and self.count(metric) >= most
         return metric in self.over and (is_used_up or self._is_out_of_bytes)
 
+    def budget_has_changed(self) -> None:
+        """Find out anew whether the directory has room."""
+        self._is_out_of_bytes = False
+
     def refresh(self) -> None:
         """Read what is new.
 
@@ -90,6 +106,8 @@ class Admissions:
                 self._unlisted.discard((metric, rest[:_DIGEST_BYTES]))
             elif kind == b"o":
                 self.over.add(rest.decode(errors="replace"))
+            elif kind == b"u":
+                self.over.discard(rest.decode(errors="replace"))
 
     def admit(
         self, metric: str, digest: bytes, most: int | None, most_bytes: int | None
@@ -114,14 +132,18 @@ class Admissions:
             with self._journal.locked():
                 self.refresh()
                 is_first = metric not in self.over
-                is_admitted = self.knows(metric, digest)
-                if not is_admitted and self._has_place(metric, most, most_bytes):
-                    self._admitted.setdefault(metric, set()).add(digest)
-                    self._unlisted.add((metric, digest))
+                if is_first and not self.count(metric):
+                    self._admit_older(metric, most)
+                is_known = is_admitted = self.knows(metric, digest)
+                if not is_known and self._has_place(metric, most, most_bytes):
+                    self._take_in(metric, digest)
                     is_admitted = True
                 records = [_admission(*each) for each in self._unlisted]
                 if is_first and not is_admitted:
                     records.append(b"o" + metric.encode(errors="replace"))
+                elif not is_first and is_admitted and not is_known:
+                    records.append(b"u" + metric.encode(errors="replace"))
+                    self.over.discard(metric)
                 if records:
                     self._journal.append(records)
                     self._unlisted.clear()
@@ -129,8 +151,7 @@ class Admissions:
                     return True, False
         except OSError:
             if self.knows(metric, digest) or self._has_place(metric, most, None):
-                self._admitted.setdefault(metric, set()).add(digest)
-                self._unlisted.add((metric, digest))
+                self._take_in(metric, digest)
                 return True, False
         self.over.add(metric)
         return False, is_first
@@ -142,12 +163,50 @@ class Admissions:
             self._is_out_of_bytes = _size(self.directory) >= most_bytes
         return not self._is_out_of_bytes
 
+    def _admit_older(self, metric: str, most: int | None) -> None:
+        """Admit what the directory has of a metric of which nobody has asked for a place yet.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        for labels in _label_sets(self.directory, metric):
+            if most is not None and self.count(metric) >= most:
+                break
+            if labels and set(labels.values()) != {OTHER}:
+                self._take_in(metric, digest_of(labels, labels.values()))
+
+    def _take_in(self, metric: str, digest: bytes) -> None:
+        known = self._admitted.setdefault(metric, set())
+        if digest not in known:
+            known.add(digest)
+            self._unlisted.add((metric, digest))
+
     def _all(self) -> set[tuple[str, bytes]]:
         return {(metric, each) for metric, known in self._admitted.items() for each in known}
 
 
 def _admission(metric: str, digest: bytes) -> bytes:
     return b"a" + digest + metric.encode(errors="replace")
+
+
+def _label_sets(directory: str, metric: str) -> Iterator[dict[str, str]]:
+    """Yield the label sets that slots have of a metric, be it of numbers, or an Info or Enum.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    for kind in ("counter", "gauge", "histogram", "summary"):
+        for file, prefix, data in contents(directory, kind):
+            parsed = MetricFileName.parse(file.name)
+            if parsed is not None and is_slot(parsed.holder):
+                before = None
+                for series in label_sets_in(data, prefix, metric):
+                    if series != before:
+                        yield json.loads(series.labels)
+                    before = series
+    for state in shown_in(directory):
+        if state.name == metric:
+            yield dict(state.labels)
 
 
 def _size(directory: str) -> int:

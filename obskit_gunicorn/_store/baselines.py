@@ -265,7 +265,7 @@ def contents(directory: str, kind: str) -> Iterator[tuple[File, str, bytes]]:
     Raises:
         OSError: The directory cannot be read.
     """
-    for name in os.listdir(directory):
+    for name in sorted(os.listdir(directory)):
         parsed = MetricFileName.parse(name)
         if parsed is None or parsed.prefix.partition("_")[0] != kind:
             continue
@@ -319,6 +319,15 @@ def _entries(
             value, timestamp = read_pair(data, value_at)
             found.setdefault(series, []).append(Entry(value_at, value, timestamp))
     return found
+
+
+def label_sets_in(data: bytes, prefix: str, metric: str) -> Iterator[LabelSet]:
+    """Yield the label set of each entry of a metric in the content of a file, the oldest first."""
+    for at, _value_at in _starting(data, metric_start(metric)):
+        length = _LENGTH.unpack_from(data, at)[0]
+        series = LabelSet.of(data[at + 4 : at + 4 + length].rstrip(b" "), prefix)
+        if series is not None:
+            yield series
 
 
 def _starting(data: bytes, start: bytes) -> Iterator[tuple[int, int]]:

@@ -50,7 +50,7 @@ from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import admissions, baselines, forks, journal, note, remains
 from obskit_gunicorn._store.column import column_path, metric_file_path
 from obskit_gunicorn._store.exemplars import SUFFIX as EXEMPLARS
-from obskit_gunicorn._store.fileformat import MetricFileName
+from obskit_gunicorn._store.fileformat import MetricFileName, is_slot
 from obskit_gunicorn._store.identity import acting_user
 from obskit_gunicorn._store.leases import RECORD_BYTES, Lease, Role, read_json
 from obskit_gunicorn._store.locks import (
@@ -642,11 +642,6 @@ def _is_to_be_given(status: os.stat_result, names: list[str], user: int, group: 
     else:
         bits = status.st_mode
     return bits & 0o3 != 0o3 and all(map(is_ours, names))
-
-
-def is_slot(name: str) -> bool:
-    """Return whether a name is a slot's; holders without slots are named by pid."""
-    return name.startswith("slot") and name[4:].isdigit()
 
 
 def is_ours(name: str) -> bool:

@@ -106,6 +106,11 @@ class MetricFileName(NamedTuple):
         return self.is_live_gauge or self.prefix == "gauge_all"
 
 
+def is_slot(name: str) -> bool:
+    """Return whether a name is a slot's; holders without slots are named by pid."""
+    return name.startswith("slot") and name[4:].isdigit()
+
+
 DAMAGE_REASONS = ("corrupted", "empty", "foreign", "truncated", "unreadable")
 
 

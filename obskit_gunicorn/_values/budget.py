@@ -1,15 +1,14 @@
 """How many label sets the metrics of a directory may have, and how large its files may be.
 
-A label set for which there is no place is *diverted*: it is counted under :data:`OTHER`, which all
-its labels have as their value. The bound of a bucket stays.
+A label set for which there is no place is *diverted*: it is counted under
+:data:`~obskit_gunicorn._store.admissions.OTHER`, which all its labels have as their value. The
+bound of a bucket stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
-
-OTHER = "__other__"
 
 SERIES_VARIABLE = "OBSKIT_METRICS_MAX_SERIES"
 SIZE_VARIABLE = "OBSKIT_METRICS_MAX_BYTES"

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
+from obskit_gunicorn._store.admissions import OTHER
 from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import membership
 from obskit_gunicorn._store.states import SUFFIX, Removal, Said, State, is_text, shown_in
 from obskit_gunicorn._values import values
-from obskit_gunicorn._values.budget import OTHER
 from obskit_gunicorn._values.children import Diverted
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
 from obskit_gunicorn._store import forks
-from obskit_gunicorn._store.admissions import Admissions, digest_of
+from obskit_gunicorn._store.admissions import OTHER, Admissions, digest_of
 from obskit_gunicorn._store.baselines import Baselines
 from obskit_gunicorn._store.cardinality import widest_label
 from obskit_gunicorn._store.directory import LOCK_WAIT_SECONDS, explain
@@ -59,7 +59,7 @@ from obskit_gunicorn._store.fileformat import LabelSet, encode_key, metric_of, m
 from obskit_gunicorn._store.membership import NotYetError, membership
 from obskit_gunicorn._store.writer import MetricFile, MetricFileInUseError
 from obskit_gunicorn._values import children
-from obskit_gunicorn._values.budget import OTHER, Budget
+from obskit_gunicorn._values.budget import Budget
 from obskit_gunicorn._values.cells import CELLS, NOWHERE, Cell, Key, Store, cell_for
 
 if TYPE_CHECKING:
@@ -498,7 +498,10 @@ def is_installed() -> bool:
 def limit(allowed: Budget) -> None:
     """Set what this process and its forks may have; what they have already stays."""
     global _budget  # noqa: PLW0603
-    _budget = allowed or None
+    with _lock:
+        if _admissions is not None and allowed != (_budget or Budget()):
+            _admissions.budget_has_changed()
+        _budget = allowed or None
 
 
 def share(*, now: bool = False) -> None:
@@ -633,7 +636,7 @@ def _has_place(
     siblings: Callable[[], Iterable[LabelValues]],
 ) -> bool:
     global _admissions  # noqa: PLW0603
-    digest = digest_of(labels)
+    digest = digest_of(names, labels)
     found = _admissions
     if found is not None and found.knows(metric, digest):
         return True

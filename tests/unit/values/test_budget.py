@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from obskit_gunicorn._store.admissions import Admissions, digest_of
-from obskit_gunicorn._values.budget import OTHER, Budget, budget_of, parse
+from obskit_gunicorn._store.admissions import OTHER, Admissions, digest_of
+from obskit_gunicorn._values.budget import Budget, budget_of, parse
 from tests.support.forks import (
     Nursery,
     RemoteProcess,
@@ -79,6 +79,28 @@ def _other(nursery: Nursery, one: RemoteProcess, directory: str) -> RemoteProces
 
 class TestSharing:
     """The budget is the directory's."""
+
+    @pytest.mark.parametrize("kind", ["counter", "histogram", "summary", "gauge_sum"])
+    def test_older_label_sets_came_first(self, nursery: Nursery, directory: str, kind: str) -> None:
+        """What is in the directory before there is a budget goes on, as far as that allows."""
+        action = "observe" if kind in ("histogram", "summary") else "inc"
+        older = nursery.start()
+        older.call(join, directory)
+        older.call(_use_many, kind, 0, 2, action)
+        one = _start(nursery, directory)
+        one.call(_use_many, kind, 0, 20, action)
+        suffix = {"counter": "_total", "gauge_sum": ""}.get(kind, "_count")
+        counts = {
+            name: value
+            for name, value in read_ours(directory).items()
+            if name.startswith(f"m{suffix}{{")
+        }
+        assert counts == {
+            f'm{suffix}{{path="/0"}}': 2,
+            f'm{suffix}{{path="/1"}}': 2,
+            f'm{suffix}{{path="/2"}}': 1,
+            f'm{suffix}{{path="{OTHER}"}}': 17,
+        }
 
     @pytest.mark.parametrize("kind", ["counter", "histogram", "summary", "gauge_sum"])
     def test_first_come(
@@ -300,6 +322,27 @@ class TestWords:
         collector.collect()
         assert collector.over_budget == {"m"}
 
+    def test_a_budget_that_is_raised(
+        self, nursery: Nursery, one: RemoteProcess, directory: str
+    ) -> None:
+        """There are places again, and when they are used up that is said again."""
+        from obskit_gunicorn._scrape.collector import DirectoryCollector
+
+        collector = DirectoryCollector(directory)
+        one.call(_use_many, "counter", 0, MOST + 1, "inc")
+        two = _start(nursery, directory, most=MOST + 2)
+        two.call(_use_many, "counter", 0, MOST + 1, "inc")
+        collector.collect()
+        assert collector.over_budget == frozenset()
+        two.call(_use_many, "counter", 0, MOST + 3, "inc")
+        collector.collect()
+        assert collector.over_budget == {"m"}
+        for process in (one, two):
+            assert len([line for line in process.call(log_lines) if "budget" in line]) == 1
+        found = read_ours(directory)
+        assert len(found) == MOST + 2 + 1
+        assert sum(found.values()) == 3 * MOST + 5
+
 
 def _use_two_labels() -> None:
     for number in range(5):
@@ -320,6 +363,22 @@ class TestSize:
         assert sum(path.stat().st_size for path in files) <= 2 * 64 * 1024
         lines = [line for line in process.call(log_lines) if "metrics_max_bytes" in line]
         assert len(lines) == 1
+
+    def test_is_raised(self, nursery: Nursery, directory: str) -> None:
+        """What has no place by its size has one when the budget is larger."""
+        older = nursery.start()
+        older.call(join, directory)
+        older.call(_use_many, "counter", 0, 1000, "inc")
+        process = _start(nursery, directory, most=10_000, size=16 * 1024)
+        process.call(_use_many, "counter", 0, 10, "inc")
+        process.call(act, "counter", "n", "inc", labels={"path": "/0"})
+        found = read_ours(directory)
+        assert found['m_total{path="/0"}'] == 2
+        assert found[f'n_total{{path="{OTHER}"}}'] == 1
+        process.call(_limit, 10_000, 1024 * 1024)
+        child = process.fork()
+        child.call(act, "counter", "n", "inc", labels={"path": "/1"})
+        assert read_ours(directory)['n_total{path="/1"}'] == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a volume of its own")
@@ -351,7 +410,9 @@ def _ours_in(path: str) -> dict[str, float]:
 def test_label_values_are_told_apart() -> None:
     """Whatever is in them."""
     values = [("a", "b"), ("ab",), ("a\0b",), ("a", "b", ""), ("a'", "b"), ("\ud800",)]
-    assert len({digest_of(each) for each in values}) == len(values)
+    names = [f"label{number}" for number in range(3)]
+    assert len({digest_of(names, each) for each in values}) == len(values)
+    assert digest_of(("b", "a"), ("1", "2")) == digest_of(("a", "b"), ("2", "1"))
 
 
 def test_a_list_that_was_removed(directory: str) -> None:
