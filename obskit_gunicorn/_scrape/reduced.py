@@ -23,13 +23,14 @@ from obskit_gunicorn._store.baselines import SHOWN, Baselines, File
 from obskit_gunicorn._store.fileformat import LabelSet, MetricFileName, key_text
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from obskit_gunicorn._scrape.families import Keys, Values
     from obskit_gunicorn._store.baselines import Baseline
     from obskit_gunicorn._store.reader import Layout, MetricFileReader
 
 _HISTOGRAM = "histogram_"
+_FEW = 16
 _store_double = struct.Struct("d").pack_into
 _SUM = b'_sum", {'
 """In the key of a sum, which may fall: observations may be negative."""
@@ -74,13 +75,26 @@ class _Removed:
 
     __slots__ = ("baseline", "has_changed", "places")
 
-    def __init__(self, baseline: Baseline, prefix: str, layout: Layout) -> None:
-        """Find its entries in a file."""
+    def __init__(
+        self,
+        baseline: Baseline,
+        prefix: str,
+        layout: Layout,
+        number_at: Callable[[int], int | None],
+    ) -> None:
+        """Find its entries in a file.
+
+        Args:
+            baseline: What was noted.
+            prefix: The prefix of the file.
+            layout: Its keys.
+            number_at: Returns the number of the key whose value is at an offset, if there is one.
+        """
         self.baseline = baseline
         self.has_changed = False
         self.places: list[_Place] = []
         for place, value, timestamp in baseline.entries:
-            number = layout.number_at(place)
+            number = number_at(place)
             if number is not None:
                 key = key_text(layout.keys[number])
                 if LabelSet.of(key, prefix) == baseline.labels:
@@ -209,11 +223,15 @@ class ReducedFile:
     def _find(self, baselines: Iterable[Baseline]) -> None:
         known = {each.baseline: each for each in self._removed}
         self._removed = []
+        layout, baselines = self.reader.layout, list(baselines)
+        number_at: Callable[[int], int | None] = layout.number_at
+        if len(baselines) > len(known) + _FEW:  # one by one they would take long
+            number_at = {place: number for number, place in enumerate(layout.places())}.get
         for baseline in baselines:
             found = known.get(baseline)
             if found is None or len(found.places) < len(baseline.entries):
                 has_changed = found is not None and found.has_changed
-                found = _Removed(baseline, self._prefix, self.reader.layout)
+                found = _Removed(baseline, self._prefix, layout, number_at)
                 found.has_changed = has_changed
             self._removed.append(found)
 

@@ -162,6 +162,14 @@ class Layout:
         before = part.keys[: number % _PART_KEYS]
         return part.start + sum(map(len, before)) + 16 * len(before) + len(self.keys[number])
 
+    def places(self) -> Iterator[int]:
+        """Yield the offset of the value of each key."""
+        at = HEADER_BYTES
+        for key in self.keys:
+            at += len(key)
+            yield at
+            at += 16
+
     def number_behind(self, end: int) -> int:
         """Return the number of the first key that is behind an offset at which an entry ends."""
         index = max(0, bisect_right([part.start for part in self._parts], end) - 1)

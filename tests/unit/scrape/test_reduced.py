@@ -220,3 +220,16 @@ def _remove_x() -> None:
     from tests.support import forks
 
     forks._metrics["counter", "m"].remove("x")
+
+
+def test_places(directory: str) -> None:
+    """Many at once are where they are one by one, in every part of a file."""
+    file = _write(directory, map(str, range(MANY)))
+    reader = MetricFileReader(file.path)
+    reader.refresh()
+    file.release()
+    layout = reader.layout
+    places = list(layout.places())
+    assert len(places) == MANY
+    assert places == [layout.place(number) for number in range(MANY)]
+    assert [layout.number_at(place) for place in places] == [*range(MANY)]
