@@ -9,6 +9,7 @@ import contextlib
 import os
 import platform
 import sys
+import tempfile
 import traceback
 import types
 import warnings
@@ -16,6 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._doctor import finding
+from obskit_gunicorn._doctor.apart import User, apart
 from obskit_gunicorn._gunicorn import dispatch, lifecycle
 from obskit_gunicorn._gunicorn.contract import PARAMETERS, base_class, overrides
 from obskit_gunicorn._gunicorn.options import OPTIONS
@@ -187,9 +189,25 @@ def _workers(settings: Any, publication: Publication) -> Iterator[Finding]:
     kind += "" if settings.workers == 1 else "s"
     who = f"uid {settings.uid} and gid {settings.gid}"
     yield finding.ok("configuration", f"{kind}, as {who}")
+    if (settings.uid, settings.gid) != (os.geteuid(), os.getegid()):
+        yield from apart(lambda: _becoming(User.of(settings)))
     problem = lifecycle.uncounted(publication.options, settings, worker_class)
     if problem is not None:
         yield finding.warning("configuration", problem)
+
+
+def _becoming(user: User) -> Iterator[Finding]:
+    """Yield why workers cannot run as their user, if so; in a process that does what they do."""
+    own = f"uid {os.geteuid()} and gid {os.getegid()}"
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.fchown(file.fileno(), user.uid, user.gid)
+        user.become()
+    except OSError as error:
+        text = f"a server that is started as {own} cannot have workers as uid {user.uid} and gid "
+        text += f"{user.gid}: {error.strerror or error}"
+        advice = "leave out user and group, or start it as root"
+        yield finding.error("configuration", Problem(text, advice), stops=True)
 
 
 def _environment(settings: Any) -> Iterator[Finding]:

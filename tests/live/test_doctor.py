@@ -632,6 +632,25 @@ def test_who_may_ask(newest: Interpreter, place: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize("setting", ["user", "group"])
+def test_a_user_that_nobody_here_may_become(newest: Interpreter, setting: str) -> None:
+    """Without root's rights Gunicorn ends at its start if its workers are to have another user."""
+    if not can_run(newest, NOBODY):
+        pytest.skip(f"uid {NOBODY} may not run {newest.path}")
+    prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    config = f"{CONFIG}    {setting} = 33\n"
+    with GunicornProcess(newest, config, PLAIN_APP, serving=False, prefix=prefix) as server:
+        assert server.exit_status() != 0
+        found = check(server)
+        assert found["status"] == 2
+        (problem,) = [each for each in problems(found) if each["stops"]]
+        assert problem["part"] == "configuration"
+        assert "cannot have workers as uid" in problem["text"]
+    with GunicornProcess(newest, config) as server:
+        assert problems(check(server)) == []
+
+
+@needs_root
 def test_secrets_of_root(newest: Interpreter, place: Path) -> None:
     """A file that the exporter's user may not read is handed over; after a change by a SIGHUP."""
     if not can_run(newest, NOBODY):
