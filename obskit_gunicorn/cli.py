@@ -8,6 +8,7 @@ And look at the store in which many hosts come together. All of them only read, 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may be what nobody here can write
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="obskit-gunicorn", description="Prometheus metrics of Gunicorn's worker processes."
     )
@@ -87,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has seen enough, as head has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except OSError as error:
         print(f"obskit-gunicorn: {describe_error(error)}", file=sys.stderr)
         return 1
@@ -327,7 +333,7 @@ def _watched(given: argparse.Namespace) -> str:
     Raises:
         ConfigurationError: There is none, or there are several.
     """
-    if given.directory and re.match("https?://", given.directory):
+    if given.directory and re.match("(?i)https?://", given.directory):
         return str(given.directory)
     return _directory(given)
 

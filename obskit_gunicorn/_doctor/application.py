@@ -72,7 +72,7 @@ def _imported(application: Any, options: Options, who: str) -> Iterator[Finding]
     yield finding.ok(_PART, f"{application.app_uri} can be imported by {who}")
     if lifecycle.missing_client() is not None:
         return
-    from obskit_gunicorn._gunicorn import applications, routes
+    from obskit_gunicorn._gunicorn import applications, routes, seams, worker_classes
     from obskit_gunicorn._values import sharing
 
     for _level, line in sharing.put_back():
@@ -83,6 +83,11 @@ def _imported(application: Any, options: Options, who: str) -> Iterator[Finding]
         yield finding.warning("metrics", problem)
     else:
         yield finding.ok("metrics", "all that the application makes at its import can be shared")
+    if options.metrics_requests:
+        kind = worker_classes.kind_of(settings.worker_class)
+        problem = seams.uncounted(kind.requests, loaded)
+        if problem is not None:
+            yield finding.warning("metrics", problem)
     if options.metrics_routes:
         routes.watch(loaded)
         problem = applications.unrouted()

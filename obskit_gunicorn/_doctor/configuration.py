@@ -5,9 +5,11 @@ Runs in a process of its own: a configuration file is a program.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+import tempfile
 import traceback
 import types
 import warnings
@@ -15,6 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obskit_gunicorn._doctor import finding
+from obskit_gunicorn._doctor.apart import User, apart
 from obskit_gunicorn._gunicorn import dispatch, lifecycle
 from obskit_gunicorn._gunicorn.contract import PARAMETERS, base_class, overrides
 from obskit_gunicorn._gunicorn.options import OPTIONS
@@ -122,17 +125,26 @@ def _why(error: BaseException) -> Problem:
         found = f"{error.where} is {error.value!r}; expected {error.expected}"
         return Problem(found, error.hint)
     advice = "correct it; gunicorn --check-config says the same"
+    where = _line_of(error)
+    if isinstance(error, SystemExit) and where:
+        return Problem(f"{where}it ends the process: SystemExit: {error}", advice)
     if isinstance(error, SystemExit) and not isinstance(error.__context__, Exception):
         return Problem("", "correct it; see gunicorn --help")
     if isinstance(error, SystemExit) and isinstance(error.__context__, Exception):
         error = error.__context__
+        where = _line_of(error)
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}, line {error.lineno}: "
+    return Problem(f"{where}{type(error).__name__}: {error}", advice)
+
+
+def _line_of(error: BaseException) -> str:
+    """Return where in the configuration an error was raised; empty if not there."""
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__") == "__config__":
             where = f"{frame.f_code.co_filename}, line {line}: "
-    if isinstance(error, SyntaxError):
-        where = f"{error.filename}, line {error.lineno}: "
-    return Problem(f"{where}{type(error).__name__}: {error}", advice)
+    return where
 
 
 def examine(loaded: Loaded) -> Iterator[Finding]:
@@ -167,7 +179,9 @@ def _workers(settings: Any, publication: Publication) -> Iterator[Finding]:
     try:
         worker_class = settings.worker_class
     except Exception as error:
-        text = f"worker class {settings.worker_class_str} cannot be loaded: {error}"
+        # Gunicorn's own words have a traceback in them, whose last line says why.
+        reason = str(error).rstrip("]\n ").rpartition("\n")[2]
+        text = f"worker class {settings.worker_class_str} cannot be loaded: {reason}"
         advice = "correct its name, or install its package"
         yield finding.error("configuration", Problem(text, advice), stops=True)
         return
@@ -175,9 +189,25 @@ def _workers(settings: Any, publication: Publication) -> Iterator[Finding]:
     kind += "" if settings.workers == 1 else "s"
     who = f"uid {settings.uid} and gid {settings.gid}"
     yield finding.ok("configuration", f"{kind}, as {who}")
+    if (settings.uid, settings.gid) != (os.geteuid(), os.getegid()):
+        yield from apart(lambda: _becoming(User.of(settings)))
     problem = lifecycle.uncounted(publication.options, settings, worker_class)
     if problem is not None:
         yield finding.warning("configuration", problem)
+
+
+def _becoming(user: User) -> Iterator[Finding]:
+    """Yield why workers cannot run as their user, if so; in a process that does what they do."""
+    own = f"uid {os.geteuid()} and gid {os.getegid()}"
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.fchown(file.fileno(), user.uid, user.gid)
+        user.become()
+    except OSError as error:
+        text = f"a server that is started as {own} cannot have workers as uid {user.uid} and gid "
+        text += f"{user.gid}: {error.strerror or error}"
+        advice = "leave out user and group, or start it as root"
+        yield finding.error("configuration", Problem(text, advice), stops=True)
 
 
 def _environment(settings: Any) -> Iterator[Finding]:
@@ -189,7 +219,7 @@ def _environment(settings: Any) -> Iterator[Finding]:
         value = os.environ.get(name)
         if not value:
             continue
-        if name == "WEB_CONCURRENCY" and value != str(settings.workers):
+        if name == "WEB_CONCURRENCY" and int(value) != settings.workers:
             text = f"WEB_CONCURRENCY={value} has no effect: workers is set to {settings.workers}"
             yield finding.ok("environment", text, "leave workers out, if the variable should win")
         else:
@@ -255,11 +285,38 @@ def _missed(chain: list[type], name: str) -> list[type]:
 
 def _hands_on(config: type, name: str) -> bool:
     """Return whether a method mentions the same method of another class, as far as one can see."""
+    import functools
     import inspect
 
-    method = inspect.unwrap(getattr(vars(config)[name], "__func__", vars(config)[name]))
-    code = getattr(method, "__code__", None)
-    return code is not None and any(name in each.co_names for each in _codes(code))
+    seen: list[object] = []
+    waiting: list[object] = [vars(config)[name]]
+    while waiting:
+        each = waiting.pop()
+        if any(each is other for other in seen):
+            continue
+        seen.append(each)
+        if isinstance(each, str) and each == name:  # as in getattr(super(), name)
+            return True
+        if isinstance(each, types.FunctionType):
+            names = {name for inner in _codes(each.__code__) for name in inner.co_names}
+            if name in names:
+                return True
+            waiting += [vars(config)[helper] for helper in names & vars(config).keys()]
+            waiting += _cells(each)
+        elif isinstance(each, (staticmethod, classmethod, types.MethodType)):
+            waiting.append(each.__func__)
+        elif isinstance(each, (functools.partial, functools.partialmethod)):
+            waiting.append(each.func)
+        else:
+            waiting.append(inspect.getattr_static(each, "__wrapped__", None))
+    return False
+
+
+def _cells(function: types.FunctionType) -> Iterator[object]:
+    """Yield what a function that was made by another one has from there."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            yield cell.cell_contents
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

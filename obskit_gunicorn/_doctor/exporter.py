@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
 import os
@@ -56,7 +57,7 @@ def examine(
         yield finding.ok(_PART, "none is wanted: metrics_bind is None")
         return
     address = Address.parse(options.metrics_bind, os.sep)
-    yield from _address(address, source, settings.chdir, directory)
+    yield from _address(address, source, settings, directory)
     if _is_behind_a_pod(address) and not (options.metrics_push or options.metrics_redis):
         text = f"{address} is reached from inside this pod only, and Prometheus is outside"
         advice = f'set metrics_bind = "0.0.0.0:{address.port}" ({source})'
@@ -78,18 +79,36 @@ def examine(
         yield from _tried(functools.partial(_collector, name, user), user, name)
 
 
-def _address(address: Address, source: str, chdir: str, directory: str | None) -> Iterator[Finding]:
+def _address(
+    address: Address, source: str, settings: Any, directory: str | None
+) -> Iterator[Finding]:
     try:
+        if any(_clashes(address, bound) for bound in settings.address):
+            words = "Address already in use, by the application itself (Gunicorn's setting bind)"
+            raise OSError(errno.EADDRINUSE, words)
         address.try_out()
     except OSError as error:
         arbiter = _server_at(address, directory)
-        if arbiter is not None and _runs_in(arbiter, chdir):
+        if arbiter is not None and _runs_in(arbiter, settings.chdir):
             text = f"{address} is used by the exporter of the server that runs here (pid {arbiter})"
             yield finding.ok(_PART, text)
         else:
             yield finding.error(_PART, cannot_listen(address, error, source))
         return
     yield finding.ok(_PART, f"{address} is free")
+
+
+def _clashes(address: Address, bound: object) -> bool:
+    """Return whether nobody can listen at an address beside one of Gunicorn's, as it parses it."""
+    if isinstance(bound, tuple):
+        host, port = bound[:2]
+        return address.port == port and (_covers(address.host, host) or _covers(host, address.host))
+    return bool(address.path) and address.path == os.path.abspath(str(bound))
+
+
+def _covers(host: str, other: str) -> bool:
+    """Return whether whoever listens at a host has all connections to another one."""
+    return host in (other, "::") or (host in ("0.0.0.0", "") and ":" not in other)
 
 
 def _server_at(address: Address, directory: str | None) -> int | None:

@@ -57,8 +57,13 @@ class Finding(NamedTuple):
 
     def lines(self) -> str:
         """Return it for people: a line, and an indented one that says what to do."""
-        line = f"{self.level:<8} {self.part:<{_WIDTH}}  {self.text}"
-        return f"{line}\n{' ' * (_WIDTH + 11)}{self.advice}" if self.advice else line
+        below = "\n" + " " * (_WIDTH + 11)
+        # What others raise may have several lines, and one that begins at the left is a finding.
+        text, advice = (
+            below.join(filter(str.strip, each.splitlines())) for each in (self.text, self.advice)
+        )
+        line = f"{self.level:<8} {self.part:<{_WIDTH}}  {text}"
+        return f"{line}{below}{advice}" if advice else line
 
 
 def ok(part: str, text: str, advice: str = "") -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from typing import TYPE_CHECKING
@@ -68,6 +69,7 @@ def _look(arguments: Sequence[str], output: int) -> Iterator[Finding]:
             text = last_line(output)
         yield finding.error("configuration", Problem(text, advice), stops=True)
         return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as an arbiter sets its own after this
     yield from configuration.examine(loaded)
     publication = dispatch.publication_of(loaded.settings)
     if publication is None:

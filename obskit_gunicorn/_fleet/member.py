@@ -79,6 +79,7 @@ class Member:
         self._remains_lock = threading.Lock()
         self._reported: set[str] = set()
         self._looked = time.monotonic()
+        self._has_read, self._read_lock = True, threading.Lock()
         self.reporter: Reporter | None = None
         self.figures: Collector | None = None
         if own is not None and directory is not None:
@@ -112,7 +113,24 @@ class Member:
             self._publisher.publish()
             self._publish_remains()
         self._looked = time.monotonic()
-        return self._source.read()
+        try:
+            reading = self._source.read()
+        except UnavailableError as error:
+            self._note(str(error))
+            raise
+        self._note("")
+        return reading
+
+    def _note(self, error: str) -> None:
+        """Log when the store can be read no more, or again; one that publishes says more itself."""
+        with self._read_lock:
+            had, self._has_read = self._has_read, not error
+        if error and had:
+            log.warning(
+                "reading failed: %s. Until it works the page of the fleet answers 503", error
+            )
+        elif not error and not had:
+            log.warning("reading from %s works again", self._store.where)
 
     def _send(self, ended: bool, is_last: bool) -> None:
         assert self._publisher is not None

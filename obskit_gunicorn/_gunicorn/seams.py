@@ -17,8 +17,11 @@ from typing import Any
 from obskit_gunicorn._gunicorn import telemetry
 from obskit_gunicorn._gunicorn.telemetry import CLIENT_CLOSED, Requests
 from obskit_gunicorn._log import log
+from obskit_gunicorn._problem import Problem
 
 MakeRequests = Callable[..., Requests]
+
+_ASGI3 = "an ASGI 3 application"
 
 
 def count(worker: Any, seam: str, make: MakeRequests) -> None:
@@ -34,8 +37,29 @@ def count(worker: Any, seam: str, make: MakeRequests) -> None:
         _say_uncounted(worker.wsgi, expected)
 
 
+def uncounted(seam: str, application: Any) -> Problem | None:
+    """Return why the requests of an application will not be counted, as far as one sees.
+
+    Args:
+        seam: How its worker class shows requests, see :func:`worker_classes.kind_of`.
+        application: The application, as it was loaded.
+    """
+    from obskit_gunicorn._gunicorn import asgi
+
+    if seam != "uvicorn" or asgi.is_asgi3(application):
+        return None
+    return _uncounted(application, _ASGI3)
+
+
 def _say_uncounted(application: Any, expected: str) -> None:
-    log.warning("obskit: requests are not counted: %r is not %s", application, expected)
+    log.warning("obskit: %s", _uncounted(application, expected))
+
+
+def _uncounted(application: Any, expected: str) -> Problem:
+    return Problem(
+        f"requests are not counted: {application!r} is not {expected}",
+        "choose a worker class that is made for it (docs/metrics.md)",
+    )
 
 
 def _asgi(worker: Any, make: MakeRequests) -> str:
@@ -50,7 +74,7 @@ def _uvicorn(worker: Any, make: MakeRequests) -> str:
     from obskit_gunicorn._gunicorn import asgi
 
     if not asgi.is_asgi3(worker.wsgi):
-        return "an ASGI 3 application"
+        return _ASGI3
     requests, websockets = make(telemetry.ASGI), telemetry.websockets()
     worker.wsgi = asgi.CountedApplication(worker.wsgi, requests, worker, websockets)
     return ""

@@ -44,8 +44,14 @@ def ask(source: str) -> Callable[[], Status]:
 
     Args:
         source: The URL of an exporter, or of a page of it, or a multiprocess directory.
+
+    Raises:
+        NoStatusError: The URL is none.
     """
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:
+        raise NoStatusError(f"{source} is no URL: {error}") from None
     if parts.scheme in ("http", "https"):
         if "@" in parts.netloc:
             return _refuse

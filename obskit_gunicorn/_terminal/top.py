@@ -7,6 +7,7 @@ from two statuses, latencies from the last ten seconds.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -264,9 +265,11 @@ def run(source: str) -> int:
     Args:
         source: The URL of an exporter, or a multiprocess directory.
     """
-    read = ask(source)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # rich asks nobody which characters there are
+        sys.stdout.reconfigure(errors="replace")
     screen = Screen(source)
     try:
+        read = ask(source)
         screen.take(read())
     except NoStatusError as error:
         print(f"obskit-gunicorn: {printable(error)}", file=sys.stderr)

@@ -314,6 +314,7 @@ def test_a_configuration_that_does_not_want_us(newest: Interpreter) -> None:
         ("workers = 'four'\n", "ValueError"),
         (f"{CONFIG}    metrics_buckets = (2, 1)\n", "Config.metrics_buckets in .* expected upper"),
         ("import os\nos.kill(os.getpid(), 9)\n", "it was ended by signal 9"),
+        ("print('x')\nraise SystemExit('no key')\n", "gunicorn.conf.py, line 2: .*Exit: no key"),
     ],
 )
 def test_a_configuration_that_cannot_be_loaded(newest: Interpreter, config: str, text: str) -> None:
@@ -335,6 +336,7 @@ def test_wrong_arguments(newest: Interpreter) -> None:
             (["--nonsense"], "unrecognized arguments: --nonsense"),
             (["-c", "missing.py", "app:application"], "missing.py"),
             (["-k", "missing.Worker", "app:application"], "worker class missing.Worker cannot be"),
+            (["-k", "misssing", "app:application"], "ImportError: Entry point"),
             (["-w", "four"], "invalid"),
         ):
             found = check(server, arguments=arguments)
@@ -430,6 +432,49 @@ def test_hooks_and_whether_they_chain(newest: Interpreter) -> None:
         assert texts(check(server), "hooks") == ["post_fork runs after ours"]
 
 
+DECORATED = """
+import functools
+from obskit_gunicorn import ObskitGunicornConfig
+
+def timed(hook):
+    def timed_hook(self, *arguments):
+        return hook(self, *arguments)
+    return timed_hook
+
+def named(name):
+    return lambda self, *arguments: getattr(super(Config, self), name)(*arguments)
+
+class Company(ObskitGunicornConfig):
+    def post_fork(self, server, worker):
+        super().post_fork(server, worker)
+    pre_fork = post_worker_init = when_ready = post_fork
+
+class Config(Company):
+    @timed
+    def post_fork(self, server, worker):
+        super().post_fork(server, worker)
+
+    def post_worker_init(self, worker):
+        self._helper(worker)
+
+    def _helper(self, worker):
+        super().post_worker_init(worker)
+
+    pre_fork = named("pre_fork")
+    when_ready = timed(lambda self, server: None)
+"""
+
+
+def test_hooks_that_were_made_by_decorators(newest: Interpreter) -> None:
+    """A method that is called by another one, or in a decorator, is not said to be missed."""
+    with GunicornProcess(newest, DECORATED, serving=False) as server:
+        server.may_leave_processes()
+        found = [each["text"] for each in check(server)["findings"] if each["part"] == "hooks"]
+        assert [text for text in found if "never runs" in text] == [
+            "Config.when_ready does not call super(): Company.when_ready never runs"
+        ]
+
+
 def test_variables(newest: Interpreter) -> None:
     """What wins, what has no effect, and what was meant for us is said; values may be secrets."""
     with GunicornProcess(newest, CONFIG) as server:
@@ -444,6 +489,50 @@ def test_variables(newest: Interpreter) -> None:
         assert "OBSKIT_METRICS_KEEP, OBSKIT_METRICS_BIND: set here, and wins" in said
         assert "WEB_CONCURRENCY=7 has no effect: workers is set to 2" in said
         assert "OBSKIT_METRICS_BIND is empty, so there is no exporter" in said
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0", "[::1]"])
+def test_the_address_of_the_application(newest: Interpreter, bind: str) -> None:
+    """The exporter cannot listen where Gunicorn does itself, though that is free before a start."""
+    port = free_port()
+    config = f'{CONFIG}    bind = "127.0.0.1:{port}"\n    metrics_bind = "{bind}:{port}"\n'
+    with GunicornProcess(newest, config, exporter=True) as server:
+        arguments = ["-c", server.command[server.command.index("-c") + 1], "app:application"]
+        server.environment.pop("OBSKIT_METRICS_BIND", None)
+        found = problems(check(server, arguments=arguments))
+        if ":" in bind:
+            assert found == []
+            return
+        (problem,) = found
+        assert problem["part"] == "exporter"
+        assert "already in use, by the application itself" in problem["text"]
+
+
+ASGI_2_APP = """
+def application(scope):
+    async def answer(receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+    return answer
+"""
+
+
+def test_an_application_that_is_not_of_its_worker_class(newest: Interpreter) -> None:
+    """An application whose requests its worker class cannot show is named, as in the log."""
+    config = f'{CONFIG}    worker_class = "uvicorn_worker.UvicornWorker"\n'
+    with GunicornProcess(newest, config, ASGI_2_APP, exporter=True) as server:
+        text = "requests are not counted: .* is not an ASGI 3 application"
+        check_both(server, "metrics", 1, text, "choose a worker class")
+
+
+def test_a_configuration_that_ignores_its_children(newest: Interpreter) -> None:
+    """The command waits for processes of its own whatever the configuration does with signals."""
+    config = f"import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n{CONFIG}"
+    with GunicornProcess(newest, config) as server:
+        server.environment["WEB_CONCURRENCY"] = " 2 "
+        found = check(server)
+        assert problems(found) == []
+        assert "WEB_CONCURRENCY is set here, and used" in texts(found, "environment")
 
 
 def test_the_address_of_another_server(newest: Interpreter) -> None:
@@ -540,6 +629,25 @@ def test_who_may_ask(newest: Interpreter, place: Path) -> None:
     with server:
         wait_until(lambda: not problems(check(server)), "all is well")
         assert any("is used by the exporter" in each for each in texts(check(server), "exporter"))
+
+
+@needs_root
+@pytest.mark.parametrize("setting", ["user", "group"])
+def test_a_user_that_nobody_here_may_become(newest: Interpreter, setting: str) -> None:
+    """Without root's rights Gunicorn ends at its start if its workers are to have another user."""
+    if not can_run(newest, NOBODY):
+        pytest.skip(f"uid {NOBODY} may not run {newest.path}")
+    prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    config = f"{CONFIG}    {setting} = 33\n"
+    with GunicornProcess(newest, config, PLAIN_APP, serving=False, prefix=prefix) as server:
+        assert server.exit_status() != 0
+        found = check(server)
+        assert found["status"] == 2
+        (problem,) = [each for each in problems(found) if each["stops"]]
+        assert problem["part"] == "configuration"
+        assert "cannot have workers as uid" in problem["text"]
+    with GunicornProcess(newest, config) as server:
+        assert problems(check(server)) == []
 
 
 @needs_root

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -129,6 +131,45 @@ def test_without_a_terminal(running: GunicornProcess, kind: str) -> None:
     assert "\x1b" not in done.stdout
     for pid in running.worker_pids():
         assert str(pid) in done.stdout
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_of_ascii(running: GunicornProcess, is_terminal: bool) -> None:
+    """What it cannot show is a question mark, and no end."""
+    arguments = ["top", _source(running, "url")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    if is_terminal:
+        with Terminal(arguments, environment={"PYTHONIOENCODING": "ascii"}) as terminal:
+            terminal.wait_for(r"CPU%\?")
+            terminal.press("q")
+            assert terminal.status() == 0
+        return
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, timeout=60, check=True, env=environment
+    )
+    assert b"CPU%?" in done.stdout
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "HTTP://127.0.0.1:1"])
+def test_no_url(url: str) -> None:
+    """What is no URL, or is written in another way, is one line."""
+    done = _run(["top", url])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "is no URL" in line or "refused" in line
+
+
+def test_an_interrupt_while_it_waits() -> None:
+    """Ctrl-C ends it without a traceback, also before there is anything to be shown."""
+    with socket.create_server((HOST, 0)) as silent:
+        command = [*COMMAND, "top", f"http://{HOST}:{silent.getsockname()[1]}"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            silent.settimeout(30)
+            with silent.accept()[0]:
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert said == ""
 
 
 def test_nobody_answers() -> None:

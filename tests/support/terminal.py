@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tests.support.process import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 __all__ = ["Terminal"]
@@ -34,9 +34,17 @@ class Terminal:
         process: The process.
     """
 
-    def __init__(self, arguments: Sequence[str], *, rows: int = 40, columns: int = 120) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        rows: int = 40,
+        columns: int = 120,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Describe it; entering the context starts it."""
         self._arguments, self._size = arguments, (rows, columns)
+        self._environment = environment or {}
         self.raw = ""
         self.process: subprocess.Popen[bytes]
 
@@ -54,6 +62,7 @@ class Terminal:
             env={
                 **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
                 "TERM": "xterm-256color",
+                **self._environment,
             },
             start_new_session=True,
         )

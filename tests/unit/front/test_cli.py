@@ -121,6 +121,20 @@ class TestCheck:
             assert any(words in line for line in lines), words
         assert sorted(os.listdir(served)) == before
 
+    def test_a_name_that_cannot_be_written(self, directory: str) -> None:
+        """A directory whose name is no text, or not of this terminal's letters."""
+        for name, encoding in ((b"\xff", "utf-8"), ("\u00e9".encode(), "ascii")):
+            path = os.path.join(os.fsencode(directory), name)
+            os.mkdir(path)
+            done = subprocess.run(
+                [sys.executable, "-m", "obskit_gunicorn", "check", "--directory", path],
+                env={**os.environ, "PYTHONIOENCODING": encoding},
+                capture_output=True,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert b"metrics/\\" in done.stdout.splitlines()[0]
+
     def test_a_damaged_file(self, served: str, output: Any) -> None:
         """A damaged file is a problem."""
         Path(served, "counter_slot0.db").write_bytes(b"xyz")
