@@ -102,6 +102,8 @@ def _run(
             import traceback
 
             traceback.print_exc()
+            with contextlib.suppress(OSError):
+                _send(writing, f"{type(error).__name__}: {error}")
         with contextlib.suppress(OSError):
             sys.stderr.flush()
     finally:
@@ -110,7 +112,8 @@ def _run(
         os._exit(0)  # what the application registers at its import must not run
 
 
-def _send(writing: int, what: Finding | None) -> None:
+def _send(writing: int, what: Finding | str | None) -> None:
+    """Send what was found, what was raised, or nothing at the end."""
     data = pickle.dumps(what)
     data = len(data).to_bytes(4, "big") + data
     while data:
@@ -133,6 +136,8 @@ def _received(reading: int, pid: int, seconds: float) -> Iterator[Finding]:
                 found, data = pickle.loads(data[4:end]), data[end:]
                 if found is None:
                     return
+                if isinstance(found, str):
+                    raise EndedError(found)
                 yield found
             if ended is not None:
                 raise EndedError(_words(ended))

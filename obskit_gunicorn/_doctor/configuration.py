@@ -87,7 +87,11 @@ def load(arguments: Sequence[str]) -> Loaded:
     Raises:
         LoadingError: Gunicorn would not start.
     """
-    from gunicorn.app.wsgiapp import WSGIApplication
+    try:
+        from gunicorn.app.wsgiapp import WSGIApplication
+    except ValueError as error:  # it reads the variable when it is imported
+        text = f"WEB_CONCURRENCY is {os.environ.get('WEB_CONCURRENCY')!r}; expected a whole number"
+        raise LoadingError(Problem(text, "correct it, or remove it")) from error
 
     failure: list[BaseException] = []
 
@@ -162,6 +166,7 @@ def examine(loaded: Loaded) -> Iterator[Finding]:
         yield finding.ok("configuration", f"{what} in {publication.source}")
         yield from _workers(settings, publication)
         yield from _hooks(publication)
+    yield from _beginning(settings)
     yield from _environment(settings)
     for problem in loaded.problems:
         is_variable = problem.text.startswith("environment variable ")
@@ -194,6 +199,25 @@ def _workers(settings: Any, publication: Publication) -> Iterator[Finding]:
     problem = lifecycle.uncounted(publication.options, settings, worker_class)
     if problem is not None:
         yield finding.warning("configuration", problem)
+
+
+def _beginning(settings: Any) -> Iterator[Finding]:
+    """Yield what Gunicorn itself will stumble over before there is a worker."""
+    bad = []
+    try:
+        settings.address  # noqa: B018
+    except Exception as error:
+        bad.append((f"bind is {settings.bind!r}: {error}", "write host:port or unix:path"))
+    for name in ("certfile", "keyfile"):
+        path = getattr(settings, name)
+        if path and not os.path.exists(path):
+            bad.append((f"{name} is {path!r}, which is not there", "correct it"))
+    folder = os.path.dirname(settings.pidfile or "")
+    if folder and not os.path.isdir(folder):
+        advice = f"make {folder}, or name another one"
+        bad.append((f"pidfile is {settings.pidfile!r}, whose directory is not there", advice))
+    for text, advice in bad:
+        yield finding.error("configuration", Problem(text, advice), stops=True)
 
 
 def _becoming(user: User) -> Iterator[Finding]:

@@ -235,6 +235,12 @@ def _holders(report: DirectoryReport) -> Iterator[Finding]:
             yield finding.warning("processes", Problem(text, "see the server's log"))
         else:
             yield finding.ok("processes", text)
+    roles = [record.get("role") for record in held.values()]
+    if "worker" in roles and "arbiter" not in roles:
+        count = roles.count("worker")
+        text = f"workers hold slots ({count}) and no arbiter does: nobody replaces them"
+        advice = "if the arbiter was killed, end its workers, and start the server again"
+        yield finding.error("processes", Problem(text, advice))
     for slot, record in sorted(held.items()):
         if record.get("values_not_shared"):
             text = f"{slot} ({describe_holder(record)})"

@@ -83,7 +83,7 @@ def _address(
     address: Address, source: str, settings: Any, directory: str | None
 ) -> Iterator[Finding]:
     try:
-        if any(_clashes(address, bound) for bound in settings.address):
+        if any(_clashes(address, bound) for bound in _bound(settings)):
             words = "Address already in use, by the application itself (Gunicorn's setting bind)"
             raise OSError(errno.EADDRINUSE, words)
         address.try_out()
@@ -96,6 +96,14 @@ def _address(
             yield finding.error(_PART, cannot_listen(address, error, source))
         return
     yield finding.ok(_PART, f"{address} is free")
+
+
+def _bound(settings: Any) -> list[object]:
+    """Return where the application will listen; nothing if that is an error, which was said."""
+    try:
+        return list(settings.address)
+    except Exception:
+        return []
 
 
 def _clashes(address: Address, bound: object) -> bool:

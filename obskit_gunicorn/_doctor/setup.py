@@ -46,7 +46,9 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
             )
         except EndedError as error:
             text = f"the configuration was not looked at to the end: {error}"
-            advice = last_line(output.fileno()) or "see what it does when it is loaded"
+            advice = last_line(output.fileno())
+            if advice in str(error):  # also if nothing was printed
+                advice = "see what it does when it is loaded"
             yield finding.error("configuration", Problem(text, advice), stops=True)
 
 

@@ -91,6 +91,25 @@ def test_an_exporter_that_answers_and_one_that_does_not(newest: Interpreter) -> 
         assert running.stop() == 0
 
 
+def test_workers_without_their_arbiter(newest: Interpreter) -> None:
+    """Where the arbiter was killed and workers hang, nobody replaces them, and it says so."""
+    with server(newest, DIRECTORY, environment={"OBSKIT_METRICS_BIND": ""}) as running:
+        running.may_leave_processes()
+        wait_until(lambda: not check(running)[0], "all is well")
+        workers = running.worker_pids()
+        for pid in workers:
+            running.send_signal(signal.SIGSTOP, pid)
+        running.send_signal(signal.SIGKILL)
+        running.exit_status()
+        try:
+            problems, _ = check(running)
+        finally:
+            for pid in workers:
+                running.send_signal(signal.SIGKILL, pid)
+        (problem,) = [each for each in problems if "arbiter" in each]
+        assert problem.startswith(f"workers hold slots ({len(workers)}) and no arbiter")
+
+
 def test_without_an_exporter(newest: Interpreter) -> None:
     """A server that wants none has none that could be asked."""
     with server(newest, DIRECTORY, environment={"OBSKIT_METRICS_BIND": ""}) as running:

@@ -336,6 +336,10 @@ def test_wrong_arguments(newest: Interpreter) -> None:
             (["--nonsense"], "unrecognized arguments: --nonsense"),
             (["-c", "missing.py", "app:application"], "missing.py"),
             (["-k", "missing.Worker", "app:application"], "worker class missing.Worker cannot be"),
+            (["-b", "host:port", "app:application"], "bind is ['host:port']: 'port' is not a"),
+            (["--certfile", "no.pem", "app:application"], "certfile is 'no.pem', which is not"),
+            (["--keyfile", "no.pem", "app:application"], "keyfile is 'no.pem', which is not"),
+            (["--pid", "no/pid", "app:application"], "pidfile is 'no/pid', whose directory is not"),
             (["-k", "misssing", "app:application"], "ImportError: Entry point"),
             (["-w", "four"], "invalid"),
         ):
@@ -343,6 +347,16 @@ def test_wrong_arguments(newest: Interpreter) -> None:
             assert found["status"] == 2
             assert problems(found)[0]["part"] == "configuration"
             assert text in problems(found)[0]["text"]
+
+
+def test_a_number_of_workers_that_is_none(newest: Interpreter) -> None:
+    """Gunicorn reads the variable while it is imported, and so before any configuration."""
+    with GunicornProcess(newest, CONFIG) as server:
+        server.environment["WEB_CONCURRENCY"] = "three"
+        found = check(server)
+        assert found["status"] == 2
+        (problem,) = problems(found)
+        assert problem["text"] == "WEB_CONCURRENCY is 'three'; expected a whole number"
 
 
 @pytest.mark.parametrize(

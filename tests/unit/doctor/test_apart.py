@@ -60,7 +60,12 @@ def test_a_process_that_ends_early(how: str, output: BinaryIO) -> None:
             time.sleep(60)
         raise ValueError("mine")
 
-    words = {"exit": "status 3", "signal": "signal 9", "hang": "within 0.5 s", "error": "status 0"}
+    words = {
+        "exit": "status 3",
+        "signal": "signal 9",
+        "hang": "within 0.5 s",
+        "error": "ValueError: mine",
+    }
     received = apart(look, seconds=0.5, output=output.fileno())
     pid = int(next(received).text)
     with pytest.raises(EndedError, match=words[how]):
