@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import io
 import logging
 import select
 import socket
@@ -168,6 +169,17 @@ class _Answer(ServerHandler):
         """Send the answer, which is made now."""
         self.request_handler.server.send(next(iter(self.result), b""))  # type: ignore[attr-defined]
         super().finish_response()
+
+    def send_headers(self) -> None:
+        """Send the head in one piece.
+
+        If the process were killed after half of it, a client might take that for an answer whose
+        body is empty, since nothing has said yet how long it is.
+        """
+        stdout, self.stdout = self.stdout, io.BytesIO()
+        super().send_headers()
+        head, self.stdout = self.stdout.getvalue(), stdout
+        self._write(head)
 
     def log_exception(self, exc_info: Any) -> None:
         """Log what was raised; a client that went away raises too, in many ways."""
