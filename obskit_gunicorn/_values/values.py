@@ -9,7 +9,11 @@ ends.
 ``get``, ``set`` and ``Counter.reset`` act on the contribution of this process.
 
 Installed as ``prometheus_client.values.ValueClass``, which prometheus_client supports. Safe with
-threads and forks. Must not run in signal context: the lock is not re-entrant.
+threads and forks.
+
+Under a call of a metric another one may run in the same thread: a finalizer (``__del__``) or a
+callback of the garbage collector, which may come whenever an object is made, or a signal handler.
+If the lock is held, what it counts waits until that is released (``_later``).
 
 Without a lock
 --------------
@@ -43,8 +47,9 @@ import mmap
 import os
 import sys
 import time
+from _thread import RLock  # gevent's is none that a signal handler or finalizer may come under
 from bisect import bisect_left
-from threading import Lock
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from obskit_gunicorn import _prometheus
@@ -79,7 +84,12 @@ _RETRY_SECONDS = 1.0
 
 _MADV_WIPEONFORK = 18  # <asm-generic/mman-common.h>; the mmap module has no name for it
 
-_lock = Lock()
+_lock = RLock()
+"""Re-entrant only to tell that this thread holds it already."""
+
+_is_nested: Callable[[], bool] = _lock._is_owned  # type: ignore[attr-defined]
+"""Returns whether this thread holds the lock: the call has come under another one."""
+
 _store: Store | None = None
 """The files of this process, once it has a lease."""
 
@@ -123,6 +133,9 @@ _said: set[int | None] = set()
 _said_of_exemplars: set[object] = set()
 _notices: list[tuple[int, str]] = []
 """Lines to log after the lock is released."""
+
+_later: list[Callable[[], object]] = []
+"""Calls that came under the lock, in the thread that holds it; made after it is released."""
 
 
 def _page() -> memoryview:
@@ -185,6 +198,9 @@ class Value:
         self._key = (prefix, encode_key(metric_name, name, labelnames, labelvalues, help_text))
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            self._cell = cell_for(self._key)  # it is bound when it is used
+            return
         with _lock:
             self._cell = _bind(self._key)
         _say()
@@ -230,6 +246,9 @@ class Value:
             amount = float(amount)
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self._inc_with_lock, amount))
+            return
         with _lock:
             cell = self._bound()
             # fmt: off
@@ -242,6 +261,9 @@ class Value:
             value = float(value)
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self._set_with_lock, value, timestamp))
+            return
         with _lock:
             cell = self._bound()
             # fmt: off
@@ -255,11 +277,10 @@ class Value:
         if not _here[0]:
             forks.start_over()
         with _lock:
-            cell = self._cell
-            if cell.store is not _settled:
-                found = _find(self._key)
-                return 0.0 if found is None else found.own
-            return cell.own
+            found = self._cell if self._cell.store is _settled else _find(self._key)
+            own = 0.0 if found is None else found.own
+        _say()
+        return own
 
     def _bound(self) -> Cell:
         """Return the cell, bound if it is not; the caller holds the lock."""
@@ -275,6 +296,9 @@ class Value:
         """
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self.set_exemplar, exemplar))
+            return
         with _lock:
             if self._cell.store is not _settled:
                 self._bound()
@@ -309,6 +333,9 @@ class _CombinedValue(Value):
         amount = float(0.0 + amount)
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self.inc, amount))
+            return
         with _lock:
             cell = self._bound()
             cell.own += amount
@@ -321,6 +348,9 @@ class _CombinedValue(Value):
         value = float(value)
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self.set, value, timestamp))
+            return
         with _lock:
             cell = self._bound()
             cell.own, cell.timestamp = value, timestamp or 0.0
@@ -342,6 +372,9 @@ class _DivertedValue(Value):
         amount = float(0.0 + amount)
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self.inc, amount))
+            return
         with _lock:
             cell, part = self._whole()
             # fmt: off
@@ -354,6 +387,9 @@ class _DivertedValue(Value):
         value = float(value)
         if not _here[0]:
             forks.start_over()
+        if _is_nested():
+            _later.append(partial(self.set, value, timestamp))
+            return
         with _lock:
             cell, part = self._whole()
             is_gauge = self._key[0].startswith("gauge")
@@ -373,7 +409,9 @@ class _DivertedValue(Value):
         with _lock:
             found, part = _find(self._key), self._cell
             is_current = found is not None and found.life is not None and part.store is found.life
-            return part.own if is_current else 0.0
+            own = part.own if is_current else 0.0
+        _say()
+        return own
 
     def _whole(self) -> tuple[Cell, Cell]:
         """Return the cell that is shared, and this part of it; the caller holds the lock."""
@@ -502,6 +540,7 @@ def limit(allowed: Budget) -> None:
         if _admissions is not None and allowed != (_budget or Budget()):
             _admissions.budget_has_changed()
         _budget = allowed or None
+    _say()
 
 
 def share(*, now: bool = False) -> None:
@@ -530,6 +569,9 @@ def use_store(use: Callable[[Store | None], object]) -> None:
     global _is_wanted  # noqa: PLW0603
     if not _here[0]:
         forks.start_over()
+    if _is_nested():
+        _later.append(partial(use_store, use))
+        return
     with _lock, forks.guard():
         store = _store
         if store is None and time.monotonic() >= _retry_at:
@@ -585,6 +627,7 @@ def withdraw(*, take_along: bool = False) -> None:
     """
     with _lock:
         _detach(take_along=take_along)
+    _say()
 
 
 def close_files() -> None:
@@ -595,6 +638,7 @@ def close_files() -> None:
         _release()
         if store is not None:
             _closed = store
+    _say()
 
 
 def not_shared() -> int:
@@ -608,6 +652,7 @@ def note_elsewhere(count: int) -> None:
     with _lock:
         _elsewhere = count
         _settle()
+    _say()
 
 
 def has_place(
@@ -649,6 +694,8 @@ def _has_place(
         return True
     if not _here[0]:
         forks.start_over()
+    if _is_nested():
+        return False  # to make a place now might be in the way of one that is being made
     with _lock, forks.guard():
         directory = membership.find_directory()
         path = "" if directory is None else directory.path
@@ -686,6 +733,9 @@ def _hear(removal: Removal) -> bool:
     """Remove label sets; return whether any process had them. Never raises."""
     if not _here[0]:
         forks.start_over()
+    if _is_nested():
+        _later.append(partial(_hear, removal))
+        return True
     with _lock, forks.guard():
         had_any = _remove(removal)
         _settle()
@@ -695,14 +745,13 @@ def _hear(removal: Removal) -> bool:
 
 def _elsewhere_too(about: Parent) -> Iterable[tuple[str, ...]]:
     """Return the label values that a metric has in any process. Never raises."""
+    found: Iterable[LabelSet] = ()
     with _lock, forks.guard():
         baselines = _removals()
-        if baselines is None:
-            return []
-        try:
-            found = baselines.label_sets(about.kind, about.name)
-        except OSError:
-            return []
+        if baselines is not None:
+            with contextlib.suppress(OSError):
+                found = baselines.label_sets(about.kind, about.name)
+    _say()
     known = [json.loads(series.labels) for series in found]
     return [
         tuple(map(labels.__getitem__, about.labels))
@@ -958,7 +1007,13 @@ def _note(error: OSError, line: str) -> None:
 
 
 def _say() -> None:
-    """Log the notices of the slow path. The caller holds no lock."""
+    """Make the calls that waited, and log what was noted. The caller holds no lock."""
+    while _later and not _is_nested():
+        try:
+            call = _later.pop(0)
+        except IndexError:  # another thread was faster
+            break
+        call()
     while _notices:
         try:
             level, line = _notices.pop(0)
@@ -969,12 +1024,14 @@ def _say() -> None:
 
 def _start_over() -> None:
     """Start over in a forked child. The cost does not depend on the number of values."""
-    global _lock, _store, _settled, _closed, _memory, _is_wanted
+    global _lock, _is_nested, _store, _settled, _closed, _memory, _is_wanted  # noqa: PLW0603
     global _retry_at, _exemplars_at
     store, _store, _settled, _closed = _store, None, None, None
-    _lock, _retry_at, _exemplars_at = Lock(), 0.0, 0.0
+    _lock, _retry_at, _exemplars_at = RLock(), 0.0, 0.0
+    _is_nested = _lock._is_owned  # type: ignore[attr-defined]
     if not membership.is_configuring:  # as it is in a child that daemonizes
         _memory, _is_wanted = {}, False
+    _later.clear()
     _here[0] = 1
     if store is not None:
         store.release()

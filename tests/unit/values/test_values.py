@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import logging
 import os
 import random
 import resource
 import select
 import shutil
+import signal
 import struct
 import sys
 import threading
@@ -78,6 +80,81 @@ def count(name: str = "c", amount: float = 1) -> None:
 
 def _make_metric(kind: str, name: str) -> None:
     metric(kind, name)
+
+
+def _count_when_called_back(kind: str, series: int) -> int:
+    """Make series of a kind, and count wherever objects are collected meanwhile; return how often.
+
+    The first call under the lock is one of these callbacks too: none of them was used before.
+    """
+    level, seconds, done = (
+        metric("gauge_max", "level"),
+        metric("histogram", "seconds"),
+        metric("summary", "done"),
+    )
+    calls = 0
+
+    def called_back(_phase: str, _facts: object) -> None:
+        nonlocal calls
+        calls += 1
+        level.inc()
+        seconds.observe(1)
+        done.observe(1)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(called_back)
+    gc.set_threshold(5)
+    try:
+        for number in range(series):
+            act(kind, "made", "inc", 1, labels={"number": str(number)})
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(called_back)
+    return calls
+
+
+def _count_in_signal_handlers(count: int) -> int:
+    """Count in one loop, and in a signal handler that interrupts it; return how often."""
+    level, total = metric("gauge_max", "level"), metric("counter", "total")
+    calls = 0
+
+    def handle(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        level.inc()
+        total.inc()
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        while calls < count:
+            level.inc()
+            own_value("gauge_max", "level")
+            values.close_files()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return calls
+
+
+class TestCallsUnderCalls:
+    """What the thread that holds the lock counts meanwhile waits, and counts."""
+
+    @pytest.mark.parametrize("kind", ["counter", "gauge_livesum", "gauge_max"])
+    def test_callbacks_of_the_garbage_collector(
+        self, holder: RemoteProcess, directory: str, kind: str
+    ) -> None:
+        """As finalizers do, they come whenever an object is made."""
+        calls = holder.call(_count_when_called_back, kind, 200)
+        found = read(directory)
+        assert calls > 0
+        assert found["seconds_count"] == found["done_count"] == found["level"] == calls
+        made = [value for name, value in found.items() if name.startswith("made")]
+        assert made == [1] * 200
+
+    def test_signal_handlers(self, holder: RemoteProcess, directory: str) -> None:
+        """They come on any line that is no straight one."""
+        calls = holder.call(_count_in_signal_handlers, 500)
+        assert read(directory)["total_total"] == calls
 
 
 class TestSemantics:
