@@ -1461,7 +1461,8 @@ class TestExplain:
         ("number", "mend"),
         [
             (errno.ENOSPC, "room"),
-            (errno.EMFILE, "ulimit"),
+            (errno.EFBIG, "ulimit -f"),
+            (errno.EMFILE, "ulimit -n"),
             (errno.EACCES, "writable"),
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
