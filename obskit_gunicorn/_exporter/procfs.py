@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from obskit_gunicorn._log import log
-from obskit_gunicorn._store.identity import pid_namespace
+from obskit_gunicorn._store.identity import pid_namespace, start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -239,7 +239,8 @@ def _exporter(seen: list[Seen], started: int) -> list[Seen]:
         seen: What was read of arbiters and workers.
         started: When the machine was started.
     """
-    own = _seen("exporter", "", os.getpid(), started)
+    # Where /proc is of another pid namespace, our pid is another process there.
+    own = _seen("exporter", "", os.getpid(), started, start_ticks() or None)
     arbiters = {each.process.pid: each.process for each in seen if each.role == "arbiter"}
     # A sidecar is no arbiter's child.
     if len(arbiters) < 2 or not own or own[0].process.field(4) not in arbiters:
