@@ -115,5 +115,4 @@ def _private(user: User, processes: int) -> Iterator[Finding]:
     if refused:
         yield from refused
         return
-    text = "there is no place for a private directory: neither /dev/shm nor a temporary directory"
-    yield finding.error(_PART, Problem(text, f"let {user} write to one, or set multiproc_dir"))
+    yield finding.error(_PART, private.why_not(private.NoPlaceError(), user.uid))

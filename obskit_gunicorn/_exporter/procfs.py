@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from obskit_gunicorn._log import log
-from obskit_gunicorn._store.identity import pid_namespace
+from obskit_gunicorn._store.identity import pid_namespace, start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,6 +38,8 @@ class Process:
 
     Attributes:
         pid: Its pid.
+        folder: Where ``/proc`` has it.
+        name: Its name, of which the kernel keeps 15 characters.
     """
 
     def __init__(self, pid: int) -> None:
@@ -48,7 +50,9 @@ class Process:
         """
         self.pid = pid
         self.folder = f"/proc/{pid}"
-        self._fields = read(f"{self.folder}/stat").rpartition(b")")[2].split()
+        start, _, fields = read(f"{self.folder}/stat").rpartition(b")")
+        self.name = start.partition(b"(")[2]
+        self._fields = fields.split()
 
     def field(self, number: int) -> int:
         """Return a field of its status, numbered as in proc(5)."""
@@ -57,6 +61,14 @@ class Process:
     def seconds(self, *numbers: int) -> float:
         """Return the sum of fields that are in clock ticks, in seconds."""
         return sum(map(self.field, numbers)) / TICKS
+
+
+def children(pid: int) -> set[int]:
+    """Return the children of a process that live or wait to be reaped; empty if that is unknown."""
+    # The kernel gives one page of them at a time, so they are read to the end.
+    with contextlib.suppress(*UNREADABLE), open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+        return set(map(int, file.read().split()))
+    return set()
 
 
 class Seen(NamedTuple):
@@ -149,6 +161,7 @@ _START = _Figure(
     lambda process: boot_time() + process.seconds(22),
 )
 _ROLES = ("arbiter", "worker")
+_EXPORTER_NAME = b"gunicorn: metrics exporter"[:15]
 
 
 class Processes:
@@ -186,7 +199,7 @@ class Processes:
                     elsewhere += 1
                     continue
                 seen += _seen(wanted, slot, pid, started, record.get("start_ticks"))
-        seen += _seen("exporter", "", os.getpid(), started)
+        seen += _exporter(seen, started)
         if elsewhere and not self._has_reported:
             self._has_reported = True
             log.warning(
@@ -214,6 +227,35 @@ def _seen(
             figures[figure.name] = figure.read(process)
     figures[_START.name] = started + process.seconds(22)
     return [Seen(role, slot, process, figures)]
+
+
+def _exporter(seen: list[Seen], started: int) -> list[Seen]:
+    """Return what can be read of the exporter: that of the newest arbiter, if there are several.
+
+    While a SIGUSR2 is under way each of them has one, and either answers. If each showed itself,
+    its CPU time would be reset at every other scrape, and it would seem to be started again.
+
+    Args:
+        seen: What was read of arbiters and workers.
+        started: When the machine was started.
+    """
+    # Where /proc is of another pid namespace, our pid is another process there.
+    own = _seen("exporter", "", os.getpid(), started, start_ticks() or None)
+    arbiters = {each.process.pid: each.process for each in seen if each.role == "arbiter"}
+    # A sidecar is no arbiter's child.
+    if len(arbiters) < 2 or not own or own[0].process.field(4) not in arbiters:
+        return own
+    newest = max(arbiters, key=lambda pid: (arbiters[pid].field(22), pid))
+    others: list[Process] = []
+    for pid in children(newest) - {each.process.pid for each in seen}:
+        with contextlib.suppress(*UNREADABLE):
+            others.append(Process(pid))
+    # What has another name is a worker without a lease, or an exporter that is being started.
+    others = [each for each in others if each.name == _EXPORTER_NAME]
+    if not others:
+        return own
+    other = max(others, key=lambda each: (each.field(22), each.pid))
+    return _seen("exporter", "", other.pid, started, other.field(22)) or own
 
 
 def process_families(seen: Iterable[Seen]) -> list[Metric]:

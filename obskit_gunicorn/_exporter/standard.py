@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from obskit_gunicorn._exporter.procfs import TICKS, UNREADABLE, Process, Seen
+from obskit_gunicorn._exporter.procfs import TICKS, UNREADABLE, Process, Seen, children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -173,10 +173,7 @@ def _family(known: dict[int, Process], arbiters: set[int], pids: set[int]) -> It
     pids = set(pids)
     for pid in arbiters:
         # Workers without a lease, and whatever else an arbiter may have started.
-        # The kernel gives one page of them at a time, so they are read to the end.
-        path = f"/proc/{pid}/task/{pid}/children"
-        with contextlib.suppress(*UNREADABLE), open(path, "rb") as file:
-            pids.update(map(int, file.read().split()))
+        pids |= children(pid)
     yield from (known[pid] for pid in pids if pid in known)
     yield from (process for _pid, process in _read(pids - set(known)))
 

@@ -33,6 +33,8 @@ KEY = "obskit_gunicorn.route"
 _MOST_OBJECTS = 2000
 """How many objects of an application are looked at, in search of those of frameworks."""
 
+_DISPATCHER = ("werkzeug.middleware.dispatcher", "DispatcherMiddleware")
+
 _MOST_ROUTERS = 16
 _MOST_BUILDS = 1000
 _MOST_NESTED = 20
@@ -292,6 +294,7 @@ def watch(application: Any) -> None:
     if "flask" in sys.modules:
         _tell("Flask", _watch_flask, sys.modules["flask"])
     mounts: set[str] = set()
+    has_flask = has_quart = False
     for one in _reachable(application):
         kind = type(one)
         if _is(kind, "django.core.handlers.base", "BaseHandler"):
@@ -302,9 +305,27 @@ def watch(application: Any) -> None:
             found.frameworks.add("Starlette")
         elif _is(kind, "aiohttp.web", "Application") or _is_factory(one):
             found.frameworks.add("aiohttp")
-        elif _is(kind, "werkzeug.middleware.dispatcher", "DispatcherMiddleware"):
-            mounts.update(filter(None, one.mounts))
+        elif _is(kind, *_DISPATCHER):
+            mounts.update(_places_in(one))
+        elif _is(kind, "flask", "Flask"):
+            has_flask = True
+        elif _is(kind, "quart", "Quart"):
+            has_quart = True
+    if has_quart and not has_flask:  # it imports Flask, and does not send its signals
+        found.frameworks.discard("Flask")
     found.mounts = tuple(sorted(mounts, key=len, reverse=True))
+
+
+def _places_in(dispatcher: Any, nested: int = 0) -> Iterator[str]:
+    """Yield where a dispatcher of Werkzeug's serves applications, and dispatchers below it."""
+    for place, application in dispatcher.mounts.items():
+        if not place:
+            continue
+        yield place
+        if nested < _MOST_NESTED:
+            for one in _reachable(application):
+                if _is(type(one), *_DISPATCHER):
+                    yield from (place + below for below in _places_in(one, nested + 1))
 
 
 def _tell(name: str, watch: Callable[[Any], None], framework: Any) -> None:

@@ -616,6 +616,8 @@ def explain(error: OSError, path: str) -> Problem:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "the volume is full: give it more room (sizeLimit of an emptyDir)"
+    elif error.errno == errno.EFBIG:
+        hint = "the limit of this process for files is too low: raise it (ulimit -f, LimitFSIZE=)"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "no file descriptors are left: raise the limit (ulimit -n)"
     elif isinstance(error, NotAFileError):

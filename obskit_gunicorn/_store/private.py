@@ -16,7 +16,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from obskit_gunicorn._store.directory import SlotDirectory
+from obskit_gunicorn._problem import Problem
+from obskit_gunicorn._store.directory import SlotDirectory, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +29,28 @@ _STALE_SECONDS = 60.0
 # What systemd makes of `RuntimeDirectory=shop`, of `shop/web`, and of the first in a user's unit.
 # Only the unit has RUNTIME_DIRECTORY in its environment; whoever looks at its server has not.
 _RUNTIME_DIRECTORIES = ("/run/*", "/run/*/*", "/run/user/*/*")
+
+
+class NoPlaceError(OSError):
+    """There is no directory in which a private one can be made."""
+
+
+def why_not(error: OSError, user: int) -> Problem:
+    """Return why a private directory cannot be made, and what to do about it.
+
+    Args:
+        error: What :func:`make` has raised.
+        user: The uid of the workers.
+    """
+    advice = f"let uid {user} write to one, or set multiproc_dir"
+    if isinstance(error, NoPlaceError):
+        places = "neither /dev/shm nor a temporary directory"
+        return Problem(f"there is no place for a private directory: {places}", advice)
+    problem = explain(error, "private directory")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+        # Nobody has named the directory that this is about, so he cannot mend that one.
+        return Problem(problem.text, advice)
+    return problem
 
 
 def is_private(directory: SlotDirectory) -> bool:
@@ -55,7 +78,7 @@ def make(
     Raises:
         OSError: No private directory can be created.
     """
-    error: OSError = FileNotFoundError(errno.ENOENT, "no directory for temporary files")
+    error: OSError = NoPlaceError()
     for parent in places(user):
         if os.path.isabs(parent) and os.access(parent, os.W_OK | os.X_OK):
             try:

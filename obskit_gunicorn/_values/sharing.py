@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 
 from obskit_gunicorn import _prometheus
 from obskit_gunicorn._log import log
+from obskit_gunicorn._store import private
 from obskit_gunicorn._store.directory import explain
 from obskit_gunicorn._store.membership import (
     DIRECTORY_VARIABLE,
@@ -185,7 +186,7 @@ def begin(
     try:
         membership.begin(path, keep=keep, user=user, group=group, keep_unpublished=keep_unpublished)
     except OSError as error:
-        problem = str(explain(error, path or "private directory"))
+        problem = str(explain(error, path) if path else private.why_not(error, user))
         if [problem] != _last_problem:
             _last_problem[:] = [problem]
             log.error(

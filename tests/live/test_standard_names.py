@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from obskit_gunicorn._exporter.procfs import boot_time
 from tests.live.test_telemetry import UVICORN, by_label, value, wait_for
 from tests.support import apps
 from tests.support.process import HOST, GunicornProcess, Interpreter, Metrics, get, wait_until
@@ -237,6 +238,9 @@ def test_through_an_upgrade(newest: Interpreter) -> None:
             found = running.scrape()
             assert value(found, "process_start_time_seconds") == max(starts)
             assert value(found, "process_cpu_seconds_total") >= cpu(old) - 0.2
+            # Either exporter answers, and both show that of the newest arbiter.
+            (exporter,) = wait_until(lambda: running.exporter_pids(new), "it has an exporter")
+            assert exporters_starts(running) == {int(stat(exporter)[19]) / TICKS}
         (numbers,) = (
             numbers for (name, _labels), numbers in watch.seen.items() if "process_cpu" in name
         )
@@ -251,6 +255,29 @@ def test_through_an_upgrade(newest: Interpreter) -> None:
             lambda m: value(m, "process_cpu_seconds_total") <= cpu(new) + 0.2,
             "only the new one is counted",
         )
+
+
+def exporters_starts(running: GunicornProcess) -> set[float]:
+    """Return when the exporter was started, by what many scrapes say, since the machine was."""
+    name = "gunicorn_process_start_time_seconds"
+    return {
+        round(by_label(running.scrape(), name)["exporter", ""] - boot_time(), 2) for _ in range(20)
+    }
+
+
+def test_rollback_of_an_upgrade(newest: Interpreter) -> None:
+    """When the newest arbiter ends, the exporter that is left shows itself."""
+    with server(newest, "sync") as running:
+        wait_until_ready(running)
+        (exporter,) = running.exporter_pids()
+        started = {int(stat(exporter)[19]) / TICKS}
+        assert exporters_starts(running) == started
+        new = running.start_upgrade()
+        wait_until(lambda: len(running.exporter_pids()) == 2, "there are two")
+        wait_until(lambda: exporters_starts(running).isdisjoint(started), "both show the new one")
+        running.send_signal(signal.SIGTERM, new)
+        wait_until(lambda: running.exporter_pids() == {exporter}, "it has ended")
+        assert exporters_starts(running) == started
 
 
 @pytest.mark.parametrize("worker_class", ["sync", "gthread"])

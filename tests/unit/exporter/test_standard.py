@@ -235,6 +235,14 @@ def test_cpu_time_of_who_ends_during_a_scrape(server: Server, has_lease: bool) -
     assert abs(family.samples[0].value - server.used(worker)) < 12 * TICK
 
 
+def test_proc_of_another_pid_namespace(server: Server, mocker: MockerFixture) -> None:
+    """There the exporter's pid is another process, which is not shown for it."""
+    records = Scrape(server.directory).records
+    assert [each.role for each in Processes("").look(records)].count("exporter") == 1
+    mocker.patch("obskit_gunicorn._exporter.procfs.os.getpid", return_value=1)
+    assert [each.role for each in Processes("").look(records)].count("exporter") == 0
+
+
 def test_cpu_time_without_leases(server: Server) -> None:
     """A worker that has no lease yet, as while it loads the application, counts as well."""
     before = server.cpu()

@@ -363,6 +363,31 @@ def test_a_dispatcher_says_where_applications_are() -> None:
     assert wsgi(application, "/one/two/x") == ("200", "/one/two")
 
 
+def test_a_dispatcher_below_another_one() -> None:
+    """A template has the places of both, and the right one of an application that has two."""
+    inner = DispatcherMiddleware(flask_application(), {"/inner": flask_application()})
+    shared = flask_application()
+    mounts: Any = {"/outer": outside(inner), "/inner": shared, "/other": shared}
+    application = DispatcherMiddleware(flask_application(), mounts)
+    routes.watch(application)
+    for place in ("", "/outer", "/outer/inner", "/inner", "/other"):
+        template = f"{place}/shop/items/<int:item>"
+        assert wsgi(application, f"{place}/shop/items/5") == ("200", template)
+
+
+def test_quart_is_not_flask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports Flask, but sends no signal of it; where Flask serves too, that is known."""
+    quart = types.ModuleType("quart")
+    quart.Quart = type("Quart", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "quart", quart)
+    application = quart.Quart()
+    routes.watch(application)
+    assert routes.found.frameworks == set()
+    application.beside = flask_application()
+    routes.watch(application)
+    assert routes.found.frameworks == {"Flask"}
+
+
 def test_flask_without_signals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

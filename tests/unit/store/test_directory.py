@@ -1290,6 +1290,24 @@ def _runtime(tmp_path: Path) -> Path:
 class TestPrivateDirectory:
     """The directory that is made when none is named."""
 
+    def test_there_is_no_place(self, mocker: MockerFixture, tmp_path: Path) -> None:
+        """Of a directory that nobody has named, the line does not say that it was removed."""
+        mocker.patch.object(private, "places", return_value=[str(tmp_path / "not there")])
+        with pytest.raises(private.NoPlaceError) as caught:
+            private.make(NOBODY)
+        problem = private.why_not(caught.value, NOBODY)
+        assert problem.text.startswith("there is no place for a private directory")
+        assert problem.advice == f"let uid {NOBODY} write to one, or set multiproc_dir"
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT])
+    def test_the_place_is_closed(self, number: int) -> None:
+        """Nor does it advise to unset a variable that is not set."""
+        problem = private.why_not(OSError(number, os.strerror(number)), NOBODY)
+        assert problem.text == f"private directory: [Errno {number}] {os.strerror(number)}"
+        assert problem.advice == f"let uid {NOBODY} write to one, or set multiproc_dir"
+        full = private.why_not(OSError(errno.ENOSPC, "full"), NOBODY)
+        assert "the volume is full" in full.advice
+
     def test_is_private(self, nursery: Nursery, runtime: Path) -> None:
         """It lies in the runtime directory, nobody else can look into it, and it says so."""
         path, wiped = nursery.start().call(_begin_private, str(runtime))
@@ -1443,7 +1461,8 @@ class TestExplain:
         ("number", "mend"),
         [
             (errno.ENOSPC, "room"),
-            (errno.EMFILE, "ulimit"),
+            (errno.EFBIG, "ulimit -f"),
+            (errno.EMFILE, "ulimit -n"),
             (errno.EACCES, "writable"),
             (errno.EROFS, "writable"),
             (errno.ENOLCK, "flock"),
