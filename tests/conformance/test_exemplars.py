@@ -142,7 +142,9 @@ def test_as_in_one_process(nursery: Nursery) -> None:
             expected = judge.call(in_one_process, played)
             found = collector.collect().rendered(negotiated(OPENMETRICS)).decode() + "# EOF\n"
             assert lines(found) == lines(expected)
-            families(found)
+            # Their parser stumbles over a quotation mark in an exemplar, which they write as well.
+            if not any('"' in text for *_, labels in steps for text in labels.values()):
+                families(found)
             registry = CollectorRegistry()
             MultiProcessCollector(registry, directory)
             drop_in: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
