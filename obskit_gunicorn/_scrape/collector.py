@@ -379,7 +379,8 @@ class MultiProcessCollector(Collector):
             accumulate: Make each histogram bucket include the smaller ones, as in the exposition.
 
         Returns:
-            The metric families.
+            The metric families. One whose samples cannot be merged, because a file is damaged, is
+            left out, and a line in the log names it.
         """
         metrics: dict[str, Unmerged] = {}
         for path in files:
@@ -393,7 +394,13 @@ class MultiProcessCollector(Collector):
             parsed = ((at, families.parse_key(key, file.prefix)) for at, key in enumerate(keys))
             series = [(at, found) for at, found in parsed if found]
             families.add_unmerged(metrics, file.prefix, _holder(file.holder), reader, series)
-        return [families.merge(metric, buckets_add_up=accumulate) for metric in metrics.values()]
+        merged = []
+        for name, metric in metrics.items():
+            try:
+                merged.append(families.merge(metric, buckets_add_up=accumulate))
+            except Exception as error:  # one bad file costs its metric, as in a scrape
+                log.warning("obskit: %s is left out: its samples cannot be merged: %s", name, error)
+        return merged
 
 
 @lru_cache(maxsize=16)

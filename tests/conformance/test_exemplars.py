@@ -24,7 +24,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from obskit_gunicorn._scrape.collector import DirectoryCollector
 from obskit_gunicorn._scrape.formats import negotiated
 from obskit_gunicorn.multiprocess import MultiProcessCollector
-from tests.support.forks import Nursery, RemoteProcess, join
+from tests.support.forks import Nursery, join
 from tests.support.openmetrics import OPENMETRICS, families
 
 if TYPE_CHECKING:
@@ -105,12 +105,6 @@ def lines(text: str) -> list[str]:
     return [line for line in found if line not in heads or line.split()[2] in names]
 
 
-def end(nursery: Nursery, worker: RemoteProcess) -> None:
-    """Kill a worker and let go of it, for there are very many."""
-    worker.forget()
-    nursery.started.remove(worker)
-
-
 def test_as_in_one_process(nursery: Nursery) -> None:
     """Whatever is observed by whom, and with whatever labels; also while workers are replaced."""
     judge = nursery.start()
@@ -135,7 +129,7 @@ def test_as_in_one_process(nursery: Nursery) -> None:
                 played.append(at)
                 workers[who].call(use, [at])
                 if number in ends:
-                    end(nursery, workers[who])
+                    workers[who].forget()
                     workers[who] = nursery.start()
                     workers[who].call(join, directory)
                     collector.collect()
@@ -151,7 +145,7 @@ def test_as_in_one_process(nursery: Nursery) -> None:
             assert lines(drop_in.decode()) == lines(expected)
         finally:
             for worker in workers:
-                end(nursery, worker)
+                worker.forget()
             shutil.rmtree(directory)
 
     play()

@@ -158,7 +158,7 @@ class Fleet:
         """End one writer, in one way or the other, and start another one."""
         writer, stop = self._writers.pop(rng.randrange(len(self._writers)))
         if rng.random() < 0.5:
-            self._forget(writer)
+            writer.forget()
             self.ended["killed"] += 1
         else:
             self._end(writer, stop)
@@ -183,12 +183,8 @@ class Fleet:
         stop.touch()
         writer.answer()
         writer.end()
-        self._forget(writer)
-        self.ended["ended"] += 1
-
-    def _forget(self, writer: RemoteProcess) -> None:
-        self._nursery.started.remove(writer)
         writer.forget()
+        self.ended["ended"] += 1
 
 
 # ------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def race(nursery: Nursery, place: Path, seconds: float) -> int:
         if rng.random() < 0.3:
             remover.tell(remove_all)
             wait_until(lambda: rng.random() < 0.01, "some time has passed")
-            remover.kill()
+            remover.forget()
             kills += 1
             remover = run.remover()
         begun = run.counts()
@@ -132,7 +132,7 @@ def race(nursery: Nursery, place: Path, seconds: float) -> int:
             run.check(begun, returned)
         if rng.random() < 0.3:
             at = rng.randrange(len(writers))
-            writers[at].kill()
+            writers[at].forget()
             writers[at] = run.writer()
             kills += 1
         run.check(begun, returned)

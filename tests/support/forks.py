@@ -206,7 +206,9 @@ class RemoteProcess:
 
     def has_ended(self) -> bool:
         """Return whether the process has ended; its locks are gone then."""
-        return bool(select.select([self._handle], [], [], 0)[0])
+        waiting = select.poll()  # select() takes no descriptor from 1024 on
+        waiting.register(self._handle, select.POLLIN)
+        return bool(waiting.poll(0))
 
     def wait_ended(self) -> None:
         """Wait until the process has ended."""
@@ -214,6 +216,7 @@ class RemoteProcess:
 
     def forget(self) -> None:
         """Kill the process if it lives, and let go of it."""
+        self._nursery.started.remove(self)
         self.kill()
         os.close(self._handle)
         self._channel.close()
@@ -284,7 +287,7 @@ class Nursery:
     def forget_all(self) -> None:
         """Kill what was started and still lives."""
         while self.started:
-            self.started.pop().forget()
+            self.started[-1].forget()
 
 
 def serve(descriptor: int) -> NoReturn:

@@ -710,6 +710,23 @@ class TestCollector:
         text = multiprocess.setup_multiprocess_registry(directory)
         assert b"\ngood_total 5.0\n" in multiprocess.generate_latest(text)
 
+    def test_samples_that_cannot_be_merged(
+        self, directory: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A metric with two types, and a bound that is no number, costs itself, and is named."""
+        bucket = entry(["h", "h_bucket", {"le": "1.0"}, "Help."], 1.0)
+        odd = entry(["h", "h_bucket", {"le": "x"}, "Help."], 1.0)
+        paths = [
+            write_file(directory, "histogram_slot0.db", bucket),
+            write_file(directory, "summary_slot1.db", odd),
+            write_file(directory, "counter_slot2.db", GOOD),
+        ]
+        assert read_ours(directory) == {"good_total": 5.0}
+        caplog.clear()
+        merged = multiprocess.MultiProcessCollector.merge(paths)
+        assert forks.flatten(merged) == {"good_total": 5.0}
+        assert "h is left out: its samples cannot be merged" in caplog.text
+
     def test_neighbours_in_one_file(self, directory: str) -> None:
         """Strange entries between good ones do not hide those behind them."""
         other = entry(["other", "other_total", {}, "Help."], 6.0)
