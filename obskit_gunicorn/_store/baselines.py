@@ -312,10 +312,8 @@ def _entries(
         keys: Iterable[tuple[int, int]] = (span for at in begins if (span := _span(data, at)))
     else:
         keys = _starting(data, start)
-    for at, value_at in sorted(keys):
-        length = _LENGTH.unpack_from(data, at)[0]
-        series = LabelSet.of(data[at + 4 : at + 4 + length].rstrip(b" "), prefix)
-        if series is not None and (wanted is None or series in wanted):
+    for series, value_at in _parsed(data, prefix, sorted(keys)):
+        if wanted is None or series in wanted:
             value, timestamp = read_pair(data, value_at)
             found.setdefault(series, []).append(Entry(value_at, value, timestamp))
     return found
@@ -323,11 +321,19 @@ def _entries(
 
 def label_sets_in(data: bytes, prefix: str, metric: str) -> Iterator[LabelSet]:
     """Yield the label set of each entry of a metric in the content of a file, the oldest first."""
-    for at, _value_at in _starting(data, metric_start(metric)):
+    for series, _value_at in _parsed(data, prefix, _starting(data, metric_start(metric))):
+        yield series
+
+
+def _parsed(
+    data: bytes, prefix: str, entries: Iterable[tuple[int, int]]
+) -> Iterator[tuple[LabelSet, int]]:
+    """Yield the label set of each entry that has one, and where its value is."""
+    for at, value_at in entries:
         length = _LENGTH.unpack_from(data, at)[0]
         series = LabelSet.of(data[at + 4 : at + 4 + length].rstrip(b" "), prefix)
         if series is not None:
-            yield series
+            yield series, value_at
 
 
 def _starting(data: bytes, start: bytes) -> Iterator[tuple[int, int]]:

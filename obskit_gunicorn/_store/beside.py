@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from obskit_gunicorn._store.claimed import make_claimed, open_claimed
@@ -71,7 +72,7 @@ def make_beside(path: str, make: Callable[[LockedFile], object]) -> LockedFile:
     return make_claimed(path, path + ".new", make)
 
 
-class BesideReader:
+class BesideReader(ABC):
     """Reads such a file at each scrape.
 
     Nothing in the file can fail or hang the reader. It maps nothing and keeps nothing open. Not
@@ -108,14 +109,14 @@ class BesideReader:
         except OSError as error:
             self.damage = Damage("unreadable", str(error))
 
+    @abstractmethod
     def content(self) -> object:
         """Return what was read; another object if that has changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, descriptor: int) -> Damage | None:
         """Read the file through a descriptor, and return what is wrong with it.
 
         Raises:
             OSError: It cannot be read.
         """
-        raise NotImplementedError

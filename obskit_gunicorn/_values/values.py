@@ -189,7 +189,7 @@ class Value:
         if _budget is not None and labelvalues:
             mine = tuple(labelvalues[:-1] if is_bucket else labelvalues)
             names = siblings.names if siblings is not None else tuple
-            if mine and not _has_place(_budget, metric_name, labelnames, mine, names):
+            if mine and not has_place(metric_name, labelnames, mine, names):
                 labelvalues = (OTHER,) * len(mine) + tuple(labelvalues[len(mine) :])
                 if siblings is not None:
                     siblings.divert(mine)
@@ -669,18 +669,10 @@ def has_place(
         labels: Their values.
         siblings: Returns the values of other label sets, to tell which label makes them.
     """
-    budget = _budget
-    return budget is None or _has_place(budget, metric, names, labels, siblings)
-
-
-def _has_place(
-    budget: Budget,
-    metric: str,
-    names: Sequence[str],
-    labels: tuple[str, ...],
-    siblings: Callable[[], Iterable[LabelValues]],
-) -> bool:
     global _admissions  # noqa: PLW0603
+    budget = _budget
+    if budget is None:
+        return True
     digest = digest_of(names, labels)
     found = _admissions
     if found is not None and found.knows(metric, digest):

@@ -65,6 +65,16 @@ def _start(nursery: Nursery, directory: str, **limits: Any) -> RemoteProcess:
     return process
 
 
+def _counts(directory: str, kind: str) -> dict[str, float]:
+    """Return how often the metric ``m`` was used, by its only label."""
+    suffix = {"counter": "_total", "gauge_sum": ""}.get(kind, "_count")
+    return {
+        name.removeprefix(f'm{suffix}{{path="').removesuffix('"}'): value
+        for name, value in read_ours(directory).items()
+        if name.startswith(f"m{suffix}{{")
+    }
+
+
 @pytest.fixture(name="one")
 def _one(nursery: Nursery, directory: str) -> RemoteProcess:
     """A process with a budget."""
@@ -89,18 +99,7 @@ class TestSharing:
         older.call(_use_many, kind, 0, 2, action)
         one = _start(nursery, directory)
         one.call(_use_many, kind, 0, 20, action)
-        suffix = {"counter": "_total", "gauge_sum": ""}.get(kind, "_count")
-        counts = {
-            name: value
-            for name, value in read_ours(directory).items()
-            if name.startswith(f"m{suffix}{{")
-        }
-        assert counts == {
-            f'm{suffix}{{path="/0"}}': 2,
-            f'm{suffix}{{path="/1"}}': 2,
-            f'm{suffix}{{path="/2"}}': 1,
-            f'm{suffix}{{path="{OTHER}"}}': 17,
-        }
+        assert _counts(directory, kind) == {"/0": 2, "/1": 2, "/2": 1, OTHER: 17}
 
     @pytest.mark.parametrize("kind", ["counter", "histogram", "summary", "gauge_sum"])
     def test_first_come(
@@ -111,18 +110,7 @@ class TestSharing:
         one.call(_use_many, kind, 0, 2, action)
         other.call(_use_many, kind, 1, 20, action)
         one.call(_use_many, kind, 0, 20, action)
-        suffix = {"counter": "_total", "gauge_sum": ""}.get(kind, "_count")
-        counts = {
-            name: value
-            for name, value in read_ours(directory).items()
-            if name.startswith(f"m{suffix}{{")
-        }
-        assert counts == {
-            f'm{suffix}{{path="/0"}}': 2,
-            f'm{suffix}{{path="/1"}}': 3,
-            f'm{suffix}{{path="/2"}}': 2,
-            f'm{suffix}{{path="{OTHER}"}}': 17 + 17,
-        }
+        assert _counts(directory, kind) == {"/0": 2, "/1": 3, "/2": 2, OTHER: 17 + 17}
         assert read(directory) == read_ours(directory)
 
     def test_buckets_stay(self, one: RemoteProcess, directory: str) -> None:
