@@ -12,11 +12,12 @@ What runs in signal context only takes notes. The next core that runs elsewhere 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,9 @@ before it counts, so an end is never counted twice.
 
 _WORDS = ("", COUNTED, *REASONS)
 _ATTRIBUTE = "obskit_said"
+_NOTED = "obskit_end_is_noted"
+
+_Note = TypeVar("_Note")
 
 
 class _Said:
@@ -188,17 +192,30 @@ def look() -> None:
 
 
 def note(worker: Worker) -> None:
-    """Note in the arbiter that a worker has ended; safe in signal context."""
+    """Note in the arbiter that a worker has ended; safe in signal context.
+
+    Only the first call for a worker does: one that is killed at a stop is noted in ``on_exit``, and
+    before Gunicorn 24 the handler of SIGCHLD may call ``child_exit`` for it at any moment of that.
+    """
     look()  # Gunicorn may reap the next worker before its SIGCHLD arrives
+    ours = object()
+    if vars(worker).setdefault(_NOTED, ours) is not ours:  # no handler runs in the midst of it
+        return
     if said(worker).reason != COUNTED:
         pid: Any = getattr(worker, "pid", None)
         _ends.append(_reason(worker, _statuses.pop(pid, None)))
 
 
 def flush() -> Iterator[str]:
-    """Yield the reasons to count of what was noted; runs in the arbiter, not in signal context."""
-    while _ends:
-        yield _ends.pop(0)
+    """Return the reasons to count of what was noted; runs in the arbiter, not in signal context."""
+    return taken(_ends)
+
+
+def taken(notes: list[_Note]) -> Iterator[_Note]:
+    """Yield and remove notes; each once, whatever handlers of signals and other threads do."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield notes.pop(0)
 
 
 def _reason(worker: Worker, status: _Status | None) -> str:

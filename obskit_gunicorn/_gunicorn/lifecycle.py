@@ -115,8 +115,7 @@ def flush_failures() -> None:
         _count("gunicorn_worker_exits", reason)
     for reason in supervisor.starts():
         _count("gunicorn_exporter_starts", reason)
-    while failures:
-        name, message, counts = failures.pop(0)
+    for name, message, counts in exits.taken(failures):
         log.error("%s", message)
         if counts:
             with contextlib.suppress(Exception):  # counting a failure must not cause another one
@@ -506,7 +505,7 @@ def pre_exec(publication: Publication, server: Arbiter) -> None:
 def on_exit(publication: Publication, server: Arbiter) -> None:
     """Count and log what is left, and end the exporter."""
     # Gunicorn has killed them, and will not see their end.
-    for worker in server.WORKERS.values():
+    for worker in list(server.WORKERS.values()):  # one may be reaped meanwhile
         exits.note(worker)
     flush_failures()
     supervisor.end(server)

@@ -16,6 +16,7 @@ from obskit_gunicorn._exporter.launch import ExporterProcess
 from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._exporter.protocol import Order
 from obskit_gunicorn._fleet.reporter import LAST_SECONDS
+from obskit_gunicorn._gunicorn.exits import taken
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._log import log
 from obskit_gunicorn._problem import Problem
@@ -149,10 +150,8 @@ class Supervisor:
         self._failure = exporter.problem
 
     def starts(self) -> Iterator[str]:
-        """Yield the reasons of starts that were not counted yet; not in signal context."""
-        if os.getpid() == self._arbiter_pid:
-            while self._starts:
-                yield self._starts.pop(0)
+        """Return the reasons of starts that were not counted yet; not in signal context."""
+        return taken(self._starts if os.getpid() == self._arbiter_pid else [])
 
     def end(self, server: Arbiter) -> None:
         """End the exporter with its arbiter; runs when this process ends, may be called again.

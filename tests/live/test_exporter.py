@@ -189,12 +189,13 @@ def test_answers_through_the_drain(interpreter: Interpreter) -> None:
         with pytest.raises(TimeoutError):
             get(running.port, "/sleep?s=1.8", timeout=0.2)
         wait_until(lambda: in_progress() == 1, "a worker is at the second one")
+        arbiter = running.arbiter_pid
         running.send_signal(signal.SIGTERM)
         seen = 0
 
         def has_drained() -> bool:
             nonlocal seen
-            if running.worker_pids():
+            if running.worker_pids(arbiter):
                 with contextlib.suppress(OSError):
                     seen += running.scrape()["app_requests_total", frozenset()] == 1
                     return False

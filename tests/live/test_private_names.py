@@ -92,7 +92,11 @@ def serve(interpreter: Interpreter, directory: Path) -> str:
             assert metrics["app_requests_total", frozenset()] == server.tally() == load.answered
             assert metrics["app_max", frozenset()] == 7
         served = {("method", "GET"), ("code", "200")}
-        assert exposed["gunicorn_requests_total", frozenset(served)] >= load.answered
+        # A request is counted after its answer.
+        wait_until(
+            lambda: server.scrape()["gunicorn_requests_total", frozenset(served)] >= load.answered,
+            "all requests are counted",
+        )
         assert server.stop() == 0
         return server.log()
 

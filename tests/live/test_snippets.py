@@ -9,6 +9,7 @@ other ones than on the page.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -252,7 +253,7 @@ def publish_as_others(url: str, folder: Path) -> None:
         read = partial(Reading, str(folder / host), host, [part], ())
         publisher = Publisher(store, read, host=host, interval=0.1, returns=False)
         publisher.publish(ended=host == "web-0")
-    clock = iter(range(100))
+    clock = itertools.count()
     source = FleetSource(store, grace_seconds=0, clock=lambda: float(next(clock)))
     wait_until(lambda: len(source.read().hosts) == 1, "the one that has ended is added up")
     store.close()

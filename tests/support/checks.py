@@ -33,6 +33,11 @@ def check_counts(server: GunicornProcess, load: Load, watch: Watch | None = None
         assert len(names) <= 2 * watch.most_processes, (kind, names)
 
 
+def requests_in(metrics: Metrics) -> float:
+    """Return how many requests an exposition says were answered."""
+    return sum(number for (name, _), number in metrics.items() if name == "gunicorn_requests_total")
+
+
 def wrong_counts(metrics: Metrics, tally: int, load: Load) -> list[str]:
     """Return which samples are not what they must be, in words.
 
