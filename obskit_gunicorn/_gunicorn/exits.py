@@ -187,8 +187,9 @@ def look() -> None:
             continue
         if found is not None:
             _statuses[found.si_pid] = _Status(found.si_code, found.si_status)
-            while len(_statuses) > _MOST_STATUSES:  # some are of children that are not workers
-                _statuses.pop(next(iter(_statuses)), None)
+    # Some are of children that are not workers.
+    for pid in list(_statuses)[:-_MOST_STATUSES]:
+        _statuses.pop(pid, None)
 
 
 def note(worker: Worker) -> None:
