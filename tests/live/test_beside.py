@@ -12,7 +12,7 @@ import pytest
 
 from tests.live.test_prometheus import Prometheus
 from tests.support import apps
-from tests.support.openmetrics import OPENMETRICS, exemplars, families
+from tests.support.openmetrics import OPENMETRICS, exemplars, is_whole
 from tests.support.process import HOST, GunicornProcess, Interpreter, wait_until
 from tests.support.releases import has_class
 
@@ -92,13 +92,19 @@ class Config(ObskitGunicornConfig):
 
 
 def openmetrics(server: GunicornProcess) -> str:
-    """Scrape the exporter once, as Prometheus does."""
+    """Scrape the exporter, as Prometheus does."""
     request = urllib.request.Request(
         f"http://{HOST}:{server.metrics_port}/metrics", headers={"Accept": OPENMETRICS}
     )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        text: str = response.read().decode()
-    families(text)
+    text = ""
+
+    def scraped() -> bool:
+        nonlocal text
+        with urllib.request.urlopen(request, timeout=10) as response:
+            text = response.read().decode()
+        return is_whole(text)
+
+    wait_until(scraped, "no histogram is being made")
     return text
 
 

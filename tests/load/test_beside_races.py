@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Histogram, Info
 from obskit_gunicorn._scrape.collector import DirectoryCollector
 from obskit_gunicorn._scrape.formats import negotiated
 from tests.support.forks import Nursery, RemoteProcess, join, wait_until
-from tests.support.openmetrics import OPENMETRICS, families
+from tests.support.openmetrics import OPENMETRICS, families, is_whole
 
 WRITERS = 3
 STATES = tuple("abcdefg")
@@ -44,11 +44,15 @@ def write(path: str, seed: int) -> None:
             info.remove(str(number % 3))
 
 
+def text_of(collector: DirectoryCollector) -> str:
+    """Scrape once."""
+    return collector.collect().rendered(negotiated(OPENMETRICS)).decode() + "# EOF\n"
+
+
 def look(collector: DirectoryCollector) -> tuple[int, int]:
     """Scrape once; return how many exemplars and how many Infos are shown."""
-    text = collector.collect().rendered(negotiated(OPENMETRICS)).decode() + "# EOF\n"
+    found = families(text_of(collector))
     assert not collector.skipped
-    found = families(text)
     exemplars = [
         sample.exemplar
         for name in ("c", "h")
@@ -93,7 +97,9 @@ def test_nothing_torn(nursery: Nursery, directory: str, seconds: float, kills: i
         return process
 
     writers = [start() for _ in range(WRITERS)]
-    wait_until(lambda: min(look(collector)) > 0, "everything is shown")
+    wait_until(
+        lambda: is_whole(text_of(collector)) and min(look(collector)) > 0, "everything is shown"
+    )
     end, killed, most, scrapes = time.monotonic() + seconds, 0, 0, 0
     while time.monotonic() < end or killed < kills:
         exemplars, _infos = look(collector)

@@ -19,6 +19,20 @@ def families(text: str) -> dict[str, Metric]:
     return {family.name: family for family in found}
 
 
+def is_whole(text: str) -> bool:
+    """Return whether an exposition is valid; fails if what is wrong with it does not pass.
+
+    A histogram that is being made lacks its last bucket for a moment, as with prometheus_client.
+    """
+    try:
+        families(text)
+    except ValueError as error:
+        if "+Inf bucket missing" not in str(error):
+            raise
+        return False
+    return True
+
+
 def exemplars(text: str) -> dict[str, dict[str, str]]:
     """Return the labels of each exemplar of an exposition, by the sample as it is written."""
     families(text)
