@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.checks import check_counts, requests_in
+from tests.support.checks import check_counts, requests_in, wait_until_counted
 from tests.support.client import Load, reload_under_load
-from tests.support.process import HOST, GunicornProcess, get, wait_until
+from tests.support.process import HOST, GunicornProcess, get
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -293,12 +293,9 @@ def test_file_without_a_class_of_its_own_is_whole(interpreter: Interpreter, shap
     with GunicornProcess(interpreter, config, files=MODULES) as server:
         load, workers = reload_under_load(server)
         check_counts(server, load)
-        metrics = server.metrics()
-        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(workers)
-        # A request is counted after its answer.
-        wait_until(lambda: requests_in(server.metrics()) >= load.answered, "all are counted")
+        wait_until_counted(server, load, workers)
         # Each scrape and each look for a worker is a request, too; none is counted twice.
-        assert requests_in(metrics) < 2 * load.answered + 40
+        assert requests_in(server.metrics()) < 2 * load.answered + 40
         log = server.log()
         assert log.count("shape: ") == (
             config

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.checks import check_counts, requests_in
+from tests.support.checks import check_counts, wait_until_counted
 from tests.support.client import reload_under_load
-from tests.support.process import GunicornProcess, wait_until
+from tests.support.process import GunicornProcess
 from tests.support.published import FILES, SHAPES, WAYS, adopted, hooks_of
 
 if TYPE_CHECKING:
@@ -47,11 +47,8 @@ def test_published_file_is_whole(interpreter: Interpreter, shape: str, way: str)
     with GunicornProcess(interpreter, config, files=FILES) as server:
         load, workers = reload_under_load(server)
         check_counts(server, load)
-        # A request is counted after its answer.
-        wait_until(lambda: requests_in(server.metrics()) >= load.answered, "all are counted")
-        metrics = server.metrics()
-        assert metrics["gunicorn_worker_boots_total", frozenset()] == len(workers)
-        assert metrics["gunicorn_reloads_total", frozenset()] == 1
+        wait_until_counted(server, load, workers)
+        assert server.metric("gunicorn_reloads_total") == 1
         assert server.stop(signal.SIGINT if "worker_int" in hooks else signal.SIGTERM) == 0
         log = server.log()
         missing = [hook for hook in hooks if f"hook: {hook}" not in log]

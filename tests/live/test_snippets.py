@@ -25,7 +25,7 @@ from obskit_gunicorn._fleet.publisher import Publisher, Reading
 from obskit_gunicorn._fleet.source import FleetSource
 from obskit_gunicorn._fleet.store import Store
 from obskit_gunicorn._scrape.source import Part
-from tests.live.test_examples import serving
+from tests.live.test_examples import serving, wait_until_ready
 from tests.live.test_overrides import connects
 from tests.support.pages import ROOT, Block, all_blocks, commands, has_its_own_test, rule_of
 from tests.support.process import HOST, GunicornProcess, free_port, get, wait_until
@@ -301,7 +301,8 @@ def test_program(newest: Interpreter) -> None:
             text = re.sub(rf"(?<={HOST}:)8000", str(port), block.text)
             files = {**SHOP, "server.py": text}
             with serving(newest, None, files, "server.py", program="python") as server:
-                wait_until(partial(answers, server.metrics_port), f"{block.name} is ready")
+                # Both: a SIGTERM that comes while Gunicorn boots a worker is lost on that.
+                wait_until_ready(server, 2)
                 assert answers(port, "/")
 
 

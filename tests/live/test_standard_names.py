@@ -298,7 +298,15 @@ def test_busy_seconds(newest: Interpreter, worker_class: str) -> None:
             assert value(found, "gunicorn_requests_in_progress") == 2
         for thread in threads:
             thread.join()
-        found = wait_for(running, lambda m: value(m, name) >= before + 4, "they were busy")
+        found = wait_for(
+            running,
+            # The one that asked whether it answers, and these; counted after their answers.
+            lambda m: (
+                value(m, "gunicorn_request_duration_seconds_count", method="GET") == 3
+                and value(m, name) >= before + 4
+            ),
+            "they were busy",
+        )
         durations = by_label(found, "gunicorn_request_duration_seconds_sum")["GET",]
         assert value(found, name) >= durations - 0.01
         # Nobody was busy besides.

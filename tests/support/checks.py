@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from tests.support.client import Load, Watch
     from tests.support.process import GunicornProcess, Metrics
 
-__all__ = ["check_counts", "slot_of", "total_as_others_read_it", "wrong_counts"]
+__all__ = [
+    "check_counts",
+    "requests_in",
+    "slot_of",
+    "total_as_others_read_it",
+    "wait_until_counted",
+    "wrong_counts",
+]
 
 
 def check_counts(server: GunicornProcess, load: Load, watch: Watch | None = None) -> None:
@@ -36,6 +43,24 @@ def check_counts(server: GunicornProcess, load: Load, watch: Watch | None = None
 def requests_in(metrics: Metrics) -> float:
     """Return how many requests an exposition says were answered."""
     return sum(number for (name, _), number in metrics.items() if name == "gunicorn_requests_total")
+
+
+def wait_until_counted(server: GunicornProcess, load: Load, workers: set[int]) -> None:
+    """Wait for what is counted later: a request after its answer, a boot once it serves.
+
+    Args:
+        server: The server, one of whose pages shows its metrics.
+        load: Who has sent the requests; others may have sent some too.
+        workers: All workers there were.
+    """
+
+    def counted() -> bool:
+        metrics = server.metrics()
+        boots = metrics["gunicorn_worker_boots_total", frozenset()]
+        assert boots <= len(workers)
+        return boots == len(workers) and requests_in(metrics) >= load.answered
+
+    wait_until(counted, "requests and boots are counted")
 
 
 def wrong_counts(metrics: Metrics, tally: int, load: Load) -> list[str]:
