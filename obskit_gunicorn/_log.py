@@ -6,9 +6,15 @@ settings say. Must not be used in signal context.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_Note = TypeVar("_Note")
 
 
 class Log:
@@ -31,8 +37,8 @@ class Log:
     def use(self, target: Any) -> None:
         """Send lines to Gunicorn's log from now on, and first those that have waited for it."""
         self.target = target
-        while self._waiting:
-            target.info("%s", self._waiting.pop(0))
+        for line in taken(self._waiting):
+            target.info("%s", line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.target, name)
@@ -40,6 +46,16 @@ class Log:
 
 log = Log()
 """The log of this process."""
+
+
+def taken(notes: list[_Note]) -> Iterator[_Note]:
+    """Yield and remove what was noted where it could not be said or counted at once.
+
+    Each note once, whatever handlers of signals and other threads do meanwhile.
+    """
+    with contextlib.suppress(IndexError):
+        while True:
+            yield notes.pop(0)
 
 
 class Once:

@@ -12,12 +12,13 @@ What runs in signal context only takes notes. The next core that runs elsewhere 
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from obskit_gunicorn._log import taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +50,6 @@ before it counts, so an end is never counted twice.
 _WORDS = ("", COUNTED, *REASONS)
 _ATTRIBUTE = "obskit_said"
 _NOTED = "obskit_end_is_noted"
-
-_Note = TypeVar("_Note")
 
 
 class _Said:
@@ -210,13 +209,6 @@ def note(worker: Worker) -> None:
 def flush() -> Iterator[str]:
     """Return the reasons to count of what was noted; runs in the arbiter, not in signal context."""
     return taken(_ends)
-
-
-def taken(notes: list[_Note]) -> Iterator[_Note]:
-    """Yield and remove notes; each once, whatever handlers of signals and other threads do."""
-    with contextlib.suppress(IndexError):
-        while True:
-            yield notes.pop(0)
 
 
 def _reason(worker: Worker, status: _Status | None) -> str:

@@ -23,7 +23,7 @@ from obskit_gunicorn._gunicorn.contract import CONTAINED, PARAMETERS, overrides
 from obskit_gunicorn._gunicorn.handover import handover
 from obskit_gunicorn._gunicorn.options import absolute, exporter_options
 from obskit_gunicorn._gunicorn.supervisor import supervisor
-from obskit_gunicorn._log import log
+from obskit_gunicorn._log import log, taken
 from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import private
 from obskit_gunicorn._store.directory import SlotDirectory
@@ -115,7 +115,7 @@ def flush_failures() -> None:
         _count("gunicorn_worker_exits", reason)
     for reason in supervisor.starts():
         _count("gunicorn_exporter_starts", reason)
-    for name, message, counts in exits.taken(failures):
+    for name, message, counts in taken(failures):
         log.error("%s", message)
         if counts:
             with contextlib.suppress(Exception):  # counting a failure must not cause another one

@@ -16,9 +16,8 @@ from obskit_gunicorn._exporter.launch import ExporterProcess
 from obskit_gunicorn._exporter.logs import settings_of
 from obskit_gunicorn._exporter.protocol import Order
 from obskit_gunicorn._fleet.reporter import LAST_SECONDS
-from obskit_gunicorn._gunicorn.exits import taken
 from obskit_gunicorn._gunicorn.handover import handover
-from obskit_gunicorn._log import log
+from obskit_gunicorn._log import log, taken
 from obskit_gunicorn._problem import Problem
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.membership import membership

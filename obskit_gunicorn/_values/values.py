@@ -53,7 +53,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from obskit_gunicorn import _prometheus
-from obskit_gunicorn._log import log
+from obskit_gunicorn._log import log, taken
 from obskit_gunicorn._store import forks
 from obskit_gunicorn._store.admissions import OTHER, Admissions, digest_of
 from obskit_gunicorn._store.baselines import Baselines
@@ -1006,12 +1006,9 @@ def _say() -> None:
         except IndexError:  # another thread was faster
             break
         call()
-    while _notices:
-        try:
-            level, line = _notices.pop(0)
-        except IndexError:  # another thread was faster
-            return
-        log.log(level, line)
+    if _notices:  # hardly ever, and this is asked at each store
+        for level, line in taken(_notices):
+            log.log(level, line)
 
 
 def _start_over() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.checks import check_counts, requests_in, wait_until_counted
+from tests.support.checks import check_counts, requests_in, wait_until_load_is_counted
 from tests.support.client import Load, reload_under_load
 from tests.support.process import HOST, GunicornProcess, get
 
@@ -293,7 +293,7 @@ def test_file_without_a_class_of_its_own_is_whole(interpreter: Interpreter, shap
     with GunicornProcess(interpreter, config, files=MODULES) as server:
         load, workers = reload_under_load(server)
         check_counts(server, load)
-        wait_until_counted(server, load, workers)
+        wait_until_load_is_counted(server, load, workers)
         # Each scrape and each look for a worker is a request, too; none is counted twice.
         assert requests_in(server.metrics()) < 2 * load.answered + 40
         log = server.log()

@@ -130,7 +130,7 @@ def when_ready(self, server):
         running.send_signal(signal.SIGKILL, pid)
         pid = wait_for_another_exporter(running, pid)
         for _ in range(10):
-            time.sleep(0.15)
+            time.sleep(0.15)  # what is tested is that it stays
             assert get(running.metrics_port, "/-/healthy").status == 200
         assert exporter_pid(running) == pid
         status = Path(f"/proc/{pid}/status").read_text()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.checks import check_counts, wait_until_counted
+from tests.support.checks import check_counts, wait_until_load_is_counted
 from tests.support.client import reload_under_load
 from tests.support.process import GunicornProcess
 from tests.support.published import FILES, SHAPES, WAYS, adopted, hooks_of
@@ -47,7 +47,7 @@ def test_published_file_is_whole(interpreter: Interpreter, shape: str, way: str)
     with GunicornProcess(interpreter, config, files=FILES) as server:
         load, workers = reload_under_load(server)
         check_counts(server, load)
-        wait_until_counted(server, load, workers)
+        wait_until_load_is_counted(server, load, workers)
         assert server.metric("gunicorn_reloads_total") == 1
         assert server.stop(signal.SIGINT if "worker_int" in hooks else signal.SIGTERM) == 0
         log = server.log()

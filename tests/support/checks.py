@@ -24,7 +24,7 @@ __all__ = [
     "requests_in",
     "slot_of",
     "total_as_others_read_it",
-    "wait_until_counted",
+    "wait_until_load_is_counted",
     "wrong_counts",
 ]
 
@@ -45,7 +45,7 @@ def requests_in(metrics: Metrics) -> float:
     return sum(number for (name, _), number in metrics.items() if name == "gunicorn_requests_total")
 
 
-def wait_until_counted(server: GunicornProcess, load: Load, workers: set[int]) -> None:
+def wait_until_load_is_counted(server: GunicornProcess, load: Load, workers: set[int]) -> None:
     """Wait for what is counted later: a request after its answer, a boot once it serves.
 
     Args:
