@@ -249,14 +249,20 @@ def steps_back(path: str, seconds: float) -> tuple[int, int, int]:
     cells = mapped[: len(mapped) // 8 * 8].cast("d")
     index = (8 + len(keys[0])) // 8
     last = last_in_column = 0.0
+    is_in_file = False
     reads = back = back_in_column = 0
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         column, place = cells, index
         with contextlib.suppress(FileNotFoundError), open(column_path(path), "rb") as file:
             mapped = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-            if unpack_header(mapped) is not None:  # else it was given up just now
-                column, place = mapped.cast("d"), HEADER_BYTES // 8
+            beside, first = mapped.cast("d"), HEADER_BYTES // 8
+            # It may have been given up just now. And it may lack a store that is being made, which
+            # the file has shown: then the file is asked, as the collector does.
+            is_whole = not is_in_file or beside[first] >= last_in_column
+            if unpack_header(mapped) is not None and is_whole:
+                column, place = beside, first
+        is_in_file = column is cells
         for _ in range(500):
             value, in_column = cells[index], column[place]
             back += value < last

@@ -100,8 +100,10 @@ def answer(client: socket.socket) -> bytes:
 
 def test_young_ones_that_say_nothing_yet(room: Room) -> None:
     """A connection whose request has not come yet is not closed while others receive for long."""
-    slow = [room.connect(b"GET /metrics HTTP/1.0\r\n\r\n") for _ in range(2)]
-    wait_until(lambda: room.stages() == ["sending"] * 2, "both receive")
+    slow = []
+    for number in (1, 2):  # one after the other, so that the first one is the oldest
+        slow.append(room.connect(b"GET /metrics HTTP/1.0\r\n\r\n"))
+        wait_until(lambda n=number: room.stages() == ["sending"] * n, "it receives")  # type: ignore[misc]
     young = [room.connect() for _ in range(2)]
     assert answer(_connect_late(room)).endswith(b"fine")
     for client in young:
