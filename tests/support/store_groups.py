@@ -74,6 +74,19 @@ class Sentinel:
             )
         return False
 
+    def fails_over_to(self, port: int) -> bool:
+        """Return whether a server is the primary; have the sentinel make it that if it is not.
+
+        The sentinel gives up if it has not heard from the replica within some tenths of a second,
+        as on a busy machine; so this is asked again and again.
+        """
+        client = self.client()
+        if client.sentinel_masters()["main"]["port"] == port:
+            return True
+        with contextlib.suppress(redis.ResponseError):  # it is on the way, or knows no replica
+            client.execute_command("SENTINEL", "FAILOVER", "main")
+        return False
+
 
 @contextlib.contextmanager
 def sentinel(folder: Path, primary: StoreServer, *lines: str) -> Iterator[Sentinel]:

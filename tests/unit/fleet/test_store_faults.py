@@ -626,11 +626,7 @@ def test_sentinels(tmp_path: Path, client: str, monkeypatch: pytest.MonkeyPatch)
             wait_until(
                 lambda: replica.client(password=SECRET).hget(store.key, "ha"), "it is replicated"
             )
-            watching.client().execute_command("SENTINEL", "FAILOVER", "main")
-            wait_until(
-                lambda: watching.client().sentinel_masters()["main"]["port"] == replica.port,
-                "a failover",
-            )
+            wait_until(lambda: watching.fails_over_to(replica.port), "a failover")
             # Which the sentinel does as well, some seconds later.
             primary.client(password=SECRET).execute_command("REPLICAOF", HOST, replica.port)
             assert store.enter("a").epoch == epoch
