@@ -111,7 +111,9 @@ def _clashes(address: Address, bound: object) -> bool:
     if isinstance(bound, tuple):
         host, port = bound[:2]
         return address.port == port and (_covers(address.host, host) or _covers(host, address.host))
-    return bool(address.path) and address.path == os.path.abspath(str(bound))
+    if not address.path:
+        return False
+    return os.path.realpath(address.path) == os.path.realpath(str(bound))
 
 
 def _covers(host: str, other: str) -> bool:

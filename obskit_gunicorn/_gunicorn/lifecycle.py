@@ -72,9 +72,9 @@ def _explain(error: ImportError) -> Problem:
     if error.name == "prometheus_client":
         text = f"prometheus-client is not installed ({error})"
         return Problem(text, "pip install prometheus-client")
-    path = os.path.dirname(os.path.abspath(gunicorn.__file__))
+    path = os.path.dirname(os.path.realpath(gunicorn.__file__))
     text = f"prometheus-client cannot be imported ({error})"
-    if path in map(os.path.abspath, sys.path):
+    if path in map(os.path.realpath, sys.path):
         text += f"; {path} is in sys.path and hides modules of Python's"
         return Problem(text, "start Gunicorn by its command, or as python -m gunicorn")
     return Problem(text, "pip install --force-reinstall prometheus-client")

@@ -522,6 +522,17 @@ def test_the_address_of_the_application(newest: Interpreter, bind: str) -> None:
         assert "already in use, by the application itself" in problem["text"]
 
 
+def test_the_socket_of_the_application(newest: Interpreter, place: Path) -> None:
+    """Nor where Gunicorn's Unix socket will be, by whatever path."""
+    (place / "link").symlink_to(place)
+    config = f'{CONFIG}    bind = "unix:{place}/s"\n    metrics_bind = "unix:{place}/link/s"\n'
+    with GunicornProcess(newest, config) as server:
+        arguments = ["-c", server.command[server.command.index("-c") + 1], "app:application"]
+        server.environment.pop("OBSKIT_METRICS_BIND", None)
+        (problem,) = problems(check(server, arguments=arguments))
+        assert "already in use, by the application itself" in problem["text"]
+
+
 ASGI_2_APP = """
 def application(scope):
     async def answer(receive, send):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,16 @@ def test_upgrade_of_a_module_that_is_run(interpreter: Interpreter, module: str) 
         assert "there are no metrics" not in server.log()
 
 
-def test_gunicorns_directory_hides_pythons(newest: Interpreter) -> None:
+@pytest.mark.parametrize("place", ["venv", "link"])
+def test_gunicorns_directory_hides_pythons(newest: Interpreter, tmp_path: Path, place: str) -> None:
     """Who runs Gunicorn's file by its path is told what hides Python's modules, and is served."""
     server = GunicornProcess(newest, CONFIG, files={"beside.py": "WORKERS = 1"}, app=PLAIN)
     server.command[1] = str(Path(gunicorn.__file__).with_name("__main__.py"))
+    if place == "link":  # as one to the newest release, where each has its own folder
+        (tmp_path / "current").symlink_to(sys.prefix)
+        for position in (0, 1):
+            below = Path(server.command[position]).relative_to(sys.prefix)
+            server.command[position] = str(tmp_path / "current" / below)
     with server:
         (line,) = [line for line in server.log().splitlines() if "there are no metrics" in line]
         assert "hides modules of Python's; start Gunicorn by its command" in line
