@@ -224,7 +224,7 @@ def test_prometheus(files: Files, tmp_path: Path) -> None:
                 }
 
             expected = {"token": "1", "password": "1", "wrong": "0", "nobody": "0"}
-            wait_until(lambda: up() == expected, "two of four are let in", seconds=20)
+            wait_until(lambda: up() == expected, "two of four are let in")
             assert database.values('app_requests_total{job=~"token|password"}')
             for path in (files.token, theirs.token):
                 files.write(path, "an0ther-token-of-some-length")
@@ -239,7 +239,7 @@ def test_prometheus(files: Files, tmp_path: Path) -> None:
                 last = [[up for at, up in each if at > renewed][-3:] for each in histories]
                 return last == [[1, 1, 1]] * 2
 
-            wait_until(is_let_in, "they are let in with what was renewed", seconds=20)
+            wait_until(is_let_in, "they are let in with what was renewed")
         assert status_of(running.metrics_port, bearer()) == 401
         assert status_of(running.metrics_port, basic()) in (401, 429)
 
@@ -265,7 +265,6 @@ def test_live_page(files: Files, is_typed: bool) -> None:
         wait_until(
             lambda: browser.run("document.getElementById('state').textContent") == "Live",
             "the page has asked for figures",
-            seconds=20,
         )
         assert browser.run("document.querySelectorAll('#workers tbody tr').length") == 2
         browser.look()

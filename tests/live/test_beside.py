@@ -172,18 +172,20 @@ def test_what_was_said_last(newest: Interpreter, worker_class: str) -> None:
         check()
         ask(5)
         check()
+        old = server.worker_pids()
         server.send_signal(signal.SIGHUP)
+        server.wait_for_workers(2, without=old)  # one that is ending may close connections
         wait_until(lambda: len(server.booted_pids()) == 6, "two more have booted")
         check()
         ask(4)
         check()
         if worker_class == "sync":
-            old = server.arbiter_pid
+            arbiter = server.arbiter_pid
             server.send_signal(signal.SIGUSR2)
             new = wait_until(server.upgraded_arbiter_pid, "there is a new arbiter")
             wait_until(lambda: len(server.worker_pids(new)) == 2, "it has workers")
             ask(4)
-            server.send_signal(signal.SIGTERM, old)
+            server.send_signal(signal.SIGTERM, arbiter)
 
             def is_replaced() -> bool:
                 with contextlib.suppress(FileNotFoundError):  # while the file is renamed

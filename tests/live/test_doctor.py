@@ -100,7 +100,7 @@ def check_both(server: GunicornProcess, part: str, status: int, text: str, advic
             re.search(text, line) and re.search(advice, line) for line in server.log().splitlines()
         )
 
-    wait_until(is_logged, f"the log says {text} and {advice}", seconds=10)
+    wait_until(is_logged, f"the log says {text} and {advice}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -755,7 +755,7 @@ def test_an_interpreter_that_the_user_may_not_run(
         found = check(server)
         (problem,) = [each for each in problems(found) if re.search(text, each["text"])]
         assert f"let uid {NOBODY} read and run the interpreter" in problem["advice"]
-        wait_until(lambda: re.search(text, log()), "the log says so", seconds=10)
+        wait_until(lambda: re.search(text, log()), "the log says so")
 
 
 @pytest.mark.parametrize("kind", ["prometheus", "victoria-metrics"])

@@ -69,7 +69,7 @@ def test_comes_back(interpreter: Interpreter) -> None:
         for _ in range(3):
             (pid,) = running.exporter_pids()
             running.send_signal(signal.SIGKILL, pid)
-            wait_until(lambda old=pid: running.exporter_pids() - {old}, "another one", seconds=20)  # type: ignore[misc]
+            wait_until(lambda old=pid: running.exporter_pids() - {old}, "another one")  # type: ignore[misc]
             wait_until_scraped(running)
         assert running.worker_pids() == workers
         assert running.stop() == 0
@@ -201,7 +201,7 @@ def test_answers_through_the_drain(interpreter: Interpreter) -> None:
                     return False
             return True
 
-        wait_until(has_drained, "the workers end", seconds=10)
+        wait_until(has_drained, "the workers end")
         assert seen > 1
         running.wait_until_gone()
 

@@ -95,7 +95,7 @@ def test_deploy_by_symlink(newest: Interpreter, place: Path) -> None:
         assert running.scrape()["guest_release", NO_LABELS] == 2
         assert exporter_pid(running) == pid
         running.send_signal(signal.SIGKILL, pid)
-        wait_until(lambda: is_free(running.metrics_port), "clients are refused", seconds=10)
+        wait_until(lambda: is_free(running.metrics_port), "clients are refused")
         assert running.get("/").status == 200
         released(place, "4")
         running.send_signal(signal.SIGHUP)

@@ -197,7 +197,7 @@ def test_crash_loop(interpreter: Interpreter) -> None:
         assert 3 <= len(killed) <= 5
         running.send_signal(signal.SIGKILL, workers.pop())  # the next fork is when it is told
         running.wait_for_workers(2)
-        wait_until_scraped(running, seconds=5)
+        wait_until_scraped(running)
         assert 1 <= running.log().count("has ended (SIGKILL") <= 4
         assert running.stop() == 0
 
@@ -276,14 +276,13 @@ def test_killed_arbiter_and_its_successor(interpreter: Interpreter) -> None:
             wait_until(lambda: all(map(is_gone, workers)), "orphans end")
             second.get("/")
             second.get("/")
-            wait_until(lambda: not first.exporter_pids(), "their exporter ends", seconds=5)
+            wait_until(lambda: not first.exporter_pids(), "their exporter ends")
             wait_until(
                 lambda: (
                     is_scraped(second.metrics_port)
                     and second.scrape().get(("app_requests_total", NO_LABELS)) == 2
                 ),
                 "the second is scraped",
-                seconds=5,
             )
             assert second.log().count("cannot listen at") == 1
             assert second.stop() == 0
@@ -299,8 +298,8 @@ def test_killed_together(interpreter: Interpreter, victims: str) -> None:
         for pid in (arbiter, exporter_pid(running), *(workers if victims == "all" else ())):
             running.send_signal(signal.SIGKILL, pid)
         wait_until(lambda: all(map(is_gone, workers)), "workers end")
-        wait_until(lambda: not running.exporter_pids(), "no exporter is left", seconds=5)
-        wait_until(lambda: is_free(running.metrics_port), "the port is free", seconds=2)
+        wait_until(lambda: not running.exporter_pids(), "no exporter is left")
+        wait_until(lambda: is_free(running.metrics_port), "the port is free")
         running.wait_until_gone()
 
 
@@ -315,7 +314,7 @@ def test_busy_address_and_no_lease(newest: Interpreter, place: Path) -> None:
             second.wait_for_workers(2)
             wait_until(second.exporter_pids, "it has an exporter")
             second.send_signal(signal.SIGTERM)
-            wait_until(lambda: not second.exporter_pids(), "it has ended", seconds=8)
+            wait_until(lambda: not second.exporter_pids(), "it has ended")
             second.wait_until_gone()
         assert first.stop() == 0
 
@@ -411,7 +410,7 @@ def test_many_upgrades(interpreter: Interpreter, rounds: int) -> None:
         assert watch.wrong == []
         assert running.scrape()["app_requests_total", NO_LABELS] == running.tally() == 20
         running.stop()
-        wait_until(lambda: is_free(running.metrics_port), "the port is free", seconds=2)
+        wait_until(lambda: is_free(running.metrics_port), "the port is free")
         assert running.private_directories() == []
 
 
@@ -574,7 +573,7 @@ def test_children_that_stay(interpreter: Interpreter, where: str) -> None:
         running.send_signal(signal.SIGTERM)
         wait_until(lambda: is_gone(arbiter), "the arbiter ends")
         assert running.private_directories() == []
-        wait_until(lambda: is_free(running.metrics_port), "the port is free", seconds=5)
+        wait_until(lambda: is_free(running.metrics_port), "the port is free")
         left = running.processes()
         assert len(left) >= 3
         assert not {process.pid for process in left if "multiprocessing" in _command(process.pid)}
@@ -704,10 +703,10 @@ def test_reload_to_an_overlapping_address(newest: Interpreter) -> None:
         # The arbiter has the socket that this one has bound: options change, the address stays.
         config.write_text(config.read_text() + '    metrics_path = "/moved"\n')
         running.send_signal(signal.SIGHUP)
-        wait_until(lambda: get(port, "/moved").status == 200, "it has moved", seconds=10)
+        wait_until(lambda: get(port, "/moved").status == 200, "it has moved")
         assert running.log().count("cannot listen at") <= 1
         assert running.stop() == 0
-        wait_until(lambda: is_free(port), "the port is free", seconds=2)
+        wait_until(lambda: is_free(port), "the port is free")
 
 
 WAYS: dict[str, Any] = {
@@ -730,7 +729,7 @@ def test_ways_to_run(interpreter: Interpreter, way: str) -> None:
         wait_for_another_exporter(running, pid)
         running.stop()
         running.wait_until_gone()
-        wait_until(lambda: is_free(running.metrics_port), "the port is free", seconds=2)
+        wait_until(lambda: is_free(running.metrics_port), "the port is free")
         assert STATUS_IN_LOG not in running.log()
 
 
@@ -754,7 +753,7 @@ def test_start_that_is_refused(newest: Interpreter, place: Path, gate: str, kind
         assert running.exit_status() != 0
         running.wait_until_gone()
         assert says in running.log()
-        wait_until(lambda: is_free(running.metrics_port), "the port is free", seconds=2)
+        wait_until(lambda: is_free(running.metrics_port), "the port is free")
         assert not path.exists()
 
 
@@ -849,7 +848,7 @@ def check_metrics_in_memory(running: GunicornProcess) -> None:
     pid = exporter_pid(running)
     running.send_signal(signal.SIGKILL, pid)
     wait_for_another_exporter(running, pid)
-    wait_until(is_ready, "another one knows it too", seconds=5)
+    wait_until(is_ready, "another one knows it too")
 
 
 @needs_root
@@ -941,7 +940,7 @@ def test_patched_arbiter(interpreter: Interpreter, place_of_patch: str) -> None:
     else:
         config, app = config + "    preload_app = True\n", PATCHED + app
     with GunicornProcess(interpreter, config, app, exporter=True) as running:
-        wait_until_scraped(running, seconds=10)
+        wait_until_scraped(running)
         workers = running.wait_for_workers(2)
         pid = exporter_pid(running)
         running.send_signal(signal.SIGKILL, pid)

@@ -65,7 +65,6 @@ def _wait_for_live(browser: Browser) -> None:
             " && document.querySelectorAll('#cards li').length === 6"
         ),
         "the page has taken two answers",
-        seconds=20,
     )
 
 

@@ -84,7 +84,7 @@ def test_a_host_that_lives_two_seconds(database: Database) -> None:
         assert round(1000 * (history[1][0] - history[0][0])) == 1
         assert [v for _, v in database.history('requests_total{path="/new"}')] == [0, 3, 3]
         # Without markers they would go on for five minutes.
-        wait_until(lambda: not database.ask('{instance="web-1"}'), "all have ended", seconds=10)
+        wait_until(lambda: not database.ask('{instance="web-1"}'), "all have ended")
 
 
 def test_a_gauge_of_a_worker_that_has_ended(database: Database) -> None:
@@ -94,10 +94,10 @@ def test_a_gauge_of_a_worker_that_has_ended(database: Database) -> None:
         host.load.labels("7", "").set(1)
         host.load.labels("8", "").set(2)
         host.push.send()
-        wait_until(lambda: database.values("load") == [1, 2], "both are there", seconds=10)
+        wait_until(lambda: database.values("load") == [1, 2], "both are there")
         host.load.remove("7", "")
         host.push.send()
-        wait_until(lambda: database.values("load") == [2], "one has ended", seconds=10)
+        wait_until(lambda: database.values("load") == [2], "one has ended")
 
 
 def test_an_endpoint_that_is_down_for_a_while(database: Database) -> None:

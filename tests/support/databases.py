@@ -130,4 +130,4 @@ class Database:
             found = self.ask(f"increase({series}[10m])", history[-1][0]) if history else []
             return [float(one["value"][1]) for one in found] == [pytest.approx(expected)]
 
-        wait_until(has_grown, f"{series} has grown by {expected}", seconds=10)
+        wait_until(has_grown, f"{series} has grown by {expected}")

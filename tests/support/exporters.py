@@ -62,9 +62,9 @@ def is_scraped(port: int) -> bool:
         return False
 
 
-def wait_until_scraped(running: GunicornProcess, *, seconds: float = 30.0) -> None:
+def wait_until_scraped(running: GunicornProcess) -> None:
     """Wait until the exporter answers."""
-    wait_until(lambda: is_scraped(running.metrics_port), "the exporter answers", seconds=seconds)
+    wait_until(lambda: is_scraped(running.metrics_port), "the exporter answers")
 
 
 def wait_for_another_exporter(running: GunicornProcess, old: int) -> int:
@@ -74,8 +74,8 @@ def wait_for_another_exporter(running: GunicornProcess, old: int) -> int:
         pids = running.exporter_pids()
         return pids.pop() if len(pids) == 1 and old not in pids else 0
 
-    pid = wait_until(found, "there is another exporter", seconds=10)
-    wait_until_scraped(running, seconds=10)
+    pid = wait_until(found, "there is another exporter")
+    wait_until_scraped(running)
     return pid
 
 

@@ -17,7 +17,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.support.process import HOST, Metrics, free_port, parse_metrics, wait_until
+from tests.support.process import (
+    DEADLINE_SECONDS,
+    HOST,
+    Metrics,
+    free_port,
+    parse_metrics,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -161,19 +168,21 @@ class ServeProcess:
 
         wait_until(serves, "it serves")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = 15.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send it a signal, wait until it ends, and return its exit status."""
         self.process.send_signal(number)
-        return self.wait(seconds)
+        return self.wait()
 
-    def wait(self, seconds: float = 15.0) -> int:
+    def wait(self) -> int:
         """Wait until it ends, and return its exit status."""
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"it has not ended within {seconds:g} s\n{self.log()}") from None
+            raise AssertionError(
+                f"it has not ended within {DEADLINE_SECONDS:g} s\n{self.log()}"
+            ) from None
 
     # What it says
 
@@ -260,16 +269,16 @@ class ServeProcess:
 
     def wait_until_idle(self, *, threads: int = 2, descriptors: int | None = None) -> None:
         """Wait until it serves nobody, and uses next to no processor time."""
-        wait_until(lambda: self.threads() <= threads, "its threads end", seconds=15)
+        wait_until(lambda: self.threads() <= threads, "its threads end")
         if descriptors is not None:
-            wait_until(lambda: self.descriptors() <= descriptors, "descriptors close", seconds=15)
+            wait_until(lambda: self.descriptors() <= descriptors, "descriptors close")
 
         def is_idle() -> bool:
             before = self.cpu_seconds()
             time.sleep(0.3)
             return self.cpu_seconds() - before <= 0.02
 
-        wait_until(is_idle, "it is idle", seconds=15)
+        wait_until(is_idle, "it is idle")
 
     def _status(self, name: str) -> str:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():

@@ -15,7 +15,7 @@ import termios
 import time
 from typing import TYPE_CHECKING
 
-from tests.support.process import wait_until
+from tests.support.process import DEADLINE_SECONDS, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ class Terminal:
         self.raw += new
         return _ESCAPES.sub("", new)
 
-    def wait_for(self, pattern: str, *, seconds: float = 20.0) -> str:
+    def wait_for(self, pattern: str) -> str:
         """Return what it writes until a pattern has come; fails if it does not."""
         seen = ""
 
@@ -100,7 +100,7 @@ class Terminal:
             return bool(re.search(pattern, seen))
 
         try:
-            wait_until(found, f"{pattern} is shown", seconds=seconds)
+            wait_until(found, f"{pattern} is shown")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{seen}") from None
         return seen
@@ -113,9 +113,9 @@ class Terminal:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def status(self, seconds: float = 10.0) -> int:
+    def status(self) -> int:
         """Wait until it ends, read the rest, and return its exit status."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + DEADLINE_SECONDS
         while self.process.poll() is None and time.monotonic() < end:
             self.read()
         self.read()

@@ -223,7 +223,7 @@ class TestTurns:
             assert judged.judge(b"prom", b"%d" % number) == "busy"
         assert slow.checked == [b"guess"]
         slow.may_end.set()
-        checking.join(10)
+        checking.join(30)
 
     def test_a_known_password_does_not_wait(self, path: Path, slow: Slow) -> None:
         """It is right while others are checked."""
@@ -234,7 +234,7 @@ class TestTurns:
         wait_until(lambda: b"guess" in slow.checked, "a guess is checked")
         assert judged.judge(b"prom", b"right") == "right"
         slow.may_end.set()
-        checking.join(10)
+        checking.join(30)
 
     def test_whoever_comes_again_goes_first(self, path: Path, slow: Slow) -> None:
         """What was refused for lack of time is checked next, before those who were never seen."""
@@ -248,8 +248,8 @@ class TestTurns:
         wait_until(lambda: judged._turns._line, "it stands in line")
         assert judged.judge(b"prom", b"right") == "busy"  # one place for each
         slow.may_end.set()
-        first.join(10)
-        again.join(10)
+        first.join(30)
+        again.join(30)
         assert verdicts == ["right"]
         assert slow.checked == [b"guess", b"right"]
 
@@ -267,10 +267,10 @@ class TestTurns:
         again = in_thread(
             lambda: verdicts.extend(judged.judge(b"prom", b"wrong") for _ in range(3))
         )
-        again.join(15)
+        again.join(30)
         assert verdicts == ["busy"] * 3  # while the guess is being checked
         slow.may_end.set()
-        checking.join(10)
+        checking.join(30)
 
     def test_the_line_is_short(self, path: Path, slow: Slow) -> None:
         """Where too many come again, the others are told to come later; all are judged in turn."""
@@ -291,7 +291,7 @@ class TestTurns:
             assert judged.judge(b"prom", b"one more") == "busy"
         slow.may_end.set()
         for thread in (first, *threads):
-            thread.join(10)
+            thread.join(30)
         assert verdicts == ["wrong"] * len(several)
         assert slow.checked == [b"guess", *several]
 
@@ -308,7 +308,7 @@ class TestTurns:
             assert judged.judge(b"prom", b"right") == "busy"
         assert not judged._turns._line
         slow.may_end.set()
-        first.join(10)
+        first.join(30)
         assert judged.judge(b"prom", b"right") == "right"
 
     def test_guesses_take_half_of_a_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_those_who_ask_together_share(nursery: Nursery, directory: str) -> None:
 
     def path() -> str:
         read.append(1)
-        gate.wait(10)
+        gate.wait(30)
         return directory
 
     reader = StatusReader(path)

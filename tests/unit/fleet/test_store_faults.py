@@ -733,7 +733,7 @@ def test_a_cluster(tmp_path: Path, client: str, monkeypatch: pytest.MonkeyPatch)
 
         # The node with the key goes.
         third.stop(signal.SIGKILL)
-        wait_until(lambda: said(store) is not None, "it is gone", seconds=5)
+        wait_until(lambda: said(store) is not None, "it is gone")
         started = time.monotonic()
         assert "cannot be reached" in wrong_with(store) or "cluster is down" in wrong_with(store)
         assert time.monotonic() - started < 3 * CALL_SECONDS

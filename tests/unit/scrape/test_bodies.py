@@ -54,7 +54,7 @@ class Readings:
         assert self._busy.acquire(blocking=False)
         try:
             self.began.release()
-            assert self.gate.wait(10)
+            assert self.gate.wait(30)
             self.made.append((number, format_, names))
             return f"{number}".encode()
         finally:
@@ -98,7 +98,7 @@ def test_shared(readings: Readings, threads: ThreadPoolExecutor) -> None:
     made = Bodies(readings.read)
     readings.gate.clear()
     first = threads.submit(made.get, PLAIN)
-    assert readings.began.acquire(timeout=10)
+    assert readings.began.acquire(timeout=30)
     later = [threads.submit(made.get, form) for form in (PLAIN, NAMED, OTHER) for _ in range(20)]
     wait_until(lambda: made._maker._next.waiting.total() == 60, "they wait")
     readings.gate.set()
@@ -152,7 +152,7 @@ def test_busy(
     made = Bodies(readings.read)
     readings.gate.clear()
     first = threads.submit(made.get, PLAIN)
-    assert readings.began.acquire(timeout=10)
+    assert readings.began.acquire(timeout=30)
     started = time.monotonic()
     with pytest.raises(BusyError):
         made.get(PLAIN)
@@ -186,7 +186,7 @@ def test_forked(readings: Readings, threads: ThreadPoolExecutor) -> None:
     made = Bodies(readings.read)
     readings.gate.clear()
     future = threads.submit(made.get, PLAIN)
-    assert readings.began.acquire(timeout=10)
+    assert readings.began.acquire(timeout=30)
     fresh = Readings()
     made._read = fresh.read
     child = os.fork()
