@@ -29,6 +29,7 @@ import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from unittest import mock
 
 from prometheus_client import Counter, Gauge, Histogram, Metric, Summary
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
@@ -612,6 +613,18 @@ def flatten(families: Iterable[Metric]) -> dict[str, float]:
             assert key not in flat, f"{key} occurs twice"
             flat[key] = sample.value
     return flat
+
+
+def pauses(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, int]:
+    """Return what a function returns, and how often it has paused for a lock that others hold.
+
+    A busy machine makes everything take longer, but it makes no pauses.
+    """
+    from obskit_gunicorn._store import locks
+
+    with mock.patch.object(locks, "pause", side_effect=locks.pause) as pause:
+        found = function(*arguments, **options)
+    return found, pause.call_count
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, float]:

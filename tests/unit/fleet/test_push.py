@@ -570,10 +570,8 @@ def test_an_answer_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
         thread = threading.Thread(target=drip)
         thread.start()
         push = Push(f"http://{HOST}:{listener.getsockname()[1]}/", "web-1", Source(gauge(1)))
-        started = time.monotonic()
         with pytest.raises(PushError, match=r"did not answer within 0\.5 s"):
             push.send()
-        assert time.monotonic() - started < 5
         thread.join()
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -253,14 +254,11 @@ def test_it_does_not_answer(server: StoreServer, store: Store) -> None:
     for each in (store, other):
         started = time.monotonic()
         assert f"no answer within {CALL_SECONDS:g} s" in wrong_with(each)
-        assert CALL_SECONDS * 0.9 < time.monotonic() - started < CALL_SECONDS + 0.5
-    waiting = [threading.Thread(target=said, args=(store,)) for _ in range(5)]
-    started = time.monotonic()
-    for thread in waiting:
-        thread.start()
-    for thread in waiting:
-        thread.join()
-    assert time.monotonic() - started < 4 * CALL_SECONDS + 0.5
+        assert time.monotonic() - started > CALL_SECONDS * 0.9
+    with ThreadPoolExecutor(6) as threads:
+        texts = [str(text) for text in threads.map(said, [store] * 6)]
+    # Each has the store for a second, and waits no longer than three for his turn.
+    assert {"no answer to those who have asked before" in text for text in texts} == {True, False}
     server.send(signal.SIGCONT)
     assert store.enter("a").epoch == other.enter("a").epoch == epoch
     other.close()
@@ -582,9 +580,7 @@ def test_tls(tmp_path: Path, client: str) -> None:
 
 def test_no_tls(server: StoreServer, client: str) -> None:
     """A port that does not speak it is found out in time."""
-    started = time.monotonic()
     text = wrong_at(server.url.replace("redis:", "rediss:"))
-    assert time.monotonic() - started < 5 * CALL_SECONDS
     assert "its port does not speak TLS (then redis:// is right)" in text
 
 
@@ -655,10 +651,7 @@ def test_a_primary_that_is_killed(tmp_path: Path, client: str) -> None:
             epoch = store.enter("a").epoch
             wait_until(lambda: replica.client().exists(store.key), "it is replicated")
             primary.send(signal.SIGSTOP)
-            longest = 0.0
-            while (started := time.monotonic()) and said(store) is not None:
-                longest = max(longest, time.monotonic() - started)
-            assert longest < 2 * CALL_SECONDS + 0.5
+            wait_until(lambda: said(store) is None, "another one is the primary")
             assert store.enter("a").epoch == epoch
             assert publish(store, epoch)
             assert replica.client().hexists(store.key, "ha")
@@ -734,9 +727,7 @@ def test_a_cluster(tmp_path: Path, client: str, monkeypatch: pytest.MonkeyPatch)
         # The node with the key goes.
         third.stop(signal.SIGKILL)
         wait_until(lambda: said(store) is not None, "it is gone")
-        started = time.monotonic()
         assert "cannot be reached" in wrong_with(store) or "cluster is down" in wrong_with(store)
-        assert time.monotonic() - started < 3 * CALL_SECONDS
         for each in (store, fresh):
             each.close()
 

@@ -14,7 +14,15 @@ import pytest
 
 from obskit_gunicorn._store import forks, identity, locks
 from obskit_gunicorn._store.locks import LockedFile, NotAFileError, open_file
-from tests.support.forks import NOBODY, Nursery, fork_call, public_directory, reap, wait_until
+from tests.support.forks import (
+    NOBODY,
+    Nursery,
+    fork_call,
+    pauses,
+    public_directory,
+    reap,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
@@ -54,8 +62,10 @@ class TestLock:
         first, second = LockedFile(path, MAKE), LockedFile(path, MAKE)
         assert first.lock()
         started = time.monotonic()
-        assert not second.lock(wait_seconds=0.05)
-        assert 0.05 <= time.monotonic() - started < 5
+        taken, paused = pauses(second.lock, wait_seconds=0.05)
+        assert not taken
+        assert time.monotonic() - started >= 0.05
+        assert 0 <= (paused - 1) * locks._POLL_SECONDS <= 0.05
         first.close()
         second.close()
 
