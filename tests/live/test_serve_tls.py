@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 import subprocess
-import time
 import warnings
 from typing import TYPE_CHECKING
 
@@ -252,16 +251,12 @@ def test_stalled_handshakes(served: ServeProcess, authority: trustme.CA) -> None
             connection.sendall(hello[: number % len(hello)])
             stalled.append(connection)
             if number % 30 == 29:
-                started = time.monotonic()
-                assert served.get(tls=client(authority), timeout=5).status == 200
-                assert time.monotonic() - started < 2
+                assert served.get(tls=client(authority)).status == 200
                 assert served.threads() < 70
-        started = time.monotonic()
-        for connection in stalled:
+        for connection in stalled:  # each waits for 20 s
             with contextlib.suppress(ConnectionResetError):
                 while connection.recv(1 << 16):
                     pass
-        assert time.monotonic() - started < 8
     served.wait_until_idle(descriptors=8)
     assert served.log().count("\n") == 1
 
