@@ -105,6 +105,15 @@ def lines(text: str) -> list[str]:
     return [line for line in found if line not in heads or line.split()[2] in names]
 
 
+def is_read(text: str) -> bool:
+    """Return whether prometheus_client's parser reads what prometheus_client has written."""
+    try:
+        families(text)
+    except ValueError:
+        return False
+    return True
+
+
 def test_as_in_one_process(nursery: Nursery) -> None:
     """Whatever is observed by whom, and with whatever labels; also while workers are replaced."""
     judge = nursery.start()
@@ -136,8 +145,7 @@ def test_as_in_one_process(nursery: Nursery) -> None:
             expected = judge.call(in_one_process, played)
             found = collector.collect().rendered(negotiated(OPENMETRICS)).decode() + "# EOF\n"
             assert lines(found) == lines(expected)
-            # Their parser stumbles over a quotation mark in an exemplar, which they write as well.
-            if not any('"' in text for *_, labels in steps for text in labels.values()):
+            if is_read(expected):  # not with some quotation marks and brackets in an exemplar
                 families(found)
             registry = CollectorRegistry()
             MultiProcessCollector(registry, directory)
