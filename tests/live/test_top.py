@@ -161,15 +161,15 @@ def test_no_url(url: str) -> None:
 
 def test_an_interrupt_while_it_waits() -> None:
     """Ctrl-C ends it without a traceback, also before there is anything to be shown."""
-    with socket.create_server((HOST, 0)) as silent:
+    with socket.create_server((HOST, free_port())) as silent:
         command = [*COMMAND, "top", f"http://{HOST}:{silent.getsockname()[1]}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             silent.settimeout(30)
-            with silent.accept()[0]:
+            with silent.accept()[0] as client:
+                assert client.recv(3) == b"GET"  # before that it may not have begun to wait
                 process.send_signal(signal.SIGINT)
                 _, said = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGINT
-    assert said == ""
+    assert (process.returncode, said) == (128 + signal.SIGINT, "")
 
 
 def test_nobody_answers() -> None:
@@ -205,7 +205,7 @@ def test_somebody_else_answers(answer: bytes, said: str) -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.HTTPServer((HOST, 0), Other) as other:
+    with http.server.HTTPServer((HOST, free_port()), Other) as other:
         thread = threading.Thread(target=other.serve_forever)
         thread.start()
         try:

@@ -165,7 +165,8 @@ def _claim_ports() -> Iterator[int]:
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on.
 
-    Nobody else takes it before the server does.
+    Nobody else takes it before the server does. And nobody has asked for it before: the system may
+    give a port that another test's client still tries to reach.
     """
     global _ports  # noqa: PLW0603 - each pytest process has its own
     if _ports is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import cramjam
 
-from tests.support.process import HOST
+from tests.support.process import HOST, free_port
 
 if TYPE_CHECKING:
     import ssl
@@ -182,7 +182,7 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer((HOST, 0), Handler)
+        self.server = ThreadingHTTPServer((HOST, free_port()), Handler)
         self.server.daemon_threads = False
         self.port = self.server.server_address[1]
         if context is not None:

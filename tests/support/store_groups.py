@@ -178,7 +178,7 @@ class CuttingProxy:
     def __init__(self, target: int) -> None:
         """Listen for connections to a port."""
         self._target = target
-        self._listener = socket.create_server((HOST, 0))
+        self._listener = socket.create_server((HOST, free_port()))
         self.port: int = self._listener.getsockname()[1]
         self.lets_through: int | None = None
         self.cuts = 0

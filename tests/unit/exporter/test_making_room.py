@@ -12,7 +12,7 @@ import pytest
 
 from obskit_gunicorn._exporter import server
 from obskit_gunicorn._exporter.server import MetricsServer
-from tests.support.process import HOST, wait_until
+from tests.support.process import HOST, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,7 +78,7 @@ def _room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     monkeypatch.setattr(server, "_SILENT_SECONDS", 60.0)
     monkeypatch.setattr(server, "_RECEIVE_SECONDS", 0.0)
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server((HOST, 0)))
+        listener = stack.enter_context(socket.create_server((HOST, free_port())))
         application = Application()
         serving = MetricsServer(listener, application, None)
         thread = threading.Thread(target=serving.serve)

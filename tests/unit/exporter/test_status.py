@@ -18,6 +18,7 @@ from obskit_gunicorn._exporter.status import STATUS_VERSION, StatusReader, numbe
 from obskit_gunicorn._gunicorn.options import exporter_options, read_options
 from obskit_gunicorn.config import ObskitGunicornConfig
 from tests.support.forks import Nursery, act, join
+from tests.support.process import HOST, free_port
 
 DOCUMENTED = Path(__file__).parents[3] / "docs" / "page.md"
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\x1b[31m"
@@ -158,7 +159,7 @@ def test_those_who_ask_together_share(nursery: Nursery, directory: str) -> None:
 
 def test_fleet(directory: str) -> None:
     """With a store there is what this process knows of it, and nobody asks the store."""
-    with socket.create_server(("127.0.0.1", 0)) as store:
+    with socket.create_server((HOST, free_port())) as store:
         store.setblocking(False)
         environment = {
             "OBSKIT_METRICS_REDIS": f"redis://127.0.0.1:{store.getsockname()[1]}/0",

@@ -557,7 +557,7 @@ def test_a_slow_endpoint(endpoint: Receiver, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_answer_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that comes in drops, each of them in time, is given up too."""
     monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 0.5)
-    with socket.create_server((HOST, 0)) as listener:
+    with socket.create_server((HOST, free_port())) as listener:
 
         def drip() -> None:
             client, _ = listener.accept()

@@ -227,7 +227,7 @@ def test_no_store_at_all(client: str, tmp_path: Path) -> None:
     assert "cannot be reached" in wrong_at("redis://nowhere.invalid")
     assert "cannot be reached" in wrong_at(f"redis://{'a' * 70}.b")
     assert "its socket" in wrong_at(f"unix://{tmp_path}/no.sock")
-    with socket.create_server((HOST, 0)) as listener:
+    with socket.create_server((HOST, free_port())) as listener:
 
         def answer() -> None:
             connection, _ = listener.accept()
