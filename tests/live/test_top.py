@@ -163,13 +163,11 @@ def test_an_interrupt_while_it_waits() -> None:
     """Ctrl-C ends it without a traceback, also before there is anything to be shown."""
     with socket.create_server((HOST, free_port())) as silent:
         command = [*COMMAND, "top", f"http://{HOST}:{silent.getsockname()[1]}"]
-        with subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            # Whoever runs the tests in the background, as with nohup, lets them ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ) as process:
+        # Whoever runs the tests in the background, as with nohup, lets them ignore it.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGINT, before)
+        with process:
             silent.settimeout(30)
             with silent.accept()[0] as client:
                 assert client.recv(3) == b"GET"  # before that it may not have begun to wait
